@@ -1,0 +1,232 @@
+"""The package as others get it: wheel, source archive, imports without side effects, every supported Python."""
+import ast
+import configparser
+import email
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ODD = "two words; ünïcode"
+SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+FACTS = SETTINGS["DEFAULT"]
+
+
+def clean_environment(**more):
+    "Without the variables by which the tests see the source tree."
+    return {**{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}, "PYTHONNOUSERSITE": "1", **more}
+
+
+def copy_of_the_project(folder):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import project; project.copy(project.ROOT, sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, str(ROOT / "tools"), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    "Source archive, and the wheel that is built from it: what the archive lacks, the wheel cannot have."
+    folder = tmp_path_factory.mktemp("build") / ODD
+    copy_of_the_project(folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "junk.txt").write_text("of a run")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder.parent / "dist"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return next((folder.parent / "dist").glob("*.tar.gz")), next((folder.parent / "dist").glob("*.whl"))
+
+
+def test_built_with_a_current_setuptools():
+    from importlib.metadata import version
+
+    assert int(version("setuptools").split(".")[0]) >= 77  # older ones do not know the form of our licence
+
+
+def test_source_archive_can_be_built_and_tested(archives):
+    names = {name.partition("/")[2] for name in tarfile.open(archives[0]).getnames()}
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "lesa_nb/py.typed", "tools/test.py"):
+        assert name in names, name
+    notebooks = {f"nbs/{path.name}" for path in (ROOT / "nbs").glob("*.ipynb")}
+    assert notebooks and notebooks <= names
+    junk = [name for name in names if re.search(r"(^|/)(out|\.venv[^/]*|__pycache__|\.git|\.ipynb_checkpoints)(/|$)|\.pyc$", name)]
+    assert junk == []
+
+
+def test_wheel_holds_the_package_and_nothing_else(archives):
+    names = zipfile.ZipFile(archives[1]).namelist()
+    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb-[\d.]+\.dist-info/", name)]
+    assert strange == []
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lesa_nb").rglob("*.py")}
+    assert modules and modules <= set(names)
+    assert "lesa_nb/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_metadata_of_the_wheel(archives):
+    wheel = zipfile.ZipFile(archives[1])
+    info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
+    metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+    assert metadata["Name"] == "lesa_nb" and metadata["Version"] == FACTS["version"]
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra")) == {"demo", "dev"}
+    needed = metadata.get_all("Requires-Dist")
+    runtime = {re.match(r"[\w-]+", line)[0].lower() for line in needed if "extra ==" not in line}
+    assert "torch>=2.10" in [line.replace(" ", "") for line in needed]
+    assert {"torch", "torchvision", "numpy"} <= runtime
+    assert not runtime & {"nbdev", "fastcore", "execnb", "jupyterlab", "ipykernel", "nbconvert", "pytest", "scikit-learn"}
+    assert "lesa = lesa_nb.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+@pytest.fixture(scope="module")
+def installed(archives, tmp_path_factory):
+    "The wheel in an environment of its own, which finds torch and the like where the tests have them."
+    venv = tmp_path_factory.mktemp("installed") / ODD / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = venv / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
+    done = subprocess.run([*pip, "--no-deps", "--no-index", str(archives[1])], capture_output=True, text=True, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    site = next(venv.glob("lib/python*/site-packages"))
+    import torch
+
+    (site / "borrowed.pth").write_text(f"{Path(torch.__file__).parent.parent}\n", encoding="utf-8")
+    return python
+
+
+# What `import` may not bring in: it takes time, needs a display or a network, or is for authors only.
+HEAVY = ("matplotlib", "pycocotools", "sklearn", "skimage", "pandas", "IPython", "nbdev", "fastcore", "execnb", "jupyterlab", "pytest")
+IMPORTS = """
+import importlib, json, sys
+refused = []
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "urllib.Request"):
+        refused.append(f"{event} {args[1:]}")
+        raise OSError("no network in this test")
+sys.addaudithook(watch)
+found = {}
+for name in sys.argv[2:]:
+    before = set(sys.modules)
+    module = importlib.import_module(name)
+    new = {m.partition(".")[0] for m in set(sys.modules) - before}
+    found[name] = sorted(new & set(json.loads(sys.argv[1])))
+print(json.dumps({"found": found, "refused": refused, "file": sys.modules["lesa_nb"].__file__}))
+"""
+
+
+def imported(python, names, cwd, **variables):
+    done = subprocess.run(
+        [str(python), "-I", "-c", IMPORTS, json.dumps(HEAVY), *names],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=clean_environment(**variables), timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no warning either
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_brings_in_no_plotting_no_network(installed, tmp_path):
+    "From the installed wheel; no display, and a home folder that cannot be written."
+    modules = sorted(f"lesa_nb.{path.stem}" for path in (ROOT / "lesa_nb").glob("*.py") if not path.stem.startswith("_"))
+    modules.remove("lesa_nb.viz")  # the one that draws
+    seen = imported(installed, ["lesa_nb", "lesa_nb.layer", *modules], tmp_path, HOME="/dev/null/home", DISPLAY="")
+    assert str(installed.parent.parent) in seen["file"]  # the wheel, not the source tree
+    assert seen["refused"] == []
+    assert {name: heavy for name, heavy in seen["found"].items() if heavy} == {}
+
+
+def test_drawing_works_without_display_and_home(installed, tmp_path):
+    code = "from lesa_nb.viz import draw_map; draw_map(); import matplotlib.pyplot as plt; plt.savefig('map.png')"
+    env = clean_environment(HOME="/dev/null/home", DISPLAY="", TMPDIR=str(tmp_path))
+    env.pop("MPLBACKEND", None)
+    env.pop("MPLCONFIGDIR", None)
+    done = subprocess.run([str(installed), "-I", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_the_command_is_installed(installed, tmp_path):
+    done = subprocess.run([str(installed.with_name("lesa")), "--help"], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "check", "explain"):
+        assert command in done.stdout
+
+
+def python_sources():
+    for folder in ("lesa_nb", "tests", "tools"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    yield "setup.py", (ROOT / "setup.py").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1):
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and not re.search(r"^\s*[%!]", source, re.MULTILINE):
+                yield f"nbs/{path.name}, cell {number}", source
+
+
+def test_syntax_of_the_oldest_python():
+    oldest = tuple(int(n) for n in FACTS["min_python"].split("."))
+    sources = list(python_sources())
+    assert len(sources) > 20
+    for name, source in sources:
+        ast.parse(source, name, feature_version=oldest)
+    ast.parse((ROOT / "tools" / "in_env.py").read_text(encoding="utf-8"), feature_version=(3, 6))  # to say that it is too old
+
+
+def test_ruff_finds_nothing():
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run(
+        [str(ruff), "check", "--no-cache", "--select", "E9,F", "--ignore", "F722,F821", "lesa_nb", "tools", "tests", "setup.py"],
+        cwd=ROOT, capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_versions_agree():
+    source = (ROOT / "lesa_nb" / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{FACTS["version"]}"' in source
+    assert FACTS["version"] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# Slow: really fresh environments, with their own torch
+
+def other_pythons():
+    "This Python, and the oldest and newest supported ones that this machine has."
+    found = [sys.executable]
+    for name in ("python3.10", "python3.13"):
+        path = shutil.which(name)
+        try:
+            if path and subprocess.run([path, "-c", "import ensurepip"], capture_output=True).returncode == 0:
+                found.append(path)
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.slow
+def test_fresh_environments(archives, tmp_path):
+    "Newest setuptools (built apart from the environment), own torch: from the source archive, and as `make demo` installs."
+    for number, python in enumerate(other_pythons()):
+        venv = tmp_path / f"{ODD} {number}"
+        subprocess.run([python, "-m", "venv", str(venv)], check=True)
+        inside = venv / "bin" / "python"
+        what = f"lesa_nb[demo] @ {archives[0].as_uri()}" if number else f"{copy_of_the_project(tmp_path / ODD)}[demo]"
+        done = subprocess.run([str(inside), "-m", "pip", "install", "-q", what], capture_output=True, text=True, env=clean_environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+        code = (
+            "import torch, lesa_nb, sklearn; from lesa_nb.layer import LESA;"
+            "print(LESA(16, 16, 4)(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4), lesa_nb.__file__)"
+        )
+        done = subprocess.run([str(inside), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
+        assert done.stdout.startswith("True") and str(venv) in done.stdout, done.stdout + done.stderr
+        done = subprocess.run([str(venv / "bin" / "lesa"), "check"], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
+        assert done.returncode == 0, done.stdout + done.stderr
+        shutil.rmtree(venv)

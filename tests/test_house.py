@@ -110,10 +110,13 @@ def faulty(tmp_path_factory):
             "14_export.ipynb": notebook("x = 1", "assert False\nimport nbdev; nbdev.nbdev_export()"),
             "15_mistyped.ipynb": notebook("x = (", *TESTS),
             "sub/16_deeper.ipynb": notebook("assert False"),
+            "17_writes.ipynb": notebook("from pathlib import Path\nPath('../toy/new.py').write_text('x = 1')"),
         },
         flags="slow",
     )
-    return drive(folder, "--only", "notebooks")
+    result = drive(folder, "--only", "notebooks")
+    assert not (folder / "toy" / "new.py").exists()  # it ran on a copy
+    return result
 
 
 def test_driver_fails_and_counts(faulty):
@@ -162,6 +165,7 @@ def test_driver_names_a_notebook_that_does_not_run_through(faulty, name, says):
         "nbs/13_large.ipynb: 301 KB",
         "nbs/14_export.ipynb: cell 3: nbdev_test leaves out a cell that calls nbdev_export()",
         "nbs/04_exits.ipynb: 5 of 7 code cells were executed",
+        "running them changes no file of the project: toy/new.py: new",
     ],
 )
 def test_driver_names_what_proves_nothing(faulty, says):

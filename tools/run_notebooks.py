@@ -7,7 +7,9 @@
 Figures (PNG) stay in the committed notebook; every other output goes, so that a diff shows what a person changed.
 """
 import argparse
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +37,9 @@ def run(path, timeout, write=True):
     nb = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     # The kernel of this very interpreter, whatever kernels the user has registered.
-    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    client = NotebookClient(
+        nb, timeout=timeout, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+    )
     client.create_kernel_manager()
     client.km.kernel_spec.argv[0] = sys.executable
     client.execute()
@@ -52,6 +56,19 @@ def main():
     parser.add_argument("--timeout", type=int, default=300, help="seconds one cell may take")
     parser.add_argument("--check", action="store_true", help="run, but leave the files as they are")
     args = parser.parse_args()
+    for path in args.notebooks:
+        if not path.is_file():
+            parser.error(f"there is no notebook {path}")
+    # The tree in front of us, the inline figures that get saved, and nothing of, or in, the home folder.
+    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ.pop("MPLBACKEND", None)
+    with tempfile.TemporaryDirectory(prefix="lesa-notebooks-") as scratch:
+        for variable in ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR"):
+            os.environ[variable] = os.path.join(scratch, variable)
+        return run_all(args)
+
+
+def run_all(args):
     failed = 0
     for path in args.notebooks or sorted(ROOT.glob("nbs/*.ipynb")):
         try:

@@ -4,7 +4,8 @@
     python tools/test.py --slow             # the slow tests too
     python tools/test.py --only notebooks   # one part: notebooks, pytest or sync
 
-1. Every notebook runs from top to bottom, with nbdev's own test function, two at a time, each in its own process.
+1. Every notebook runs from top to bottom, with nbdev's own test function, two at a time, each in its own process, on a
+   copy of the project: what a notebook writes does not reach the working tree, what git ignores does not help it.
 2. The notebooks prove something: every code cell was executed, nothing is skipped, there are tests and figures.
 3. pytest runs tests/.
 4. nbdev_export, nbdev_clean and the README change nothing (tried on a copy).
@@ -102,12 +103,13 @@ def child_environment(root, scratch, jobs):
 
 # Notebooks
 
-def found_and_matched(root):
-    "Every notebook of the project, and those that nbdev's own search would test."
+def found_and_matched(root, copy):
+    "Every notebook of the project, those that nbdev's own search would test, and the flags that it takes as a sign to skip."
     from nbdev.config import get_config
     from nbdev.doclinks import nbglob
 
-    found = [root / name for name in project.files(root) if name.suffix == ".ipynb"]
+    os.chdir(copy)  # nbdev looks for settings.ini from here
+    found = [copy / name for name in project.files(root) if name.suffix == ".ipynb"]
     matched = {Path(path).resolve() for path in nbglob(as_path=True)}
     matched = {path for path in matched if not (path.parent / ".notest").exists()}  # nbdev's sign to leave a folder out
     return found, [path for path in found if path.resolve() in matched], get_config().tst_flags.split()
@@ -133,7 +135,7 @@ def run_notebook(path, notebook, root, scratch, env, timeout):
             status = None
         finish(process)
     seconds = time.monotonic() - begin
-    text = log_file.read_text(encoding="utf-8", errors="replace").strip()
+    text = log_file.read_text(encoding="utf-8", errors="replace").strip().replace(f"{root}{os.sep}", "")
     tail = "\n".join(text.splitlines()[-40:])
     if status is None:
         return f"did not end within {timeout:g} s and was stopped", "", seconds, []
@@ -154,8 +156,12 @@ def run_notebook(path, notebook, root, scratch, env, timeout):
     return "", "", seconds, executed
 
 
-def test_notebooks(board, root, scratch, env, timeout, jobs):
-    found, matched, flags = found_and_matched(root)
+def test_notebooks(board, project_root, scratch, env, timeout, jobs):
+    root = scratch / "copy" / project_root.name
+    project.copy(project_root, root)
+    before = {name: (root / name).read_bytes() for name in project.files(root)}
+    env = {**env, "PYTHONPATH": str(root)}
+    found, matched, flags = found_and_matched(project_root, root)
     print(f"\nnotebooks ({len(found)} found, {jobs} at a time, {timeout:g} s each at most)", flush=True)
     notebooks, executed = {}, {}
     for path in found:
@@ -217,6 +223,14 @@ def test_notebooks(board, root, scratch, env, timeout, jobs):
     )
     check("every cell that draws has its picture", per_notebook(lambda path, nb: rules.undrawn(nb)))
     check("saved outputs are pictures only", per_notebook(lambda path, nb: rules.other_outputs(nb)))
+    after = {name: (root / name).read_bytes() for name in project.files(root)}
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    redrawn = {name for name in changed if name.parts[0] == "Images" and name in before}  # other fonts, other bytes
+    check(
+        "running them changes no file of the project",
+        [f"{name}: {'changed' if name in before else 'new'}" for name in sorted(changed - redrawn)],
+        ", ".join(f"{name} drawn anew" for name in sorted(redrawn)),
+    )
     sizes = {path: path.stat().st_size for path in found}
     check(
         f"no notebook over {rules.LARGEST // 1000} KB",

@@ -6,6 +6,7 @@
 __all__ = ['app', 'DESCRIPTION', 'REQUIRED', 'OPTIONAL', 'UsageError', 'Part', 'check', 'demo', 'explain', 'main']
 
 # %% ../nbs/23_cli.ipynb #cell-02
+import logging
 import os
 import platform
 import sys
@@ -191,18 +192,50 @@ def _open_network(weights):
     ours = weights.suffix == ".safetensors" or head[8:] == b"{" # safetensors: eight bytes of length, then JSON
     return _ours(weights) if ours else _published(weights)
 
-def _pixel(text, photo):
+def _pixel(text, picture):
     "Read 'X,Y' as row and column; the middle of the picture if nothing was chosen."
-    if text is None: return photo.height//2, photo.width//2
-    try: x, y = (int(part) for part in text.split(","))
+    from lesa_nb.maps import cell_of
+    if text is None: return picture.height//2, picture.width//2
+    try: column, row = (int(part) for part in text.split(","))
     except ValueError: raise UsageError(f"--pixel wants two whole numbers X,Y, got {text!r}") from None
-    return y, x
+    cell_of((row, column), (picture.height, picture.width), (1, 1)) # refuses a pixel outside the picture
+    return row, column
+
+def _figure_file(out, photo):
+    "Where the figure goes: a name that matplotlib can write, and never the photograph itself."
+    from matplotlib.backend_bases import FigureCanvasBase
+    out = out or Path(f"{photo.stem}_lesa.png")
+    if out.is_dir(): raise ValueError(f"{out}: a folder; --out wants the name of a file")
+    if not out.suffix: out = out.with_suffix(".png")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if out.suffix[1:].lower() not in formats: raise ValueError(f"{out}: figures can be written as {', '.join(sorted(formats))}")
+    if out.exists() and out.samefile(photo): raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
 
 def _free_memory():
     "Bytes that are free, as far as the system tells."
     try: lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError: return 8*2**30
     return next((1024*int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 8*2**30)
+
+def _shown_to(network, picture, size):
+    "The picture as the network wants it; refused if too small for it, or too large for this machine."
+    import torch
+
+    from lesa_nb.data import fitted, photo_tensor
+    width, height = fitted(picture.size, size)
+    if min(height, width) < network.stride:
+        raise ValueError(f"at {width}x{height} the picture is smaller than one patch of {network.stride}x{network.stride} pixels: choose a larger --size")
+    positions = -(-height//network.stride)*-(-width//network.stride)
+    need, free = 4*network.pair_floats*positions**2, _free_memory()
+    if need > free:
+        raise ValueError(f"at {width}x{height} each of {positions:,} positions looks at all others, which takes about {need/2**30:.0f} GiB, "
+                         f"but {free/2**30:.0f} GiB are free: choose a smaller --size")
+    x_CHW = photo_tensor(picture, size)
+    if network.channels == 1: x_CHW = x_CHW.mean(0, keepdim=True)
+    mean_C11, std_C11 = (torch.tensor(numbers)[:, None, None] for numbers in (network.mean, network.std))
+    return (x_CHW - mean_C11)/std_C11
 
 @app.command
 def explain(
@@ -225,41 +258,21 @@ def explain(
     """
     if size is not None and size < 1: raise UsageError(f"--size must be at least 1, got {size}")
     from lesa_nb.data import open_photo, photo_tensor
+    from lesa_nb.maps import explain_figure, lesa_layers, look
     picture = open_photo(photo)
     row, column = _pixel(pixel, picture)
-    out = out or Path(f"{photo.stem}_lesa.png")
-    if out.is_dir(): raise ValueError(f"{out}: a folder; --out wants the name of a file")
-    if not out.suffix: out = out.with_suffix(".png")
-    if out.exists() and out.samefile(photo): raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-    import matplotlib.pyplot as plt
-    import torch
-
-    from lesa_nb.maps import cell_of, explain_figure, lesa_layers, look
-    formats = plt.figure().canvas.get_supported_filetypes()
-    plt.close()
-    if out.suffix[1:].lower() not in formats: raise ValueError(f"{out}: figures can be written as {', '.join(sorted(formats))}")
-    cell_of((row, column), (picture.height, picture.width), (1, 1)) # refuses a pixel outside the picture
+    out = _figure_file(out, photo)
     network = _open_network(weights)
-    seen_HW = photo_tensor(picture, size or network.size)
-    height, width = seen_HW.shape[-2:]
-    if min(height, width) < network.stride:
-        raise ValueError(f"at {width}x{height} the picture is smaller than one patch of {network.stride}x{network.stride} pixels: choose a larger --size")
-    positions = -(-height//network.stride)*-(-width//network.stride)
-    need = 4*network.pair_floats*positions**2
-    if need > _free_memory():
-        raise ValueError(f"at {width}x{height} each of {positions:,} positions looks at all others, which takes about {need/2**30:.0f} GiB; "
-                         f"{_free_memory()/2**30:.0f} GiB are free: choose a smaller --size")
-    x = seen_HW if network.channels == 3 else seen_HW.mean(0, keepdim=True)
-    x = (x - torch.tensor(network.mean)[:, None, None])/torch.tensor(network.std)[:, None, None]
-    seen = look(network.model, x[None], layer)
+    x_CHW = _shown_to(network, picture, size or network.size)
+    seen = look(network.model, x_CHW[None], layer)
 
-    fig = explain_figure(photo_tensor(picture), seen, (row, column), f"{network.says}; layer {seen.layer}, picture seen at {width}x{height}")
+    import matplotlib.pyplot as plt # last: what goes wrong before needs no plotting
+    shape = f"{x_CHW.shape[2]}x{x_CHW.shape[1]}"
+    fig = explain_figure(photo_tensor(picture), seen, (row, column), f"{network.says}; layer {seen.layer}, picture seen at {shape}")
     fig.savefig(out, dpi=110)
     plt.close(fig)
     print(f"network  {network.says}")
-    print(f"picture  {photo}: {picture.width}x{picture.height}, the network sees it at {width}x{height}")
+    print(f"picture  {photo}: {picture.width}x{picture.height}, the network sees it at {shape}")
     print(f"layer    {seen.layer} of {', '.join(lesa_layers(network.model))}: {seen.size[1]}x{seen.size[0]} positions")
     print(f"pixel    {column},{row}" + ("" if pixel else " (the middle; choose another with --pixel X,Y)"))
     print(f"figure   {out}")
@@ -273,6 +286,7 @@ def main(
 ) -> int: # exit status: 0 fine, 1 a mistake in the matter, 2 in the use, 130 interrupted
     "Run one command; a mistake becomes one line on stderr. LESA_DEBUG=1 shows the traceback instead."
     if "matplotlib" not in sys.modules: os.environ["MPLBACKEND"] = "Agg" # figures go to files: no display is needed
+    logging.getLogger("matplotlib").setLevel(logging.ERROR) # it can do without a home folder; no need to say so
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace") # a terminal that lacks a letter
     try:

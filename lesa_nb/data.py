@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL', 'SIDE', 'TWIN_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'Pictures', 'check_pictures', 'Twins', 'find_twin',
-           'Split', 'digits', 'chunks', 'shuffled', 'fresh_twins', 'open_photo', 'sample_photo', 'photo_tensor']
+           'Split', 'digits', 'chunks', 'shuffled', 'fresh_twins', 'open_photo', 'sample_photo', 'fitted',
+           'photo_tensor']
 
 # %% ../nbs/11_data.ipynb #cell-02
 import warnings
@@ -202,13 +203,20 @@ def sample_photo(
     if name not in names: raise ValueError(f"no photograph {name!r}; there are {', '.join(names)}")
     return Image.fromarray(_sklearn_datasets().load_sample_image(names[name]))
 
+def fitted(
+    size: tuple[int, int], # width and height
+    longest: int | None, # pixels of the longer side; None keeps the size
+) -> tuple[int, int]: # width and height
+    "A size with the same aspect ratio, as near as whole pixels allow."
+    if longest is None: return tuple(size)
+    if longest < 1: raise ValueError(f"the longer side must have at least 1 pixel, got {longest}")
+    return tuple(max(1, round(side*longest/max(size))) for side in size)
+
 def photo_tensor(
     photo: Image.Image, # RGB
     longest: int | None = None, # pixels of the longer side; None keeps the size
 ) -> Float[Tensor, "3 H W"]: # in [0, 1]
     "A photograph as a tensor, its aspect ratio kept."
-    if longest is not None:
-        if longest < 1: raise ValueError(f"the longer side must have at least 1 pixel, got {longest}")
-        scale = longest/max(photo.size)
-        photo = photo.resize([max(1, round(scale*side)) for side in photo.size], Image.Resampling.BICUBIC)
+    size = fitted(photo.size, longest)
+    if size != photo.size: photo = photo.resize(size, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)/255

@@ -123,9 +123,9 @@ def _cures(misfit, missing, unexpected):
     "What to do about the mismatches that have a name."
     last = lambda keys: {key.rpartition(".")[2] for key in keys}
     if "relative" in last(unexpected) and "rel_height" in last(missing):
-        yield "the checkpoint has flat position tables, the module factored ones, and neither turns into the other: build it with position='flat'"
+        yield "the checkpoint has flat position tables, the module factored ones, and neither turns into the other: build the module with position='flat'"
     if "relative" in last(missing) and "rel_height" in last(unexpected):
-        yield "the checkpoint has factored position tables, the module flat ones, and neither turns into the other: build it with position='factored'"
+        yield "the checkpoint has factored position tables, the module flat ones, and neither turns into the other: build the module with position='factored'"
     for key, (expected, found) in misfit.items():
         name, same_rank = key.rpartition(".")[2], len(expected) == len(found) > 0
         if key == "fc.weight" and same_rank and expected[1] == found[1]:

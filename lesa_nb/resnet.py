@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .context import Context, head_widths
-from .layer import LESA, POSITIONS
+from .layer import LESA, build_context
 from .local import DeformableConv2d
 
 # %% ../nbs/09_resnet.ipynb #cell-08
@@ -30,10 +29,9 @@ class PlainAttention(nn.Module):
         stride: int = 1, # the output is averaged over windows of stride x stride
     ):
         super().__init__()
-        if position not in POSITIONS: raise ValueError(f"unknown position {position!r}: choose one of {', '.join(map(repr, POSITIONS))}")
-        size = (fmap, fmap) if isinstance(fmap, int) else tuple(fmap)
+        if stride < 1: raise ValueError(f"expected a stride of at least 1, found {stride}")
         self.stride = stride
-        self.context = Context(in_channels, out_channels, POSITIONS[position](size, *head_widths(out_channels, heads)), heads=heads)
+        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position)
 
     def forward(
         self,

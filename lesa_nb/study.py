@@ -163,7 +163,9 @@ def load_small(
     "Build the small network that a file describes, and read its weights."
     facts = read_facts(path)
     if facts.get("arch") != "small": raise ValueError(f"{path}: holds no small network (its facts say arch = {facts.get('arch')!r})")
-    return load_weights(SmallNet(**facts["net"]), path).eval(), facts
+    try: model = SmallNet(**facts["net"])
+    except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a network that can be built ({error})") from None
+    return load_weights(model, path).eval(), facts
 
 # %% ../nbs/22_study.ipynb #cell-28
 def _curves_figure(results):

@@ -55,12 +55,18 @@ def _name(node):
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _at_top(node):
+def _is_script_end(node):
+    "`if __name__ == ...`: for the exported module, when it is run as a script."
+    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
+
+
+def _at_top(node, exported):
     "Every node that runs when the cell runs: not the bodies of functions and classes."
     for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            yield child
-            yield from _at_top(child)
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)) or (exported and _is_script_end(child)):
+            continue
+        yield child
+        yield from _at_top(child, exported)
 
 
 def _never(node):
@@ -105,7 +111,7 @@ def skipped(notebook, test_flags=()):
             found.append(f"cell {i}: nothing but comments")
         if parsed.body and all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str) for n in parsed.body):
             found.append(f"cell {i}: nothing but a string")
-        for node in _at_top(parsed):
+        for node in _at_top(parsed, exported=bool(_export.search(source))):
             if isinstance(node, ast.Call) and _name(node) in _exits:
                 found.append(f"cell {i}: ends early with {_name(node)}()")
             if isinstance(node, ast.Raise) and node.exc is not None and _name(node.exc) in _exit_errors:

@@ -125,7 +125,7 @@ def _background(rng, height, width):
     grey = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
     rows, columns = np.mgrid[:height, :width]
     below = rows > height*rng.uniform(.3, .7) + 6*np.sin(columns/rng.uniform(9, 20))
-    grey += np.where(below, 18*np.sin(columns/1.7 + rows/3), 0) + rng.normal(0, 3, (height, width))
+    grey += np.where(below, 18*np.sin(columns/1.7 + rows/3), 0) + rng.normal(0, 2, (height, width))
     return np.repeat(grey[..., None], 3, -1), np.where(below, *_STUFF).astype(np.uint8)
 
 def _scene(rng, size, turn, empty, crowd):
@@ -480,9 +480,11 @@ def show_batch(
 ): # -> matplotlib Figure
     "Draw boxes, masks and names on the images; crowds are hatched."
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
+
+    from lesa_nb.viz import _Once
     cols = min(cols, len(images))
     rows = -(-len(images)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(size*cols, size*rows + .45*bool(title)), dpi=80, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(rows, cols, figsize=(size*cols, size*rows + .45*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
     for ax in axes.flat: ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):
         canvas = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy().copy()
@@ -726,7 +728,7 @@ def score_results(
         precision[kind] = torch.full((10, 101, len(dataset.categories)), math.nan)
         if prefix + "precision" in values:
             table = values[prefix + "precision"][..., 0, -1].float()  # objects of all sizes, 100 detections
-            precision[kind][..., values["classes"].long() - 1] = table.masked_fill(table < 0, math.nan)
+            precision[kind][..., values["classes"].reshape(-1).long() - 1] = table.masked_fill(table < 0, math.nan)
     return Scores(len(results), sum(map(len, results.values())), numbers["box"], numbers.get("mask"), dataset.categories, precision)
 
 def cross_check(

@@ -146,7 +146,8 @@ def _explicit_rows(q, k, v, h, w):
 
 def _blocks(P, N, unit, budget):
     "Slices of pairs and of rows (in multiples of `unit`) whose N scores per row fit into `budget` numbers."
-    rows = min(N, max(1, budget//(N*unit))*unit)
+    lanes = min(P, torch.get_num_threads())                  # a batched product gives each core a pair of its own
+    rows = min(N, max(1, budget//(N*unit*lanes))*unit)
     pairs = max(1, min(P, budget//(rows*N)))
     return [(slice(p, min(p + pairs, P)), slice(i, min(i + rows, N))) for p in range(0, P, pairs) for i in range(0, N, rows)]
 
@@ -317,18 +318,18 @@ def flat_attention(
     W: int, # columns of the map
     pitch: int, # columns of the tables per row step
     budget: int, # how many scores may exist at once
-) -> Tensor: # (P, N, 2, V): the sum over values and the sum over places
+) -> Tensor: # (P, V, 2, N): the sum over values and the sum over places
     "Softmax attention with a flat table, block by block, eqs. (4.8) to (4.10) through (6.10)."
     slant, every, (P, _, N) = _Slant(H, W, pitch), slice(0, H), q.shape
-    tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1).mT                        # columns run with the key
-    out, spread = q.new_empty(P, N, 2, v.shape[1]), _Spread(slant)
+    tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1)                           # columns run with the key
+    out, spread = q.new_empty(P, v.shape[1], 2, N), _Spread(slant)
     for p, rows in _flat_blocks(P, slant, budget):
         a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows)
-        out[p, slant.positions(rows), 0] = a@v[p].mT                             # (5.4)
+        out[p, :, 0, slant.positions(rows)] = v[p]@a.mT                          # (5.4)
         for own in _cut(rows):
             s, columns = spread(pairs[:, own.start - rows.start:own.stop - rows.start], own, every)
-            places = (s@tv[columns]).unflatten(0, (-1, p.stop - p.start))        # (4.10)
-            out[p, slant.positions(own), 1] = places.transpose(0, 1)
+            places = (tv[:, columns]@s.mT).unflatten(1, (-1, p.stop - p.start))  # (4.10)
+            out[p, :, 1, slant.positions(own)] = places.permute(2, 0, 1)
     return out
 
 @torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
@@ -341,14 +342,14 @@ def flat_attention_backward(
     tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1)
     dq, dk, dv, dqp, dkp = q.new_empty(P, N, K), *(t.new_zeros(t.shape) for t in (k, v, qp, kp))
     dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (tq, tk, tv))
-    delta = -(g*out).sum((-1, -2))[..., None]
-    g0, v1 = torch.cat([g[:, :, 0], delta], -1), torch.cat([v, v.new_ones(P, 1, N)], 1) # as in row_attention_backward
-    g1, spread = g[:, :, 1].transpose(0, 1).contiguous(), _Spread(slant)
+    delta = -(g*out).sum((1, 2))[:, None]
+    g0, v1 = torch.cat([g[:, :, 0], delta], 1), torch.cat([v, v.new_ones(P, 1, N)], 1)  # as in row_attention_backward
+    g1, spread = g[:, :, 1].permute(2, 0, 1).contiguous(), _Spread(slant)
     for p, rows in _flat_blocks(P, slant, budget):
         a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows)
         i, n = slant.positions(rows), p.stop - p.start
-        dv[p].baddbmm_(g0[p, i, :V].mT, a)
-        d = torch.bmm(g0[p, i], v1[p])
+        dv[p].baddbmm_(g0[p, :V, i], a)
+        d = torch.bmm(g0[p, :, i].mT, v1[p])
         dpairs = d.view(pairs.shape)
         for own in _cut(rows):
             part = slice(own.start - rows.start, own.stop - rows.start)
@@ -369,7 +370,7 @@ def flat_attention_backward(
     return dq.mT.contiguous(), dk, dv, dqp, dkp, dtq.flip(-1), dtk.flip(-1), dtv.flip(-1)
 
 @flat_attention.register_fake
-def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget): return q.new_empty(q.shape[0], q.shape[2], 2, v.shape[1])
+def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget): return q.new_empty(q.shape[0], v.shape[1], 2, q.shape[2])
 
 @flat_attention_backward.register_fake
 def _(g, q, k, v, qp, kp, tq, tk, tv, out, H, W, pitch, budget):
@@ -381,7 +382,7 @@ def _explicit_flat(q, k, v, qp, kp, tq, tk, tv, H, W, pitch):
     c_NN = (y[:, None] - y)*pitch + x[:, None] - x + (H - 1)*pitch + W - 1       # (6.10), columns run with the query
     logits = q.mT@k + einsum("ipk,kij->pij", qp, tq[:, c_NN]) + einsum("jpk,kji->pij", kp, tk[:, c_NN])
     a = logits.softmax(-1)
-    return torch.stack([a@v.mT, einsum("pij,vij->piv", a, tv[:, c_NN])], 2)
+    return torch.stack([v@a.mT, einsum("pij,vij->pvi", a, tv[:, c_NN])], 2)
 
 def _flat_backward(ctx, g):
     *inputs, out = ctx.saved_tensors
@@ -401,7 +402,7 @@ class Choice(NamedTuple):
     name: str    # "explicit" | "rows" | "channels" | "flat"
     reason: str  # one sentence
 
-BUDGET = dict(cpu=1 << 19, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
+BUDGET = dict(cpu=1 << 20, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
 
 SMALL = 1 << 19 # so few scores that writing them out is fastest
 
@@ -426,21 +427,36 @@ def choose(
     if scores <= SMALL: return Choice("explicit", f"{scores:,} scores in all, at most {SMALL:,}: writing them out is fastest")
     return _kernel(q_BGKN, position, size)
 
+def _parts(q, axes, size):
+    "Row part (B, G, N, H) and column part (B, G, N, W) of the scores."
+    at_y, at_x = (torch.arange(n, device=q.device) - torch.arange(n, device=q.device)[:, None] + n - 1 for n in size)
+    q_BGKHW = q.unflatten(-1, tuple(size))
+    return (einsum("bgkyx,kyz->bgyxz", q_BGKHW, axes[0][:, at_y]).flatten(2, 3), # (6.6)
+            einsum("bgkyx,kxz->bgyxz", q_BGKHW, axes[1][:, at_x]).flatten(2, 3)) # (6.6)
+
+def _exported_parts(q, axes, size):
+    "The same by gathering: einsum merges axes in a way that torch.export cannot prove right for every size."
+    (B, G, _, N), W = q.shape, size[1]
+    pos_N = torch.arange(N, device=q.device)
+    parts = []
+    for axis_KR, n, own_N in zip(axes, size, (pos_N//W, pos_N % W)):
+        at_Nn = torch.arange(n, device=q.device) - own_N[:, None] + n - 1
+        all_PNR = q.flatten(0, 1).mT@axis_KR.expand(B*G, -1, -1)
+        parts.append(all_PNR.gather(-1, at_Nn.expand(B*G, -1, -1)).unflatten(0, (B, G))) # (6.6)
+    return parts
+
 def _factored(q, k, v, position, norm, size, way):
     "(6.1) to (6.9) for a factored table: (P, N, V)."
-    (B, G, _, N), (H, W) = q.shape, size
+    B, G, _, N = q.shape
     axes = [axis_KR.to(q.dtype) for axis_KR in position.axes(size)]
     moments = [content_moments(q, k), factored_moments(q, axes, size)] if needs_moments(norm) else None
     a_content, a_place = score_scale(norm, moments, B*N*N).to(q.dtype).view(2, G, 1, 1)
-    at_y, at_x = (torch.arange(n, device=q.device) - torch.arange(n, device=q.device)[:, None] + n - 1 for n in size)
-    place = (a_place*q).unflatten(-1, (H, W))
-    h = einsum("bgkyx,kyz->bgyxz", place, axes[0][:, at_y]).flatten(2, 3)        # (6.6)
-    w = einsum("bgkyx,kxz->bgyxz", place, axes[1][:, at_x]).flatten(2, 3)        # (6.6)
+    h, w = (_exported_parts if torch.compiler.is_exporting() else _parts)(a_place*q, axes, size)
     parts = [t.flatten(0, 1) for t in (a_content*q, k, v, h, w)]
     return row_attention(*parts, BUDGET.get(q.device.type, BUDGET["cpu"])) if way == "rows" else channel_attention(*parts)
 
 def _flat(q, k, v, position, norm, size):
-    "(6.1) to (6.5) and (6.10) for a flat table: (P, N, 2, V)."
+    "(6.1) to (6.5) and (6.10) for a flat table: (P, V, 2, N)."
     (B, G, K, N), (H, W) = q.shape, size
     q_NPK, k_NPK = (t.permute(3, 0, 1, 2).reshape(N, B*G, K) for t in (q, k))
     steps = position.unfolded(size).to(q.dtype).split(position.widths)
@@ -468,7 +484,7 @@ def streaming(
         if dtype in (torch.bfloat16, torch.float16): q_BGKN, k_BGKN, v_BGVN = q_BGKN.float(), k_BGKN.float(), v_BGVN.float()
         if way == "flat":
             out = _flat(q_BGKN, k_BGKN, v_BGVN, position, norm, size).unflatten(0, q_BGKN.shape[:2])
-            return out.permute(0, 1, 4, 3, 2).flatten(1, 3).to(dtype)            # (5.5)
+            return out.flatten(1, 3).to(dtype)                                   # (5.5)
         out = _factored(q_BGKN, k_BGKN, v_BGVN, position, norm, size, way).unflatten(0, q_BGKN.shape[:2])
         return out.mT.flatten(1, 2).to(dtype)
 

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,7 @@ def drive(folder, *options, **variables):
     "Run the driver; returns (exit status, output, lines that passed, lines that failed, the repeated failures)."
     done = subprocess.run(
         [sys.executable, str(DRIVER), "--root", str(folder), *options],
-        capture_output=True, text=True, encoding="utf-8", timeout=240, env={**os.environ, **variables},
+        capture_output=True, text=True, encoding="utf-8", timeout=900, env={**os.environ, **variables},
     )
     output = done.stdout
     assert not done.stderr, done.stderr
@@ -173,13 +172,16 @@ def test_driver_names_what_proves_nothing(faulty, says):
 
 
 def test_driver_stops_a_notebook_that_hangs(tmp_path):
-    hang = "import subprocess, time\nsubprocess.Popen(['sleep', '3600'])\ntime.sleep(3600)"
+    pid_file = tmp_path / "pid"
+    hang = "import subprocess, time\n" \
+        f"child = subprocess.Popen(['sleep', '3600'])\nopen({str(pid_file)!r}, 'w').write(str(child.pid))\ntime.sleep(3600)"
     folder = project(tmp_path / "p", {"01_hangs.ipynb": notebook(*TESTS, hang)})
-    begin = time.monotonic()
     _, _, _, failed, repeated = drive(folder, "--only", "notebooks", "--timeout", "5")
     assert "nbs/01_hangs.ipynb" in failed
     assert "nbs/01_hangs.ipynb: did not end within 5 s and was stopped" in repeated
-    assert time.monotonic() - begin < 60
+    if pid_file.exists():  # a slow machine may not get that far in 5 s; what a notebook started goes with it
+        alive = subprocess.run(["ps", "-o", "stat=", "-p", pid_file.read_text()], capture_output=True, text=True).stdout.strip()
+        assert not alive or alive.startswith("Z")  # gone, or dead and not yet collected
 
 
 def test_driver_fails_where_there_is_nothing_to_test(tmp_path):

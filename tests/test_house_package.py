@@ -214,12 +214,14 @@ def other_pythons():
 @pytest.mark.slow
 def test_fresh_environments(archives, tmp_path):
     "Newest setuptools (built apart from the environment), own torch: from the source archive, and as `make demo` installs."
+    source = copy_of_the_project(tmp_path / ODD)
     for number, python in enumerate(other_pythons()):
         venv = tmp_path / f"{ODD} {number}"
         subprocess.run([python, "-m", "venv", str(venv)], check=True)
         inside = venv / "bin" / "python"
-        what = f"lesa_nb[demo] @ {archives[0].as_uri()}" if number else f"{copy_of_the_project(tmp_path / ODD)}[demo]"
-        done = subprocess.run([str(inside), "-m", "pip", "install", "-q", what], capture_output=True, text=True, env=clean_environment())
+        what = f"lesa_nb[demo] @ {archives[0].as_uri()}" if number else ".[demo]"
+        pip = [str(inside), "-m", "pip", "install", "-q", what]
+        done = subprocess.run(pip, cwd=source, capture_output=True, text=True, env=clean_environment())
         assert done.returncode == 0, done.stderr[-3000:]
         code = (
             "import torch, lesa_nb, sklearn; from lesa_nb.layer import LESA;"

@@ -130,7 +130,7 @@ def test_readme_is_made_from_the_index(tmp_path):
     ]
     (tmp_path / "nbs").mkdir()
     index = tmp_path / "nbs" / "index.ipynb"
-    index.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    index.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
     (tmp_path / "Images").mkdir()
     (tmp_path / "Images" / "readme-9.png").write_bytes(b"of a cell that is gone")
     main, made = load(ROOT / "tools" / "readme.py").main, []
@@ -149,7 +149,7 @@ def test_readme_is_made_from_the_index(tmp_path):
     assert [p.name for p in sorted((tmp_path / "Images").iterdir())] == ["readme-1.png"]
 
     cells[0]["attachments"] = {"a.png": {"image/png": png}}
-    index.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    index.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
     with pytest.raises(SystemExit, match="pasted"):
         main(tmp_path)
 

@@ -1,0 +1,485 @@
+"""COCO folders, whole and broken; scores that three evaluators agree on; the file for test-dev."""
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from lesa_nb import coco
+from lesa_nb.coco import CocoFolder, collate, cross_check, detect, gather_results, make_coco, score_results, to_results, verify_coco, write_testdev
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_coco(tmp_path_factory.mktemp("a; ü folder") / "coco", train=16, val=8, size=96)
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    return Path(shutil.copytree(source, tmp_path / "coco"))
+
+
+def edit(folder, change, split="train2017"):
+    "Change the annotation file by a function of its content."
+    path = folder / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return content
+
+
+def plain(content):
+    "The first annotation of an image that has three annotations or more and no crowd."
+    of = {}
+    for a in content["annotations"]:
+        of.setdefault(a["image_id"], []).append(a)
+    return next(found for found in of.values() if len(found) >= 3 and not any(a["iscrowd"] for a in found))
+
+
+def changed(**values):
+    return lambda content: plain(content)[0].update(values)
+
+
+FAULTS = {
+    "no area": changed(bbox=[9, 9, 0, 0]),
+    "box outside the image": changed(bbox=[500, 9, 20, 20]),
+    "box not finite": changed(bbox=[9, math.nan, 20, 20]),
+    "polygon of fewer than 3 points": changed(segmentation=[[9, 9, 20, 20]]),
+    "empty segmentation": changed(segmentation=[]),
+    "unknown category": changed(category_id=777),
+    "crowd": changed(iscrowd=1, segmentation=None),  # the run lengths come below
+    "duplicate annotation id": lambda content: plain(content)[1].update(id=plain(content)[0]["id"]),
+    "broken segmentation": changed(segmentation=dict(size=[9, 9], counts=[81])),
+    "unknown image": lambda content: plain(content)[0].update(image_id=5),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_faulty_annotation_is_counted_and_left_out(folder, kind):
+    before = CocoFolder(folder, training=True)
+
+    def change(content):
+        first = plain(content)[0]
+        image = next(i for i in content["images"] if i["id"] == first["image_id"])
+        FAULTS[kind](content)
+        if kind == "crowd":
+            inside = np.zeros((image["height"], image["width"]), bool)
+            inside[9:20, 9:20] = True
+            first["segmentation"] = dict(size=list(inside.shape), counts=coco.run_lengths(inside))
+
+    edit(folder, change)
+    report = verify_coco(folder, "train2017", progress=False)
+    extra = 2 if kind == "crowd" else 0  # there were two crowds before
+    assert report.ok and report.counts[kind] == 1 + extra and kind in str(report)
+    assert any(f.kind == kind and f.annotation_id for f in report.faults)
+    after = CocoFolder(folder, training=True)
+    assert after.dropped[kind] == 1 + extra
+    assert sum(len(after.annotations(i)) for i in after.image_ids) == sum(len(before.annotations(i)) for i in before.image_ids) - 1
+    for image, target in after:
+        assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) > 0
+        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
+    assert len(CocoFolder(folder)) == 16  # for scoring every image stays
+
+
+def test_missing_image_is_fatal_and_named(folder):
+    gone = next((folder / "train2017").iterdir())
+    gone.unlink()
+    report = verify_coco(folder, progress=False)
+    assert not report.ok and [f.kind for f in report.fatal] == ["missing image"] and gone.name in str(report)
+    with pytest.raises(ValueError, match=f"missing image|{gone.name}"):
+        CocoFolder(folder, training=True)
+    assert CocoFolder(folder, missing="drop").dropped == {"missing image": 1}
+    assert len(CocoFolder(folder, missing="drop")) == 15
+
+
+def test_images_without_annotations_and_with_crowds_only(folder):
+    def change(content):
+        for a in plain(content):
+            a["iscrowd"] = 1
+
+    edit(folder, change)
+    report = verify_coco(folder, "train2017", progress=False)
+    assert report.ok and report.counts["crowd only"] == 1 and report.counts["image without annotations"] == 2
+    assert len(CocoFolder(folder, training=True)) == 16 - 3 == report.splits["train2017"][1]
+    every = CocoFolder(folder, training=True, keep_empty=True)
+    assert len(every) == 16
+    empty = [t for _, t in every if len(t["labels"]) == 0]
+    assert len(empty) == 3 and all(t["boxes"].shape == (0, 4) and t["masks"].shape[0] == 0 and t["masks"].ndim == 3 for t in empty)
+
+
+def test_small_images_leave_training_only(folder):
+    def change(content):
+        image = content["images"][0]
+        image.update(height=31, width=200)
+        Image.new("RGB", (200, 31)).save(folder / "train2017" / image["file_name"])
+
+    edit(folder, change)
+    assert CocoFolder(folder, training=True).dropped["side under 32 pixels"] == 1
+    assert CocoFolder(folder, training=True, keep_empty=True).dropped["side under 32 pixels"] == 1
+    assert len(CocoFolder(folder)) == 16
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (20, 5000), (5000, 20)])
+def test_odd_image_sizes_are_read_and_scored(folder, height, width):
+    def change(content):
+        image = content["images"][0]
+        Image.new("L", (width, height), 128).save(folder / "val2017" / image["file_name"])  # grey, too
+        image.update(height=height, width=width)
+        content["annotations"] = [dict(id=1, image_id=image["id"], category_id=2, bbox=[0, 0, width, height], area=width * height, iscrowd=0,
+                                       segmentation=[[0, 0, width, 0, width, height, 0, height]])]
+        content["images"] = [image]
+
+    edit(folder, change, "val2017")
+    dataset = CocoFolder(folder, "val2017")
+    image, target = dataset[0]
+    assert image.shape == (3, height, width) and target["masks"].shape == (1, height, width) and target["masks"].all()
+    answer = target | dict(scores=torch.ones(1), masks=target["masks"][:, None].half())
+    scores = score_results(dataset, {dataset.image_ids[0]: to_results(answer, dataset.image_ids[0], dataset)})
+    assert scores.box["AP"] == scores.mask["AP"] == 1
+
+
+def spoil(path, how):
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:200])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not a picture")
+    else:
+        Image.new("RGB", (33, 44)).save(path)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "other size"])
+def test_a_broken_image_is_named(folder, how):
+    dataset = CocoFolder(folder, training=True)
+    image_id = dataset.image_ids[3]
+    spoil(dataset.file(image_id), how)
+    report = verify_coco(folder, progress=False)
+    assert [(f.kind, f.image_id) for f in report.fatal] == [("image of another size" if how == "other size" else "unreadable image", image_id)]
+    with pytest.raises(ValueError, match=f"{dataset.file(image_id).name}.*image {image_id}"):
+        dataset[3]
+
+
+@pytest.mark.parametrize("kind", ["missing stuff map", "unreadable stuff map", "stuff map of another size", "unknown value in stuff map"])
+def test_a_broken_stuff_map_is_named(folder, kind):
+    dataset = CocoFolder(folder, training=True, semantic=True)
+    image_id = dataset.image_ids[2]
+    path = folder / "stuffthingmaps" / "train2017" / dataset.file(image_id).with_suffix(".png").name
+    values = np.array(Image.open(path))
+    path.unlink()
+    if kind == "unreadable stuff map":
+        path.write_bytes(b"\x89PNG")
+    elif kind == "stuff map of another size":
+        Image.fromarray(values[:-1]).save(path)
+    elif kind == "unknown value in stuff map":
+        Image.fromarray(np.full_like(values, 200)).save(path)
+    with pytest.raises(ValueError, match=f"image {image_id}: {kind}"):
+        dataset[2]
+    assert [(f.kind, f.image_id) for f in verify_coco(folder, progress=False).fatal] == [(kind, image_id)]
+    assert verify_coco(folder, semantic=False, progress=False).ok
+    assert len(CocoFolder(folder, training=True)[2]) == 2  # without stuff maps it does not matter
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "not a complete JSON file"), ("[]", "found a list"), ('{"images": 3}', "expected a list of objects under 'images'"),
+    ('{"images": [], "categories": []}', "no categories"),
+    ('{"images": [{"id": 1}], "categories": [{"id": 1}]}', "entry 0 of images must have"),
+    ('{"images": [{"id": 1, "file_name": "../x.jpg", "height": 9, "width": 9}], "categories": [{"id": 1}]}', "leads out of the folder"),
+])
+def test_a_broken_annotation_file_is_named(folder, content, message):
+    (folder / "annotations" / "instances_train2017.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        CocoFolder(folder)
+    assert "instances_train2017.json" in str(error.value)
+    report = verify_coco(folder, progress=False)
+    assert [f.kind for f in report.fatal] == ["unreadable annotation file"] and message in str(report)
+
+
+def test_folders_that_are_none(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        verify_coco(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="is this a COCO folder"):
+        verify_coco(tmp_path)
+    with pytest.raises(FileNotFoundError, match="instances_train2017.json"):
+        CocoFolder(tmp_path)
+    shutil.rmtree(folder / "val2017")
+    with pytest.raises(FileNotFoundError, match="the images of val2017 belong there"):
+        CocoFolder(folder, "val2017")
+
+
+def test_duplicate_image_id_is_fatal(folder):
+    edit(folder, lambda content: content["images"].append(content["images"][0]))
+    assert [f.kind for f in verify_coco(folder, progress=False).fatal] == ["duplicate image id"]
+    with pytest.raises(ValueError, match="duplicate image id"):
+        CocoFolder(folder)
+
+
+def test_seeds_draw_folders(tmp_path):
+    read = [(make_coco(tmp_path / name, train=2, val=1, test=0, size=64, seed=seed) / "annotations/instances_train2017.json").read_bytes()
+            for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert read[0] == read[1] != read[2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="at least 64"):
+        make_coco(tmp_path / "d", size=32)
+
+
+def test_loader_processes_read_the_same(source):
+    dataset = CocoFolder(source, training=True, semantic=True)
+    for workers in 0, 2:
+        batches = list(DataLoader(dataset, 5, collate_fn=collate, num_workers=workers))
+        assert [len(images) for images, _ in batches] == [5, 5, 4]
+        flat = [pair for images, targets in batches for pair in zip(images, targets)]
+        for (image, target), (wanted, other) in zip(flat, dataset):
+            assert torch.equal(image, wanted) and target["image_id"] == other["image_id"]
+            assert all(torch.equal(target[k], other[k]) for k in ("boxes", "labels", "masks", "area", "iscrowd", "semantic"))
+
+
+def test_transforms_may_turn_to_float(source):
+    dataset = CocoFolder(source, transforms=v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.RandomHorizontalFlip(1.)]))
+    assert torch.allclose(dataset[0][0], CocoFolder(source)[0][0].flip(-1))
+
+
+def answers(dataset, seed, amount=2., classes_wrong=.1):
+    "Boxes and masks near the truth, some wrong, with ties in the scores."
+    g = torch.Generator().manual_seed(seed)
+    results = {}
+    for _, t in dataset:
+        H, W = t["masks"].shape[-2:]
+        pick = torch.randint(max(len(t["labels"]), 1), (len(t["labels"]) * 2,), generator=g)
+        boxes = t["boxes"][pick] + amount * torch.randn(len(pick), 4, generator=g)
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        labels = torch.where(torch.rand(len(pick), generator=g) < classes_wrong, torch.randint(1, len(dataset.categories) + 1, (len(pick),), generator=g), t["labels"][pick])
+        masks = torch.roll(t["masks"][pick], int(torch.randint(3, (1,), generator=g)), -1)
+        results[t["image_id"]] = to_results(dict(boxes=boxes, labels=labels, masks=masks[:, None].float() * .9,
+                                                 scores=torch.randint(1, 9, (len(pick),), generator=g) / 10), t["image_id"], dataset)
+    return results
+
+
+def official(dataset, results, kind):
+    "pycocotools reading both files itself, as the papers do."
+    import contextlib
+    import io
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    found = [{k: v for k, v in r.items() if kind == "bbox" or k != "bbox"} for some in results.values() for r in some]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(dataset.path))
+        run = COCOeval(truth, truth.loadRes(found), kind)
+        run.evaluate(), run.accumulate(), run.summarize()
+    return run.stats
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_three_evaluators_agree(source, seed):
+    dataset = CocoFolder(source)  # with crowds
+    results = answers(dataset, seed)
+    scores, second = score_results(dataset, results), cross_check(dataset, results)
+    for kind, numbers in ("bbox", scores.box), ("segm", scores.mask):
+        third = official(dataset, results, kind)
+        assert 0.05 < numbers["AP"] < 0.95
+        for ours, theirs, other in zip(numbers.values(), third, second["box" if kind == "bbox" else "mask"].values()):
+            if theirs < 0:
+                assert math.isnan(ours) and math.isnan(other)
+            else:
+                assert abs(ours - theirs) < 1e-6 and abs(other - theirs) < 1e-6
+    assert abs(np.nanmean(list(scores.class_ap("mask").values())) - scores.mask["AP"]) < 1e-6
+    assert set(scores.class_ap()) == {"disc", "square", "triangle"} and "box" in str(scores)
+
+
+def test_scores_do_not_go_through_dense_masks(source):
+    "torchmetrics fed with dense masks says the same as fed with run lengths."
+    from pycocotools import mask
+    from torchmetrics.detection import MeanAveragePrecision
+    dataset = CocoFolder(source, "val2017")
+    results = answers(dataset, 9)
+    metric = MeanAveragePrecision(box_format="xywh", iou_type=("bbox", "segm"), backend="faster_coco_eval",
+                                  iou_thresholds=np.linspace(.5, .95, 10).tolist(), rec_thresholds=np.linspace(0, 1, 101).tolist())
+    for image_id in sorted(results):
+        found, (_, t) = results[image_id], dataset[dataset.image_ids.index(image_id)]
+        dense = torch.from_numpy(np.stack([mask.decode(r["segmentation"]) for r in found])).bool() if found else torch.zeros(0, *dataset.size(image_id), dtype=torch.bool)
+        truth = torch.tensor([a["bbox"] for a in dataset.annotations(image_id)], dtype=torch.float64).reshape(-1, 4)
+        metric.update([dict(boxes=torch.tensor([r["bbox"] for r in found], dtype=torch.float64).reshape(-1, 4), masks=dense, scores=torch.tensor([r["score"] for r in found]),
+                            labels=torch.tensor([dataset.categories.label(r["category_id"]) for r in found], dtype=torch.int64))],
+                      [dict(boxes=truth, masks=t["masks"].bool(), labels=t["labels"], iscrowd=t["iscrowd"], area=t["area"])])
+    values, scores = metric.compute(), score_results(dataset, results)
+    assert abs(values["bbox_map"].item() - scores.box["AP"]) < 1e-6 and abs(values["segm_map"].item() - scores.mask["AP"]) < 1e-6
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_nan(source):
+    dataset = CocoFolder(source, "val2017")
+    none = {i: [] for i in dataset.image_ids}
+    scores = score_results(dataset, none)
+    assert scores.box["AP"] == scores.mask["AP"] == 0 == cross_check(dataset, none)["mask"]["AP"]
+    empty = next(i for i in dataset.image_ids if not dataset.annotations(i))
+    assert math.isnan(score_results(dataset, {empty: []}).box["AP"])
+    spurious = to_results(dict(boxes=torch.tensor([[1., 1, 9, 9]]), labels=torch.tensor([1]), scores=torch.tensor([.9])), empty, dataset)
+    assert math.isnan(score_results(dataset, {empty: spurious}).box["AP"])
+    with pytest.raises(ValueError, match="no images"):
+        score_results(dataset, {})
+    with pytest.raises(ValueError, match="training filter"):
+        score_results(CocoFolder(source, training=True), none)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.bool, torch.uint8])
+def test_truth_fed_back_is_perfect_in_every_type(source, dtype):
+    dataset, results = CocoFolder(source, "val2017"), {}
+    for _, t in dataset:
+        own = t["iscrowd"] == 0
+        masks = t["masks"][own]
+        masks = masks.to(dtype) * .75 if dtype.is_floating_point else masks.to(dtype)
+        results[t["image_id"]] = to_results(dict(boxes=t["boxes"][own], labels=t["labels"][own], masks=masks, scores=torch.ones(int(own.sum()))), t["image_id"], dataset)
+    scores = score_results(dataset, results)
+    assert scores.box["AP"] == scores.mask["AP"] == 1
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(scores=torch.tensor([math.nan])), "not finite; has training diverged"), (dict(boxes=torch.tensor([[0, 0, math.inf, 1]])), "not finite"),
+    (dict(scores=torch.tensor([1.2])), r"0\.\.1, found 1.2"), (dict(labels=torch.tensor([0])), r"1\.\.3, found 0"),
+    (dict(labels=torch.tensor([1, 2])), "do not go together"), (dict(masks=torch.zeros(1, 1, 28, 28)), "pasted at the image's size"),
+])
+def test_a_wrong_answer_names_its_image(source, change, message):
+    dataset = CocoFolder(source, "val2017")
+    answer = dict(boxes=torch.tensor([[0., 0, 5, 5]]), labels=torch.tensor([1]), scores=torch.tensor([.5])) | change
+    with pytest.raises(ValueError, match=f"image {dataset.image_ids[0]}: .*{message}"):
+        to_results(answer, dataset.image_ids[0], dataset)
+
+
+class Middle(nn.Module):
+    "Finds something in the middle, 130 times; notes the mode it ran in."
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.modes = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, images):
+        self.modes.append(self.training)
+        sizes = [image.shape[-2:] for image in images]
+        return [dict(boxes=torch.tensor([[1., 1, w / 2, h / 2]]).expand(130, 4), labels=torch.full((130,), 3), scores=torch.linspace(0, 1, 130),
+                     masks=torch.full((130, 1, h, w), .7)) for h, w in sizes]
+
+
+def test_testdev_file(source, tmp_path):
+    from pycocotools import mask
+    dataset = CocoFolder(source, "test-dev2017")
+    model = Middle().train()
+    path = write_testdev(tmp_path / "ü; 1.json", dataset, detect(model, DataLoader(dataset, 2, collate_fn=collate), dataset))
+    assert model.training and set(model.modes) == {False}
+    sent = json.loads(path.read_text())
+    assert len(sent) == 100 * len(dataset) and {r["category_id"] for r in sent} == {90} and {r["image_id"] for r in sent} == set(dataset.image_ids)
+    for r in sent[::50]:
+        assert mask.decode(r["segmentation"]).shape == dataset.size(r["image_id"]) and 0 <= r["score"] <= 1
+    assert write_testdev(tmp_path / "none.json", dataset, {}, partial=True).read_text() == "[]\n"
+
+
+def test_testdev_file_is_replaced_whole_or_not_at_all(source, tmp_path):
+    dataset = CocoFolder(source, "test-dev2017")
+    path = tmp_path / "sent.json"
+    write_testdev(path, dataset, {i: [] for i in dataset.image_ids})
+
+    def breaks():
+        yield dataset.image_ids[0], []
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_testdev(path, dataset, breaks())
+    with pytest.raises(ValueError, match="3 of 4 images of test-dev2017 are missing"):
+        write_testdev(path, dataset, {dataset.image_ids[0]: []})
+    with pytest.raises(ValueError, match="comes twice"):
+        write_testdev(path, dataset, [(dataset.image_ids[0], [])] * 2)
+    with pytest.raises(ValueError, match="no image 12"):
+        write_testdev(path, dataset, {12: []})
+    assert path.read_text() == "[]\n" and [p.name for p in tmp_path.iterdir()] == ["sent.json"]
+
+
+@pytest.mark.parametrize("package", ["pycocotools", "torchmetrics", "faster_coco_eval"])
+def test_a_missing_package_is_named(source, monkeypatch, package):
+    dataset = CocoFolder(source, "val2017")
+    for name in [package, *(m for m in sys.modules if m.startswith(package + "."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=f"need {package}: pip install"):
+        if package == "pycocotools":
+            dataset[0]
+        score_results(dataset, {i: [] for i in dataset.image_ids})
+
+
+def test_all_eleven_faults_train_on(folder):
+    "Twenty steps of a small detector of torchvision's on what is left of a folder with every fault."
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    def change(content):
+        of = {}
+        for a in content["annotations"]:
+            of.setdefault(a["image_id"], []).append(a)
+        groups = iter([found for found in of.values() if not any(a["iscrowd"] for a in found)])
+        for values in (dict(bbox=[9, 9, 0, 0]), dict(bbox=[999, 9, 20, 20]), dict(bbox=[9, math.nan, 20, 20]), dict(segmentation=[[9, 9, 20, 20]]),
+                       dict(segmentation=[]), dict(category_id=777), dict(id=content["annotations"][0]["id"])):
+            next(groups)[0].update(values)
+        for a in next(groups):
+            a["iscrowd"] = 1
+        gone = next(groups)[0]["image_id"]
+        (folder / "train2017" / next(i["file_name"] for i in content["images"] if i["id"] == gone)).unlink()
+
+    edit(folder, change)
+    dataset = CocoFolder(folder, training=True, keep_empty=True, missing="drop", transforms=v2.RandomHorizontalFlip())
+    named = {"no area", "box outside the image", "box not finite", "polygon of fewer than 3 points", "empty segmentation", "unknown category",
+             "duplicate annotation id", "crowd", "missing image"}
+    assert named <= set(dataset.dropped)
+    assert {"crowd only", "image without annotations"} <= set(CocoFolder(folder, training=True, missing="drop").dropped)
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+    backbone.out_channels = 16
+    pool = {f"{name}_roi_pool": MultiScaleRoIAlign(["0"], size, 2) for name, size in (("box", 7), ("mask", 14))}
+    model = MaskRCNN(backbone, 4, rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.,),)), min_size=96, max_size=96,
+                     rpn_pre_nms_top_n_train=100, rpn_post_nms_top_n_train=50, box_batch_size_per_image=32, **pool)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    loader = DataLoader(dataset, 2, shuffle=True, collate_fn=collate)
+    steps = 0
+    while steps < 20:
+        for images, targets in loader:
+            loss = sum(model(images, targets).values())
+            assert loss.isfinite()
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
+            steps += 1
+
+
+@pytest.mark.slow
+def test_two_processes_gather_every_image_once(source, tmp_path):
+    code = textwrap.dedent("""
+        import os, sys, torch.distributed as dist
+        from lesa_nb.coco import CocoFolder, gather_results, score_results
+        rank = int(sys.argv[1])
+        dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
+        dataset = CocoFolder(sys.argv[2], "val2017")
+        mine = {i: [] for i in (dataset.image_ids + dataset.image_ids[:1])[rank::2]}  # padded: one comes twice
+        every = gather_results(mine)
+        assert sorted(every) == dataset.image_ids, every
+        if rank == 0: print(score_results(dataset, every).box["AP"])
+        dist.destroy_process_group()
+    """)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(rank), str(source), str(tmp_path / "meet")], env=environment, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in (0, 1)]
+    done = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], done
+    assert done[0][0].strip() == "0.0"
+
+
+def test_alone_nothing_is_gathered():
+    results = {1: []}
+    assert gather_results(results) is results

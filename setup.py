@@ -8,7 +8,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-demo, dev = cfg["demo_requirements"].split(), cfg["dev_requirements"].split()
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "export", "coco")}
+extras["dev"] = sum(extras.values(), cfg["dev_requirements"].split())
 
 setup(
     name=cfg["lib_name"],
@@ -26,7 +27,7 @@ setup(
     package_data={"lesa_nb": ["py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"demo": demo, "dev": demo + dev},
+    extras_require=extras,
     entry_points={
         "console_scripts": [cfg["console_scripts"]],
         "nbdev": ["lesa_nb=lesa_nb._modidx:d"],

@@ -86,7 +86,7 @@ def _tools(name):
         return importlib.import_module(name)
     except ImportError as error:
         raise ModuleNotFoundError(f"COCO masks and scores need {name.partition('.')[0]}: "
-                                  f"pip install pycocotools faster-coco-eval torchmetrics ({error})") from error
+                                  f"pip install faster-coco-eval torchmetrics pycocotools ({error})") from error
 
 def _usable(polygons):
     "The polygons that have an inside: three points or more, finite."
@@ -95,7 +95,7 @@ def _usable(polygons):
 
 def _rle(segmentation, height, width):
     "Polygons, run lengths or compressed run lengths, as compressed run lengths."
-    masks = _tools("pycocotools.mask")
+    masks = _tools("faster_coco_eval.core.mask")
     if isinstance(segmentation, list): return masks.merge(masks.frPyObjects(_usable(segmentation), height, width))
     if isinstance(segmentation["counts"], list): return masks.frPyObjects(segmentation, height, width)
     return segmentation
@@ -426,7 +426,7 @@ class CocoFolder(Dataset):
         height, width = self.size(image_id)
         rles = [_rle(a["segmentation"], height, width) for a in self.annotations(image_id)]
         if not rles: return torch.zeros(0, height, width, dtype=torch.uint8)
-        return torch.from_numpy(_tools("pycocotools.mask").decode(rles)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(_tools("faster_coco_eval.core.mask").decode(rles)).permute(2, 0, 1).contiguous()
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         "Image (3, H, W) and target: boxes, labels, masks, image_id, area, iscrowd and, if asked for, semantic."
@@ -624,7 +624,7 @@ def to_results(
             raise ValueError(f"image {image_id}: masks must be pasted at the image's size, ({n}, {height}, {width}); found {tuple(masks.shape)}")
         inside = (masks >= .5).to(torch.uint8)[best.to(masks.device)]            # also right for bool and whole numbers
         packed = inside.transpose(1, 2).contiguous().cpu().numpy().transpose(2, 1, 0)  # columns lie together, eq. (19.2)
-        for result, rle in zip(results, _tools("pycocotools.mask").encode(packed) if n else []):
+        for result, rle in zip(results, _tools("faster_coco_eval.core.mask").encode(packed) if n else []):
             result["segmentation"] = dict(size=[height, width], counts=rle["counts"].decode("ascii"))
     return results
 
@@ -667,7 +667,10 @@ class Scores(NamedTuple):
 
     def curve(self, kind: str = "box", name: str | None = None, threshold: float = 0.5): # -> recalls, precisions
         "Precision at 101 recalls at one threshold: of one category, or (None) the mean of all."
-        values = self.precision[kind][round((threshold - .5)/.05)]
+        step = round((threshold - .5)/.05)
+        if not (0 <= step < 10 and abs(.5 + .05*step - threshold) < 1e-6): raise ValueError(f"thresholds are 0.5, 0.55, ..., 0.95, got {threshold}")
+        if name is not None and name not in self.categories.names: raise ValueError(f"no category {name!r}; there are {', '.join(self.categories.names)}")
+        values = self.precision[kind][step]
         return np.linspace(0, 1, 101), (values.nanmean(1) if name is None else values[:, self.categories.names.index(name)]).numpy()
 
     def __str__(self):

@@ -42,12 +42,21 @@ def stretch_offsets(
     rows_R = F.interpolate(rows_R, size=2*n - 1, mode="linear", align_corners=True) # (4.2)
     return rows_R.reshape(*table_R.shape[:-1], 2*n - 1)
 
+def _fit_any(table_R, m, n):
+    "Both cases of (4.3) in one: steps of one column, or shorter ones where the map is larger than the table."
+    offset_R = torch.arange(1 - n, n, device=table_R.device).double()
+    step = ((m - 1)/offset_R[-1].clamp_min(1)).clamp_max(1)          # offset_R[-1] is n - 1
+    place_R = m - 1 + offset_R*step
+    left_R = place_R.long().clamp(0, max(2*m - 3, 0))
+    return torch.lerp(table_R[..., left_R], table_R[..., (left_R + 1).clamp_max(2*m - 2)], (place_R - left_R).to(table_R.dtype))
+
 def fit_offsets(
     table_R: Float[Tensor, "... R"], # last axis: the offsets of m positions, R = 2m-1
     n: int, # number of positions on the map
 ) -> Float[Tensor, "... R2"]: # last axis: the offsets of n positions, 2n-1 of them
     "The table for a map of `n` positions: its middle if that is enough, stretched if not, eq. (4.3)."
     m = _positions(table_R)
+    if torch.compiler.is_exporting(): return _fit_any(table_R, m, n) # a graph for all sizes may not ask which case this is
     return table_R[..., m - n:m + n - 1] if n <= m else stretch_offsets(table_R, n)
 
 # %% ../nbs/04_position.ipynb #cell-20
@@ -163,8 +172,8 @@ class FlatTable(nn.Module):
     def _spread(self, steps_CYX, size):
         "The pair table (c, N, N) of the steps a - b."
         H, W = size
-        pos_N = torch.arange(H*W, device=steps_CYX.device)
-        y_N, x_N = pos_N//W, pos_N % W
+        y_N, x_N = (pos_HW.flatten() for pos_HW in torch.meshgrid(
+            torch.arange(H, device=steps_CYX.device), torch.arange(W, device=steps_CYX.device), indexing="ij"))
         dy_NN, dx_NN = y_N[:, None] - y_N + H - 1, x_N[:, None] - x_N + W - 1      # a - b on each axis
         index_NN = dy_NN*(2*W - 1) + dx_NN
         return steps_CYX.flatten(1).index_select(1, index_NN.flatten()).unflatten(1, (H*W, H*W))

@@ -1,0 +1,51 @@
+"""One exported graph for maps smaller and larger than the tables: needs `position.fit_offsets` without a question about sizes."""
+import onnxruntime
+import pytest
+import torch
+from torch.export import Dim
+
+from lesa_nb.inference import export_onnx
+from lesa_nb.layer import POSITIONS
+from lesa_nb.position import fit_offsets
+from lesa_nb.resnet import ResNet, lesa_resnet50
+
+SIZES = [(32, 32), (64, 64), (65, 97), (200, 40), (192, 192)]
+
+
+def close(run, net):
+    for size in SIZES:
+        x = torch.randn(1, 3, *size, dtype=next(net.parameters()).dtype)
+        with torch.no_grad():
+            want = net(x)
+        assert (run(x) - want).abs().max() < 1e-4*want.abs().max(), size
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_published_network(position):
+    "Straight through torch.export, in float64 (a fresh network magnifies rounding)."
+    torch.manual_seed(0)
+    net = lesa_resnet50(num_classes=4, image_size=64, position=position).eval().double()
+    sizes = {"x_BCHW": {2: Dim("h", min=32, max=256), 3: Dim("w", min=32, max=256)}}
+    close(torch.export.export(net, (torch.zeros(1, 3, 96, 80).double(),), dynamic_shapes=sizes).module(), net)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_onnx(position, tmp_path):
+    torch.manual_seed(0)
+    net = ResNet(("C", "C", "CL", "L"), base=8, num_classes=5, image_size=64, position=position).eval()
+    export_onnx(net, tmp_path/"net.onnx", image_size=(96, 80), min_size=32, max_size=256)
+    session = onnxruntime.InferenceSession(tmp_path/"net.onnx")
+    close(lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), net)
+
+
+class Fit(torch.nn.Module):
+    def forward(self, table, x): return fit_offsets(table, x.shape[0])
+
+
+def test_fit_offsets_exported():
+    "The graph's table is the eager one for every number of positions: sliced, bitwise itself, stretched."
+    table = torch.randn(3, 9)
+    run = torch.export.export(Fit(), (table, torch.zeros(7)), dynamic_shapes=(None, {0: Dim("n", min=2, max=40)})).module()
+    for n in range(2, 41):
+        torch.testing.assert_close(run(table, torch.zeros(n)), fit_offsets(table, n), atol=1e-5, rtol=1e-5)
+    assert torch.equal(run(table, torch.zeros(5)), table)

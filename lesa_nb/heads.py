@@ -196,7 +196,8 @@ def paste(
     "Stretch each mask over its box, eq. (17.9)."
     rows_nHS = _hats(boxes_n4[:, 1], boxes_n4[:, 3], size[0], masks_nSS.shape[1])
     columns_nWS = _hats(boxes_n4[:, 0], boxes_n4[:, 2], size[1], masks_nSS.shape[2])
-    return rows_nHS@masks_nSS@columns_nWS.mT                                                             # (17.9)
+    with torch.autocast(boxes_n4.device.type, enabled=False): # an edge is worth full precision
+        return rows_nHS@full_precision(masks_nSS)@columns_nWS.mT                                         # (17.9)
 
 # %% ../nbs/17_heads.ipynb #cell-24
 class Scene(NamedTuple):

@@ -38,7 +38,7 @@ class _Squares(torch.autograd.Function):
         gx_XMK = g_XM[..., None]*x_XMK
         return 2*gx_XMK@m_XKK, x_XMK.mT@gx_XMK  # M is symmetric
 
-def _squares(x_XMK, m_XKK): return _Squares.apply(x_XMK, m_XKK.to(x_XMK.dtype))
+def _squares(x_XMK, m_XKK): return _Squares.apply(x_XMK, m_XKK.to(x_XMK.dtype).contiguous()) # else bmm copies each matrix
 
 def _total(x, dims): return x.sum(dims, dtype=torch.float64)
 
@@ -92,8 +92,8 @@ def factored_moments(
         for axis_KR, n in zip(axes, size))
     h_BGHW = einsum("bgkyx,ky->bgyx", q_BGKHW, h_KH.to(q_BGKN.dtype))            # q . m^h
     w_BGHW = einsum("bgkyx,kx->bgyx", q_BGKHW, w_KW.to(q_BGKN.dtype))            # q . m^w
-    hh_HBGW = _squares(q_BGKHW.permute(3, 0, 1, 4, 2).reshape(H, B*G*W, -1), hh_KKH.movedim(-1, 0)).view(H, B, G, W)
-    ww_WBGH = _squares(q_BGKHW.permute(4, 0, 1, 3, 2).reshape(W, B*G*H, -1), ww_KKW.movedim(-1, 0)).view(W, B, G, H)
+    hh_HBGW = _squares(q_BGKHW.permute(3, 0, 1, 4, 2).reshape(H, B*G*W, -1).contiguous(), hh_KKH.movedim(-1, 0)).view(H, B, G, W)
+    ww_WBGH = _squares(q_BGKHW.permute(4, 0, 1, 3, 2).reshape(W, B*G*H, -1).contiguous(), ww_KKW.movedim(-1, 0)).view(W, B, G, H)
     first = _total(W*h_BGHW + H*w_BGHW, (0, 2, 3))                               # (6.4) m
     second = (W*_total(hh_HBGW, (0, 1, 3)) + H*_total(ww_WBGH, (0, 1, 3))
               + 2*_total(h_BGHW*w_BGHW, (0, 2, 3)))                              # (6.4) M
@@ -151,10 +151,16 @@ def _blocks(P, N, unit, budget):
     pairs = max(1, min(P, budget//(rows*N)))
     return [(slice(p, min(p + pairs, P)), slice(i, min(i + rows, N))) for p in range(0, P, pairs) for i in range(0, N, rows)]
 
-def _view(buffer, p, i, N):
-    "The part of a buffer that holds one block of scores."
-    shape = (p.stop - p.start, i.stop - i.start, N)
-    return buffer[:math.prod(shape)].view(shape)
+def _shape(p, i, N): return p.stop - p.start, i.stop - i.start, N
+
+class _Scratch:
+    "Buffers for one call: getting fresh memory for every block would cost more than the block's products."
+    def __init__(self, like): self.like, self.buffers = like, {}
+
+    def __call__(self, name, *shape):
+        n = math.prod(shape)
+        if name not in self.buffers or len(self.buffers[name]) < n: self.buffers[name] = self.like.new_empty(n)
+        return self.buffers[name][:n].view(shape)
 
 def _row_weights(q, k, h, w, out):
     "The weights of one block, (6.6) and the softmax of (6.7), written into `out`."
@@ -172,33 +178,27 @@ def row_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "Softmax attention with a row part and a column part, block by block, eqs. (6.6) and (6.7)."
-    (P, _, N), blocks = q.shape, _blocks(q.shape[0], q.shape[2], 1, budget)
-    out, buffer = q.new_empty(P, N, v.shape[1]), q.new_empty(_view_size(blocks, N))
-    for p, i in blocks:
-        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], _view(buffer, p, i, N))
+    P, _, N = q.shape
+    out, scratch = q.new_empty(P, N, v.shape[1]), _Scratch(q)
+    for p, i in _blocks(P, N, 1, budget):
+        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
         out[p, i] = a@v[p].mT                                                    # (6.7)
     return out
-
-def _view_size(blocks, N):
-    "Numbers in the largest block, which is the first."
-    p, i = blocks[0]
-    return (p.stop - p.start)*(i.stop - i.start)*N
 
 @torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
 def row_attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, out: Tensor, budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     "The gradients of `row_attention`, block by block, eq. (6.8)."
-    (P, K, N), V, blocks = q.shape, v.shape[1], _blocks(q.shape[0], q.shape[2], 1, budget)
+    (P, K, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
     dq, dk, dv = q.new_empty(P, N, K), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
     # One more channel in the product g . v subtracts delta without another pass over the block.
     g1, v1 = torch.cat([g, -(g*out).sum(-1, keepdim=True)], -1), torch.cat([v, v.new_ones(P, 1, N)], 1)
-    buffers = q.new_empty(2, _view_size(blocks, N))
-    for p, i in blocks:
-        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], _view(buffers[0], p, i, N))
+    for p, i in _blocks(P, N, 1, budget):
+        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
         dv[p].baddbmm_(g1[p, i, :V].mT, a)
-        d = torch.bmm(g1[p, i], v1[p], out=_view(buffers[1], p, i, N)).mul_(a)
+        d = torch.bmm(g1[p, i], v1[p], out=scratch("d", *_shape(p, i, N))).mul_(a)
         dq[p, i] = d@k[p].mT
         dk[p].baddbmm_(q[p, :, i], d)
         d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
@@ -274,10 +274,11 @@ def _flat_blocks(P, slant, budget):
     W = slant.W
     return [(p, slice(i.start//W, i.stop//W)) for p, i in _blocks(P, slant.H*W, W, budget)]
 
-def _times_table(x, table, slant, p, own, other):
+def _times_table(x, table, slant, p, own, other, scratch):
     "The products of positions in rows `own` with the columns they need, read as pairs (6.10)."
-    part = x[slant.positions(own), p]
-    u = (part.reshape(-1, part.shape[-1])@table[:, slant.columns(own, other)]).unflatten(0, part.shape[:2])
+    part, columns = x[slant.positions(own), p], table[:, slant.columns(own, other)]
+    u = scratch("u", *part.shape[:2], columns.shape[1])
+    torch.mm(part.reshape(-1, part.shape[-1]), columns, out=u.flatten(0, 1))
     return slant.pairs(u, own, other)
 
 class _Spread:
@@ -292,15 +293,15 @@ class _Spread:
         self.slant.pairs(self.zeros[shape], own, other).copy_(pairs)
         return self.zeros[shape].flatten(0, 1), columns
 
-def _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows):
+def _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch):
     "The attention weights of one block, as (P, queries, N) and as pairs."
-    every, W = slice(0, slant.H), slant.W
-    a = torch.bmm(q[p, :, slant.positions(rows)].mT, k[p])                       # content
+    every, W, i = slice(0, slant.H), slant.W, slant.positions(rows)
+    a = torch.bmm(q[p, :, i].mT, k[p], out=scratch("a", *_shape(p, i, q.shape[2]))) # content
     pairs = a.unflatten(2, (slant.H, W)).unflatten(1, (-1, W))
     for own in _cut(rows):
-        pairs[:, own.start - rows.start:own.stop - rows.start] += _times_table(qp, tq, slant, p, own, every) # (4.8)
+        pairs[:, own.start - rows.start:own.stop - rows.start] += _times_table(qp, tq, slant, p, own, every, scratch) # (4.8)
     for own in _cut(every):
-        pairs[..., own, :] += _times_table(kp, tk, slant, p, own, rows).permute(0, 3, 4, 1, 2)               # (4.9)
+        pairs[..., own, :] += _times_table(kp, tk, slant, p, own, rows, scratch).permute(0, 3, 4, 1, 2)      # (4.9)
     torch.softmax(a, -1, out=a)                                                  # (6.7)
     return a, pairs
 
@@ -322,9 +323,9 @@ def flat_attention(
     "Softmax attention with a flat table, block by block, eqs. (4.8) to (4.10) through (6.10)."
     slant, every, (P, _, N) = _Slant(H, W, pitch), slice(0, H), q.shape
     tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1)                           # columns run with the key
-    out, spread = q.new_empty(P, v.shape[1], 2, N), _Spread(slant)
+    out, spread, scratch = q.new_empty(P, v.shape[1], 2, N), _Spread(slant), _Scratch(q)
     for p, rows in _flat_blocks(P, slant, budget):
-        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows)
+        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch)
         out[p, :, 0, slant.positions(rows)] = v[p]@a.mT                          # (5.4)
         for own in _cut(rows):
             s, columns = spread(pairs[:, own.start - rows.start:own.stop - rows.start], own, every)
@@ -344,16 +345,16 @@ def flat_attention_backward(
     dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (tq, tk, tv))
     delta = -(g*out).sum((1, 2))[:, None]
     g0, v1 = torch.cat([g[:, :, 0], delta], 1), torch.cat([v, v.new_ones(P, 1, N)], 1)  # as in row_attention_backward
-    g1, spread = g[:, :, 1].permute(2, 0, 1).contiguous(), _Spread(slant)
+    g1, spread, scratch = g[:, :, 1].permute(2, 0, 1).contiguous(), _Spread(slant), _Scratch(q)
     for p, rows in _flat_blocks(P, slant, budget):
-        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows)
+        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch)
         i, n = slant.positions(rows), p.stop - p.start
         dv[p].baddbmm_(g0[p, :V, i], a)
-        d = torch.bmm(g0[p, :, i].mT, v1[p])
+        d = torch.bmm(g0[p, :, i].mT, v1[p], out=scratch("d", *_shape(p, i, N)))
         dpairs = d.view(pairs.shape)
         for own in _cut(rows):
             part = slice(own.start - rows.start, own.stop - rows.start)
-            dpairs[:, part] += _times_table(g1, tv, slant, p, own, every)
+            dpairs[:, part] += _times_table(g1, tv, slant, p, own, every, scratch)
             s, columns = spread(pairs[:, part], own, every)
             dtv[:, columns].addmm_(g1[slant.positions(own), p].flatten(0, 1).mT, s)
         d.mul_(a)                                                                # (6.8) D
@@ -457,8 +458,8 @@ def _factored(q, k, v, position, norm, size, way):
 
 def _flat(q, k, v, position, norm, size):
     "(6.1) to (6.5) and (6.10) for a flat table: (P, V, 2, N)."
-    (B, G, K, N), (H, W) = q.shape, size
-    q_NPK, k_NPK = (t.permute(3, 0, 1, 2).reshape(N, B*G, K) for t in (q, k))
+    (B, G, _, N), (H, W) = q.shape, size
+    q_NPK, k_NPK = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k)) # laid out anew: sliced often below
     steps = position.unfolded(size).to(q.dtype).split(position.widths)
     moments = [content_moments(q, k), flat_moments(q_NPK, steps[0], G), flat_moments(k_NPK, steps[1], G)] if needs_moments(norm) else None
     a = score_scale(norm, moments, B*N*N).to(q.dtype).view(3, G, 1)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou, roi_align
+from torchvision.ops import box_iou, roi_align
 
-from .proposals import (RPN, STRIDES, BoxCoder, Guess, assign, full_precision, pick_random, sample,
-                               smooth_distance)
+from .proposals import (RPN, STRIDES, BoxCoder, Guess, assign, full_precision, grouped_nms, pick_random,
+                               sample, smooth_distance)
 from .published import TABLES_OF_NAMES
 from .pyramid import Pyramid, prepare
 
@@ -179,7 +179,7 @@ def best_boxes(
     place_d, class_d = (probs_nC > threshold).nonzero(as_tuple=True)
     boxes_d4 = boxes_nk4[place_d, class_d if boxes_nk4.shape[1] > 1 else 0]
     scores_d = probs_nC[place_d, class_d]
-    kept = batched_nms(boxes_d4, scores_d, class_d, .5)[:100]                                            # (17.8)
+    kept = grouped_nms(boxes_d4, scores_d, class_d, .5)[:100]                                            # (17.8)
     return boxes_d4[kept], scores_d[kept], class_d[kept]
 
 def _hats(low_n, high_n, length, S):

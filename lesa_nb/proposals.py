@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRIDES', 'BACKGROUND', 'IGNORED', 'base_anchors', 'grid_anchors', 'BoxCoder', 'assign', 'pick_random', 'pick_first',
-           'sample', 'full_precision', 'smooth_distance', 'Guess', 'RPN']
+           'sample', 'grouped_nms', 'full_precision', 'smooth_distance', 'Guess', 'RPN']
 
 # %% ../nbs/16_proposals.ipynb #cell-02
 import math
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 # %% ../nbs/16_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
@@ -123,6 +123,17 @@ def sample(
     return positive_P, negative_Q
 
 # %% ../nbs/16_proposals.ipynb #cell-23
+def grouped_nms(
+    boxes_n4: Float[Tensor, "n 4"],
+    scores_n: Float[Tensor, "n"],
+    group_n: Int[Tensor, "n"], # only boxes of the same group compete
+    overlap: float, # who overlaps a better one by more than this goes
+) -> Int[Tensor, "k"]: # places of those that stay, best first
+    "Non-maximum suppression within each level, or each class."
+    if not 0 < len(boxes_n4) < 10_000: return batched_nms(boxes_n4, scores_n, group_n, overlap)
+    aside_n = group_n.to(boxes_n4.dtype)*(boxes_n4.max() + 1) # groups side by side, so that one pass does them all
+    return nms(boxes_n4 + aside_n[:, None], scores_n, overlap)
+
 def full_precision(
     x: Tensor, # float16, bfloat16, float32 or float64
 ) -> Tensor: # float32 or float64
@@ -183,7 +194,7 @@ class RPN(nn.Module):
             scores.append(score_n[:per_level])
             levels.append(torch.full_like(best_n, level))
         boxes_n4, scores_n, levels_n = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-        kept = batched_nms(boxes_n4, scores_n, levels_n, .7)[:in_all]                                    # (16.8)
+        kept = grouped_nms(boxes_n4, scores_n, levels_n, .7)[:in_all]                                    # (16.8)
         return boxes_n4[kept], scores_n[kept]
 
     def targets(self,

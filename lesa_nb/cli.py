@@ -112,7 +112,7 @@ def _progress(losses, name, steps):
 @app.command
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"),
-    steps: int = 300,
+    steps: int = 600,
     seed: int = 0,
     quick: bool = False,
 ):

@@ -97,9 +97,9 @@ def train_small(
     task: Task,
     term: str, # a key of INNER
     *,
-    steps: int = 300,
-    batch_size: int = 64,
-    lr: float = 3e-3,
+    steps: int = 600,
+    batch_size: int = 32,
+    lr: float = 1.5e-3,
     seed: int = 0, # decides the first weights and every picture
     checks: int = 6, # how often the accuracy is looked at on the way
     watch: Callable[[Iterator], Iterable] = iter, # gets the losses as they come: a progress bar, for instance
@@ -185,9 +185,9 @@ def _curves_figure(results):
 def demo(
     out: str | PathLike, # folder for everything that is written
     *,
-    steps: int = 300, # of every network on every task
+    steps: int = 600, # of every network on every task
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 32,
     valid: int = 1024, # twin pictures kept for validation
     watch: Callable[[Iterator, str, int], Iterable] = lambda losses, name, steps: losses, # a progress bar for every run
 ) -> dict: # what metrics.json holds

@@ -46,12 +46,13 @@ def adamw_onecycle(
     model: nn.Module,
     steps: int, # T, all the steps that will be made
     *,
-    lr: float = 3e-3, # the largest learning rate
+    lr: float = 1.5e-3, # the largest learning rate
     weight_decay: float = 1e-2,
     warmup: float = 0.1, # p, the part of the steps on the way up
+    betas: tuple[float, float] = (0.9, 0.98), # memory of the gradient (the cycle moves it) and of its square
 ) -> tuple[Optimizer, LRScheduler]:
     "AdamW and its learning rate: up and down in one cycle, eqs. (12.1) and (12.2)."
-    optimizer = AdamW(decay_groups(model, weight_decay), lr=lr)
+    optimizer = AdamW(decay_groups(model, weight_decay), lr=lr, betas=betas)
     if steps > 2: warmup = max(warmup, 2/steps) # at least one step on the way up
     return optimizer, OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warmup)  # (12.2)
 

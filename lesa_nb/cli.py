@@ -220,19 +220,18 @@ def _free_memory():
     return next((1024*int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 8*2**30)
 
 def _shown_to(network, picture, size):
-    "The picture as the network wants it; refused if too small for it, or too large for this machine."
+    "The picture as the network wants it, in whole patches; refused if too small for it, or too large for this machine."
     import torch
 
     from lesa_nb.data import fitted, photo_tensor
-    width, height = fitted(picture.size, size)
-    if min(height, width) < network.stride:
-        raise ValueError(f"at {width}x{height} the picture is smaller than one patch of {network.stride}x{network.stride} pixels: choose a larger --size")
-    positions = -(-height//network.stride)*-(-width//network.stride)
+    if size < network.stride: raise ValueError(f"one patch of this network has {network.stride}x{network.stride} pixels: choose a larger --size than {size}")
+    width, height = fitted(picture.size, size, network.stride)
+    positions = height*width//network.stride**2
     need, free = 4*network.pair_floats*positions**2, _free_memory()
     if need > free:
         raise ValueError(f"at {width}x{height} each of {positions:,} positions looks at all others, which takes about {need/2**30:.0f} GiB, "
                          f"but {free/2**30:.0f} GiB are free: choose a smaller --size")
-    x_CHW = photo_tensor(picture, size)
+    x_CHW = photo_tensor(picture, size, network.stride)
     if network.channels == 1: x_CHW = x_CHW.mean(0, keepdim=True)
     mean_C11, std_C11 = (torch.tensor(numbers)[:, None, None] for numbers in (network.mean, network.std))
     return (x_CHW - mean_C11)/std_C11
@@ -254,7 +253,7 @@ def explain(
         pixel: Column and row in the picture, counted from 0 at the top left. Default: its middle.
         out: Where the figure goes. Default: the picture's name with _lesa.png, in the current folder.
         layer: The LESA layer to look into. Default: the last one.
-        size: Longer side in pixels at which the network sees the picture. The aspect ratio stays.
+        size: Longer side in pixels at which the network sees the picture, rounded to whole patches. The aspect ratio stays.
     """
     if size is not None and size < 1: raise UsageError(f"--size must be at least 1, got {size}")
     from lesa_nb.data import open_photo, photo_tensor

@@ -206,17 +206,19 @@ def sample_photo(
 def fitted(
     size: tuple[int, int], # width and height
     longest: int | None, # pixels of the longer side; None keeps the size
+    multiple: int = 1, # both sides become multiples of this, so that patches of this size tile the picture
 ) -> tuple[int, int]: # width and height
-    "A size with the same aspect ratio, as near as whole pixels allow."
-    if longest is None: return tuple(size)
-    if longest < 1: raise ValueError(f"the longer side must have at least 1 pixel, got {longest}")
-    return tuple(max(1, round(side*longest/max(size))) for side in size)
+    "A size with the same aspect ratio, as near as whole patches allow."
+    if longest is None: longest = max(size)
+    if longest < multiple: raise ValueError(f"the longer side must have at least {multiple} pixels, got {longest}")
+    return tuple(max(1, round(side*longest/max(size)/multiple))*multiple for side in size)
 
 def photo_tensor(
     photo: Image.Image, # RGB
     longest: int | None = None, # pixels of the longer side; None keeps the size
+    multiple: int = 1, # both sides become multiples of this
 ) -> Float[Tensor, "3 H W"]: # in [0, 1]
-    "A photograph as a tensor, its aspect ratio kept."
-    size = fitted(photo.size, longest)
+    "A photograph as a tensor, its aspect ratio kept as in `fitted`."
+    size = fitted(photo.size, longest, multiple)
     if size != photo.size: photo = photo.resize(size, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1)/255

@@ -141,7 +141,7 @@ def test_explain_with_the_demos_weights(photo, weights, capsys):
     out = photo.parent/"new folder"/"figure.png"
     status, said, err = run(capsys, "explain", photo, "--weights", weights, "--pixel", "89,59", "--out", out, "--size", "70")
     assert status == 0 and err == ""
-    assert "90x60, the network sees it at 70x47" in said and "pixel    89,59" in said and "UNTRAINED" not in said
+    assert "90x60, the network sees it at 70x45" in said and "pixel    89,59" in said and "UNTRAINED" not in said
     assert Image.open(out).format == "PNG"
 
 

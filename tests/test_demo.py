@@ -85,7 +85,7 @@ def test_a_longer_run_reports_findings_from_its_numbers(monkeypatch, capsys):
     monkeypatch.setattr(study, "demo", lambda *args, **options: made)
     assert cli.main(["demo"]) == 0
     said = capsys.readouterr().out
-    assert "LESA is behind" in said and "-7.0 points" in said and "guessing (33.3%): plain attention" in said
+    assert "LESA is behind" in said and "-7.0 points" in said and "guessing (33.3%): plain attention 33.0%" in said
 
 
 def test_demo_without_scikit_learn_says_what_to_install(monkeypatch, tmp_path, capsys):

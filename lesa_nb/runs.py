@@ -534,7 +534,8 @@ def curves(
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.8), layout="constrained")
     left.plot([e["epoch"] + e["step"]/per_epoch for e in steps], [e["loss"] for e in steps], color=COLORS["lesa"], lw=1.2)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    for name, style in zip(valid[0]["scores"] if valid else (), ("-", "--", "-.", ":")*9):
+    shown = [name for name in (valid[0]["scores"] if valid else ()) if "loss" not in name]
+    for name, style in zip(shown, ("-", "--", "-.", ":")*9):
         right.plot([e["epoch"] + 1 for e in valid], [e["scores"].get(name) for e in valid], style, color=COLORS["gate"], marker="o", ms=3, label=name)
     right.set(xlabel="epochs", ylabel="scores on validation pictures")
     right.locator_params(axis="x", integer=True)

@@ -85,6 +85,8 @@ def _mixer(recipe, classes):
     ways = [way(alpha=alpha, num_classes=classes) for way, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if alpha]
     return v2.RandomChoice(ways) if ways else None
 
+def _dtype(model): return next((p.dtype for p in model.parameters()), torch.float32)
+
 def losses(
     model: nn.Module,
     batch: Batch,
@@ -95,7 +97,7 @@ def losses(
 ) -> dict[str, Float[Tensor, ""]]:
     "Cross entropy of one batch, eq. (13.1)."
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    x_BCHW, y_B = batch.images.to(device, non_blocking=True, memory_format=layout), batch.labels.to(device, non_blocking=True)
+    x_BCHW, y_B = batch.images.to(device, _dtype(model), non_blocking=True, memory_format=layout), batch.labels.to(device, non_blocking=True)
     if mix: x_BCHW, y_B = mix(x_BCHW, y_B)                                                       # (13.1): now B n
     return dict(loss=F.cross_entropy(model(x_BCHW), y_B, label_smoothing=recipe.label_smoothing)) # (13.1)
 
@@ -113,7 +115,7 @@ def validate(
     loss = MeanMetric().to(device)
     for images, labels, _ in batches:
         labels = labels.to(device)
-        logits = model(images.to(device)).float()
+        logits = model(images.to(device, _dtype(model))).float()
         for metric in top.values(): metric.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels), weight=len(labels))
     return {name: 100*metric.compute().item() for name, metric in top.items()} | dict(loss=loss.compute().item())

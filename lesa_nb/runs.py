@@ -30,6 +30,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Dataset
 
 from .signals import Stop, Stopped
+from .streaming import over_processes
 from .training import Recipe, averaged, save_weights, seed_everything, sgd
 
 # %% ../nbs/12b_runs.ipynb #cell-06
@@ -154,11 +155,10 @@ class SharedNorm(nn.SyncBatchNorm):
     ) -> Tensor:
         alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
         if x.is_cuda or not self.training or alone: return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce # the one that passes gradients
         C, others = x.shape[1], [d for d in range(x.ndim) if d != 1]
         x64 = x.double()
         count = x64.new_tensor([x.numel()/C])
-        sums = all_reduce(torch.cat([x64.sum(others), x64.square().sum(others), count]))
+        sums = over_processes(self, torch.cat([x64.sum(others), x64.square().sum(others), count]))
         count = sums[-1].detach()
         mean_C, var_C = sums[:C]/count, sums[C:-1]/count - (sums[:C]/count)**2                              # (12b.3)
         if self.track_running_stats:
@@ -174,11 +174,10 @@ class SharedNorm(nn.SyncBatchNorm):
 
 def share_norms(
     model: nn.Module,
-) -> nn.Module: # the same weights
-    "Turn every batch norm into one over the pictures of all processes, the ones inside LESA too."
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+) -> nn.Module: # the same object
+    "Let every batch norm count the pictures of all processes, the ones inside LESA too."
     for norm in model.modules():
-        if type(norm) is nn.SyncBatchNorm: norm.__class__ = SharedNorm # the same parts, another way to add
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm): norm.__class__, norm.process_group = SharedNorm, None # the same parts, another way to add
     return model
 
 # %% ../nbs/12b_runs.ipynb #cell-19
@@ -254,12 +253,13 @@ class Training:
         recipe.share(ranks.size) # speaks up if the batch cannot be shared out
         seed_everything(seed)    # the same first weights everywhere
         self.model = task.build()
-        if ranks.size > 1 and recipe.sync_norm: self.model = share_norms(self.model)
+        if recipe.precision == "float64": self.model.double()
         self.model.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         self.average = averaged(self.model, recipe.ema) if recipe.ema else None
         self.optimizer, self.schedule = sgd(self.model, recipe, self.per_epoch)
         self.trained = self.model
         if ranks.size > 1: self.trained = DistributedDataParallel(self.model, device_ids=[device.index] if device.type == "cuda" else None)
+        if ranks.size > 1 and recipe.sync_norm: share_norms(self.model) # now: DistributedDataParallel refuses shared norms on a CPU
         if recipe.compile: self.trained = torch.compile(self.trained)
         seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process has its own luck
         self.epoch = self.step = 0

@@ -122,13 +122,18 @@ class Recipe:
     mixup: float = 0.                 # parameter of its Beta distribution; 0: off
     cutmix: float = 0.                # likewise
     ema: float = 0.                   # memory of the averaged weights, per step; 0: none are kept
-    precision: str = "float32"        # or "bfloat16": autocast
+    precision: str = "float32"        # or "bfloat16": autocast; or "float64": all of it, to compare runs
     channels_last: bool = False       # memory layout of the pictures
     accumulate: int = 1               # parts that a process cuts its pictures of one step into
     clip: float = 0.                  # longest gradient that is not shortened; 0: none is
     compile: bool = False             # torch.compile
     sync_norm: bool = True            # batch norm over the pictures of all processes; False: of each by itself
     augment: str = "published"        # which random changes the pictures go through: the task's word
+
+    def __post_init__(self):
+        if self.precision not in ("float32", "bfloat16", "float64"): raise ValueError(f"precision must be float32, bfloat16 or float64, got {self.precision!r}")
+        for name in ("epochs", "batch_size", "lr_batch", "accumulate"):
+            if getattr(self, name) < 1: raise ValueError(f"{name} of a recipe must be at least 1, got {getattr(self, name)}")
 
     @property
     def peak(self) -> float:
@@ -150,7 +155,7 @@ class Recipe:
     ) -> int: # pictures that a process sees at once
         "The pictures of a step, shared out among processes and accumulated parts."
         parts = processes*self.accumulate
-        if self.batch_size < 1 or self.batch_size % parts:
+        if self.batch_size % parts:
             raise ValueError(f"a batch of {self.batch_size} pictures cannot be shared among {processes} process(es) with {self.accumulate} part(s) each: "
                              f"choose a batch size that {parts} divides")
         return self.batch_size//parts

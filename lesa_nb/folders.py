@@ -294,7 +294,7 @@ AUGMENTS = dict(
 
 def _standardised():
     "From a Pillow picture to a standardised tensor."
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]  # (11a.3)
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True)]  # (11a.3)
 
 def train_transform(
     size: int = 224, # pixels of the square that comes out
@@ -403,6 +403,7 @@ def verify_pictures(
     from tqdm import tqdm
     if not os.path.isdir(folder): raise FileNotFoundError(f"{shown(folder)}: no such folder")
     if workers is not None and workers < 1: raise ValueError(f"workers must be at least 1, got {workers}")
+    splits = [splits] if isinstance(splits, str) else list(splits)
     summary, counts, faults, names = {}, Counter(), [], {}
 
     def add(fault):
@@ -419,7 +420,7 @@ def verify_pictures(
             except ValueError as error: add(PictureFault("no classes", shown(half), str(error).partition("no classes: ")[2])); continue
             with os.scandir(half) as entries: paths = sorted(entry.path for entry in entries if not entry.is_dir())  # beside the classes
             loose = [PictureFault("other file", shown(path), "outside the class folders") for path in paths]
-            paths, summary[split] = [], Counter()
+            paths, summary[split] = [], Counter(dict.fromkeys(names[split], 0))
             for fault in loose: add(fault)
             for name in names[split]:
                 try: found = list(_files(os.path.join(half, name)))

@@ -143,17 +143,20 @@ def test_no_permission_is_named(folder, monkeypatch):
         open_picture(refused)
 
 
-def test_a_class_that_cannot_be_listed_is_named(folder, monkeypatch):
-    refused, real = str(folder / "train/green"), os.scandir
+@pytest.mark.parametrize("classes", [["green"], ["blue", "green", "red"]])
+def test_classes_that_cannot_be_listed_are_named(folder, monkeypatch, classes):
+    refused, real = [str(folder / "train" / name) for name in classes], os.scandir
 
     def guarded(path="."):
-        if os.fspath(path) == refused:
-            raise PermissionError(13, "Permission denied", refused)
+        if os.fspath(path) in refused:
+            raise PermissionError(13, "Permission denied", path)
         return real(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert [(f.kind, f.path) for f in verify(folder).fatal] == [("no permission", shown(refused))]
-    with pytest.raises(PermissionError, match="green: no permission"):
+    report = verify(folder)
+    assert [(f.kind, f.path) for f in report.fatal] == [("no permission", shown(path)) for path in refused]
+    assert "no permission" in str(report) and verify(folder, splits="val").ok
+    with pytest.raises(PermissionError, match=f"{classes[0]}: no permission"):
         ClassFolder(folder / "train")
 
 

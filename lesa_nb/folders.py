@@ -44,7 +44,7 @@ _MARGIN, _LONGER = 5, 16 # pixels around the scene of 64, pixels that are added 
 @contextmanager
 def _in_one_go(folder):
     "A folder to write into, which gets its name when all is written; without that nothing of it stays."
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{shown(folder)}: exists already and is not empty; choose another folder")
     part = folder.with_name(folder.name + ".part")
@@ -87,6 +87,7 @@ def make_pictures(
     if task not in PICTURE_TASKS: raise ValueError(f"no task {task!r}; there are {', '.join(PICTURE_TASKS)}")
     if min(train, val) < 1: raise ValueError(f"need at least one picture of each class, got train={train}, val={val}")
     if size < 32: raise ValueError(f"size must be at least 32 pixels, or marks cannot be told apart; got {size}")
+    if seed < 0: raise ValueError(f"seed must be 0 or more, got {seed}")
     names, answer = PICTURE_TASKS[task]
     with _in_one_go(folder) as part:
         for place, (split, count) in enumerate((("train", train), ("val", val))):
@@ -246,9 +247,9 @@ class ClassFolder(Dataset):
         if seed < 0: raise ValueError(f"seed must be 0 or more, got {seed}")
         self.folder, self.transform, self.seed = os.fspath(folder), transform, seed
         self.classes = class_names(folder)
-        names, labels, counts = [], [], []
+        names, counts, start = [], [], len(os.path.join(self.folder, ""))
         for label, name in enumerate(self.classes):
-            try: found = [os.fsencode(os.path.relpath(path, folder)) for path in _files(os.path.join(folder, name)) if _is_picture(path)]
+            try: found = [os.fsencode(path[start:]) for path in _files(os.path.join(folder, name)) if _is_picture(path)]
             except OSError as error: raise type(error)(str(_fault(error.filename, error))) from None
             names += found; counts.append(len(found))
         empty = [name for name, count in zip(self.classes, counts) if not count]
@@ -293,7 +294,7 @@ AUGMENTS = dict(
 
 def _standardised():
     "From a Pillow picture to a standardised tensor."
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]  # (11a.3)
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True)]  # (11a.3)
 
 def train_transform(
     size: int = 224, # pixels of the square that comes out
@@ -363,27 +364,32 @@ class PictureReport(NamedTuple):
 
 _LOCK = threading.Lock() # Python has one list of warnings for all threads
 
-def _exif_fault(note):
-    "What is wrong with an EXIF note: a kind and what was found, or nothing."
+def _header(data):
+    "A picture that is open and not yet decoded, and what is wrong with its EXIF note: a kind and what was found, or nothing."
     with _LOCK, warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        try: (exif := Image.Exif()).load(note)
-        except Exception as error: return "broken EXIF", " ".join(str(error).split())
-        if heard: return "broken EXIF", " ".join(str(heard[0].message).split())
-        return ("EXIF rotation", "shown as it is stored") if exif.get(0x0112, 1) != 1 else None
+        image, fault = Image.open(io.BytesIO(data), formats=_READABLE), None
+        heard.clear()
+        if note := image.info.get("exif"):
+            exif = Image.Exif()
+            try: exif.load(note)
+            except Exception as error: fault = "broken EXIF", " ".join(str(error).split())
+            else:
+                if exif.get(0x0112, 1) != 1: fault = "EXIF rotation", "kept as it is stored"
+                if heard: fault = "broken EXIF", " ".join(str(heard[0].message).split())
+        return image, fault
 
 def _inspect(path):
     "Everything that is wrong with one file."
     if not _is_picture(path): return [PictureFault("other file", shown(path))]
     try:
-        data = _bytes(path)
-        with Image.open(io.BytesIO(data), formats=_READABLE) as image: image.load()
+        image, exif_fault = _header(_bytes(path))
+        with image: image.load()
     except Exception as error: return [_fault(path, error)]
-    found, promised = [], PICTURE_FORMATS[os.path.splitext(path)[1].lower()]
+    found, promised = [exif_fault], PICTURE_FORMATS[os.path.splitext(path)[1].lower()]
     if image.format != promised and (image.format, promised) != ("MPO", "JPEG"): found.append(("wrong extension", f"a {image.format} file"))
-    mode = "LA" if image.mode in ("L", "P", "RGB") and "transparency" in image.info else image.mode.partition(";")[0]
-    if mode in _MODES: found.append((_MODES[mode], ""))
-    if image.info.get("exif"): found.append(_exif_fault(image.info["exif"]))
+    mode = "LA" if image.has_transparency_data else image.mode.partition(";")[0]
+    if mode in _MODES: found.append((_MODES[mode], f"mode {image.mode}"))
     return [PictureFault(fault[0], shown(path), fault[1]) for fault in found if fault]
 
 def verify_pictures(
@@ -397,6 +403,7 @@ def verify_pictures(
     from tqdm import tqdm
     if not os.path.isdir(folder): raise FileNotFoundError(f"{shown(folder)}: no such folder")
     if workers is not None and workers < 1: raise ValueError(f"workers must be at least 1, got {workers}")
+    splits = [splits] if isinstance(splits, str) else list(splits)
     summary, counts, faults, names = {}, Counter(), [], {}
 
     def add(fault):
@@ -413,7 +420,7 @@ def verify_pictures(
             except ValueError as error: add(PictureFault("no classes", shown(half), str(error).partition("no classes: ")[2])); continue
             with os.scandir(half) as entries: paths = sorted(entry.path for entry in entries if not entry.is_dir())  # beside the classes
             loose = [PictureFault("other file", shown(path), "outside the class folders") for path in paths]
-            paths, summary[split] = [], Counter()
+            paths, summary[split] = [], Counter(dict.fromkeys(names[split], 0))
             for fault in loose: add(fault)
             for name in names[split]:
                 try: found = list(_files(os.path.join(half, name)))

@@ -228,6 +228,17 @@ def loader(
     return DataLoader(_Careful(dataset), batch_sampler=keys, collate_fn=_Collate(collate), num_workers=workers, pin_memory=pin,
                       worker_init_fn=_deaf, generator=torch.Generator()) # its own: the run's random state is not touched
 
+class _Reader:
+    "Reads from a loader until it is closed; workers that nobody closed would keep the process from ending."
+    def __init__(self, *args, **options): self.batches = iter(loader(*args, **options))
+    def __iter__(self): return self
+    def __next__(self):
+        try: return next(self.batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error): raise
+            return _Unread(f"a process that reads pictures ahead has died ({str(error).splitlines()[0]}): use fewer workers, or free memory")
+    def close(self): self.batches = None # lets go of the workers
+
 # %% ../nbs/12b_runs.ipynb #cell-21
 def _random_state(device):
     "All random states, in types that a safe reader reads."
@@ -415,9 +426,8 @@ def _scores(run, stop, workers):
     mine = list(range(ranks.rank, n, ranks.size))
     keys = [mine[i:i + task.valid_batch] for i in range(0, len(mine), task.valid_batch)]
     rounds = -(-(-(-n//ranks.size))//task.valid_batch)
-    batches = loader(task.valid, keys, task.collate, workers=workers, pin=run.device.type == "cuda")
     run.model.eval(), run.shown.eval()
-    with torch.no_grad(), torch.random.fork_rng([run.device] if run.device.type == "cuda" else []), \
+    with contextlib.closing(_Reader(task.valid, keys, task.collate, workers=workers, pin=run.device.type == "cuda")) as batches, torch.no_grad(), torch.random.fork_rng([run.device] if run.device.type == "cuda" else []), \
          torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bfloat16"):
         return task.validate(run.shown, _round_by_round(batches, rounds, ranks, stop), run.device)
 
@@ -492,22 +502,23 @@ def fit(
         began = saved = time.perf_counter()
         while run.epoch < last:
             keys = step_keys(len(task.train), recipe, seed, run.epoch, start=run.step, rank=ranks.rank, processes=ranks.size)
-            batches, since = iter(loader(task.train, keys, task.collate, workers=workers, pin=device.type == "cuda")), time.perf_counter()
-            while run.step < run.per_epoch:
-                parts = [next(batches) for _ in range(recipe.accumulate)]
-                waited = time.perf_counter() - since
-                unread = next((part.reason for part in parts if isinstance(part, _Unread)), "")
-                due = time.perf_counter() - saved > 60*minutes
-                wish = ranks.most(FAILED if unread else STOP if stop.number else SAVE if due else NOTHING)  # (12b.2)
-                if wish >= STOP: leave(wish, unread)
-                if wish == SAVE:
-                    save()
-                    saved = time.perf_counter()
-                    yield event("saved", path=str(path))
-                lr = run.schedule.get_last_lr()[0]
-                losses = _in_memory(run, parts)
-                took, since = time.perf_counter() - since, time.perf_counter()
-                yield event("step", loss=sum(losses.values()), losses=losses, lr=lr, images_per_second=recipe.batch_size/took, waiting=waited/took)
+            with contextlib.closing(_Reader(task.train, keys, task.collate, workers=workers, pin=device.type == "cuda")) as batches:
+                since = time.perf_counter()
+                while run.step < run.per_epoch:
+                    parts = [next(batches) for _ in range(recipe.accumulate)]
+                    waited = time.perf_counter() - since
+                    unread = next((part.reason for part in parts if isinstance(part, _Unread)), "")
+                    due = time.perf_counter() - saved > 60*minutes
+                    wish = ranks.most(FAILED if unread else STOP if stop.number else SAVE if due else NOTHING)  # (12b.2)
+                    if wish >= STOP: leave(wish, unread)
+                    if wish == SAVE:
+                        save()
+                        saved = time.perf_counter()
+                        yield event("saved", path=str(path))
+                    lr = run.schedule.get_last_lr()[0]
+                    losses = _in_memory(run, parts)
+                    took, since = time.perf_counter() - since, time.perf_counter()
+                    yield event("step", loss=sum(losses.values()), losses=losses, lr=lr, images_per_second=recipe.batch_size/took, waiting=waited/took)
             try: run.scores = _scores(run, stop, workers)
             except _Interrupted as interrupted: leave(*interrupted.args)
             better = run.scores[task.score] > run.best

@@ -43,8 +43,8 @@ class Caught(NamedTuple):
     "What one attention layer got and gave while the network ran."
     x: Float[Tensor, "1 C h w"] # its input
     context: Float[Tensor, "1 D h w"]
-    local: Float[Tensor, "1 D h w"] | None = None # plain attention has neither local term
-    gate: Float[Tensor, "1 D h w"] | None = None # nor gate
+    local: Float[Tensor, "1 D h w"] | None = None # None for plain attention, which has neither
+    gate: Float[Tensor, "1 D h w"] | None = None # of the two
 
 @torch.no_grad()
 def catch(
@@ -63,6 +63,7 @@ def catch(
     finally:
         for hook in hooks: hook.remove()
         model.train(training)
+    if idle := [name for name, parts in notes.items() if not parts]: raise ValueError(f"layer {idle[0]} did not run: expected a network that uses it")
     return {name: Caught(**parts) for name, parts in notes.items()}
 
 # %% ../nbs/14a_explorer.ipynb #cell-13

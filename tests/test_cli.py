@@ -71,10 +71,10 @@ def test_help_is_fast_and_heavy_packages_stay_out():
             "print(status, *sorted({'torch', 'torchvision', 'matplotlib', 'PIL', 'sklearn', 'numpy'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.splitlines()[-1] == "0"
-    for command in ("demo", "explain", "check"): assert command in done.stdout
+    for command in ("demo", "explain", "explore", "check", "train", "eval", "verify-data", "make-data", "export"): assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "check"])
+@pytest.mark.parametrize("command", ["demo", "explain", "explore", "check", "export"])
 def test_every_command_has_help(command, capsys):
     status, out, err = run(capsys, command, "--help")
     assert status == 0 and err == "" and f"usage: lesa {command}" in out

@@ -63,11 +63,11 @@ def test_source_archive_can_be_built_and_tested(archives):
 
 def test_wheel_holds_the_package_and_nothing_else(archives):
     names = zipfile.ZipFile(archives[1]).namelist()
-    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb-[\d.]+\.dist-info/", name)]
+    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name)]
     assert strange == []
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lesa_nb").rglob("*.py")}
     assert modules and modules <= set(names)
-    assert "lesa_nb/py.typed" in names
+    assert "lesa_nb/py.typed" in names and "lesa_nb/explorer.html" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 

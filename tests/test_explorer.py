@@ -1,0 +1,177 @@
+"""The page that can be clicked: what it holds is what the network did, and nothing in it can break out."""
+import base64
+import html
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lesa_nb import explorer as module
+from lesa_nb.explorer import LIMIT, attention_layers, explorer, read_page
+from lesa_nb.maps import look
+from lesa_nb.resnet import lesa_resnet50
+from lesa_nb.study import SmallNet
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return {term: SmallNet(term).eval() for term in ("lesa", "attention", "conv")}
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+
+
+class Reader(HTMLParser):
+    "Every element with its attributes, and the text of scripts."
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.ids, self.scripts, self.within = [], [], [], None
+        self.feed(page)
+        self.close()
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.within = tag
+        if tag == "script": self.scripts.append("")
+    def handle_endtag(self, tag): self.within = None
+    def handle_data(self, data):
+        if self.within == "script": self.scripts[-1] += data
+
+
+def test_the_page_holds_what_the_network_did(networks, photo):
+    x = torch.rand(1, 3, 50, 70)
+    views = read_page(explorer(photo, networks, x).html)[1]
+    assert [len(v) for v in views.values()] == [2, 2, 0]
+    for view in views["lesa"]:
+        seen = look(networks["lesa"], x, view.layer)
+        assert view.size == seen.size == (10, 14) and view.heads == 4
+        for row, column in ((0, 0), (3, 11), (9, 13)):
+            maps, heads = view.attention(row, column), seen.attention(row, column)[0]
+            for k, (drawn, true) in enumerate(zip(maps, torch.cat([heads.mean(0, keepdim=True), heads]))):
+                scale = heads.amax((1, 2)).mean() if k == 0 else true.max()
+                assert (drawn - true).abs().max() <= scale/510 + 1e-7
+                i = row*14 + column
+                assert view.facts["top"][k, i] == pytest.approx(true.max().item(), rel=1e-5)
+                assert true.flatten()[int(view.facts["peak"][k, i])] == pytest.approx(true.max().item(), rel=1e-5)
+                assert view.facts["own"][k, i] == pytest.approx(true[row, column].item(), rel=1e-4)
+        torch.testing.assert_close(view.parts["gate"], seen.terms.gate[0].mean(0).flatten())
+
+
+def test_plain_attention_has_its_own_weights(networks, photo):
+    x = torch.rand(1, 3, 50, 70)
+    layer, inputs = networks["attention"].blocks[1].conv2, []
+    hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    networks["attention"](x)
+    hook.remove()
+    view = read_page(explorer(photo, networks["attention"], x).html)[1]["SmallNet"][1]
+    w_GNN = layer.context.weights(inputs[0])[0]
+    for i in (0, 77, 139):
+        assert ((view.attention(i//14, i%14)[1:].flatten(1) - w_GNN[:, i]).abs().amax(1) <= w_GNN[:, i].amax(1)/510 + 1e-7).all()
+    assert view.kind == "plain attention" and list(view.parts) == ["context"]
+
+
+def test_the_photo_is_in_the_page_to_the_pixel_and_large_ones_are_shown_smaller(networks, photo):
+    def shown(picture):
+        told = read_page(explorer(picture, networks["lesa"], torch.rand(1, 3, 60, 60)).html)[0]
+        return told, Image.open(io.BytesIO(base64.b64decode(told["photo"].removeprefix("data:image/png;base64,"))))
+    told, png = shown(photo)
+    assert np.array_equal(np.array(png), np.array(photo)) and told["picture"] == [50, 70] and told["pixel"] == [25, 35]
+    told, png = shown(photo.resize((2000, 1000)))
+    assert png.size == (720, 360) and told["picture"] == [1000, 2000]
+    for mode in ("L", "CMYK", "P"): assert shown(photo.convert(mode))[1].mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["</script><script>alert(1)</script>", "<!--<script>", "<b>bold</b> & \"quoted\" 'single'", "{{page}} {{title}}",
+                                  "\\1 \\g<0> $&", "line\u2028break\u2029", "caf\udce9.jpg", "日本語 🐼"])
+def test_names_stay_text(networks, photo, name):
+    plain, odd = (explorer(photo, {n: networks["lesa"]}, torch.rand(1, 3, 60, 60), title=n) for n in ("a", name))
+    safe = name.encode("utf-8", "replace").decode()
+    told, views = read_page(odd.html)
+    assert told["title"] == safe and list(views) == [safe]
+    a, b = Reader(plain.html), Reader(odd.html)
+    assert a.elements == b.elements and len(b.scripts) == len(a.scripts) == 2  # nothing became markup
+    assert html.unescape(re.search("<title>(.*?)</title>", odd.html, re.DOTALL)[1]) == safe
+    odd.html.encode("utf-8")
+    frame = Reader(odd._repr_html_()).elements
+    assert len(frame) == 1 and frame[0][0] == "iframe" and frame[0][1]["srcdoc"] == odd.html
+    assert frame[0][1]["sandbox"] == "allow-scripts"  # no way to the notebook around it
+
+
+def test_the_page_needs_nothing_from_outside(networks, photo):
+    page = explorer(photo, networks, torch.rand(1, 3, 60, 60)).html
+    for tag, attributes in Reader(page).elements:
+        for name in ("src", "href", "action"): assert attributes.get(name, "data:").startswith("data:"), tag
+    code = Reader(page).scripts[1]
+    for word in ("fetch(", "XMLHttpRequest", "import(", "innerHTML", "eval(", "document.write", "localStorage", "http:", "https:"): assert word not in code
+    assert "default-src 'none'" in page
+
+
+def test_the_page_can_be_used_without_a_mouse_and_by_ear(networks, photo):
+    reader = Reader(explorer(photo, networks, torch.rand(1, 3, 60, 60)).html)
+    assert len(reader.ids) == len(set(reader.ids))
+    by_id = {a["id"]: a for _, a in reader.elements if "id" in a}
+    assert ("html", {"lang": "en"}) in reader.elements
+    assert by_id["photo"]["tabindex"] == "0" and by_id["said"]["aria-live"] == "polite"
+    for _, a in reader.elements:
+        for name in ("aria-labelledby", "aria-describedby"):
+            if name in a: assert a[name] in reader.ids
+    code = reader.scripts[1]
+    for name in set(re.findall(r'byId\("(\w+)"\)', code)): assert name in reader.ids, name
+    for key in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"): assert key in code
+
+
+def contrast(a, b):
+    "Of two colours, as the accessibility guidelines (WCAG 2) define it."
+    def light(hue):
+        channels = [int(hue[i:i+2], 16)/255 for i in (1, 3, 5)]
+        r, g, b = (c/12.92 if c <= .04045 else ((c + .055)/1.055)**2.4 for c in channels)
+        return .2126*r + .7152*g + .0722*b
+    high, low = sorted((light(a), light(b)), reverse=True)
+    return (high + .05)/(low + .05)
+
+
+def test_text_can_be_read(networks, photo):
+    page = explorer(photo, networks, torch.rand(1, 3, 60, 60)).html
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", page))
+    for ink, ground in ("quiet", "paper"), ("lesa", "paper"), ("quiet", "card"), ("gate", "card"), ("local", "card"), ("context", "card"):
+        assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+
+
+def test_a_large_page_is_refused_before_its_maps_are_made(networks, photo, monkeypatch):
+    monkeypatch.setattr(module, "view_layer", lambda *args: pytest.fail("a map was made"))
+    with pytest.raises(ValueError) as error: explorer(photo, networks["lesa"], torch.rand(1, 3, 250, 250))
+    said = str(error.value)
+    for part in ("2 layers", "4 maps of 50x50 positions", "50.0 MB", "40 MB", "25.0 MB", "12.5 MB", "a smaller picture"): assert part in said, said
+
+
+def test_all_of_a_lesa_resnet50_at_448_fits():
+    layers = attention_layers(lesa_resnet50())
+    assert sum(layer.context.heads*(448//16)**4 for layer in layers.values()) <= LIMIT
+
+
+def test_the_network_is_left_as_it_was(networks, photo):
+    net = networks["lesa"].train()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    explorer(photo, net, torch.rand(1, 3, 60, 60))
+    assert net.training and all(torch.equal(before[name], t) for name, t in net.state_dict().items())
+    with pytest.raises(RuntimeError): explorer(photo, net, torch.rand(1, 5, 60, 60))  # the network itself refuses
+    assert net.training and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    net.eval()
+
+
+def test_importing_needs_no_plotting():
+    code = "import sys, lesa_nb.explorer; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr

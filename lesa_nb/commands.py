@@ -46,23 +46,25 @@ def watched(
 
     from tqdm import tqdm
     bar, last = None, {}
-    for last in events:
-        kind = last["kind"]
-        if kind == "start":
-            start, done = last, last["epoch"]*last["steps"] + last["step"]
-            where = f"resumed in epoch {last['epoch']} after step {last['step']} of {last['steps']}" if last["resumed"] else "a new run"
-            speak(f"{where}: {last['pictures']:,} pictures to train on, {last['valid']:,} to validate, {last['parameters']:,} parameters, {last['processes']} process(es) on {last['device']}")
-            quiet = not sys.stderr.isatty()
-            bar = tqdm(total=last["epochs"]*last["steps"], initial=done, unit="step", disable=not is_chief(), mininterval=20 if quiet else .5, dynamic_ncols=not quiet)
-        elif kind == "step":
-            bar.set_description(f"epoch {last['epoch'] + 1}/{start['epochs']}", refresh=False)
-            bar.set_postfix_str(f"loss {last['loss']:.3f}, rate {last['lr']:.3g}, {last['images_per_second']:.0f} pictures/s, waiting {last['waiting']:.0%}", refresh=False)
-            bar.update()
-        elif kind == "valid":
-            bar.clear()
-            numbers = ", ".join(f"{name} {value:.2f}" for name, value in last["scores"].items())
-            speak(f"epoch {last['epoch'] + 1}/{start['epochs']}: {numbers}{'  (best so far)' if last['best'] else ''}")
-    if bar: bar.close()
+    try:
+        for last in events:
+            kind = last["kind"]
+            if kind == "start":
+                start, done = last, last["epoch"]*last["steps"] + last["step"]
+                where = f"resumed in epoch {last['epoch']} after step {last['step']} of {last['steps']}" if last["resumed"] else "a new run"
+                speak(f"{where}: {last['pictures']:,} pictures to train on, {last['valid']:,} to validate, {last['parameters']:,} parameters, {last['processes']} process(es) on {last['device']}")
+                quiet = not sys.stderr.isatty()
+                bar = tqdm(total=last["epochs"]*last["steps"], initial=done, unit="step", disable=not is_chief(), mininterval=20 if quiet else .5, dynamic_ncols=not quiet)
+            elif kind == "step":
+                bar.set_description(f"epoch {last['epoch'] + 1}/{start['epochs']}", refresh=False)
+                bar.set_postfix_str(f"loss {last['loss']:.3f}, rate {last['lr']:.3g}, {last['images_per_second']:.0f} pictures/s, waiting {last['waiting']:.0%}", refresh=False)
+                bar.update()
+            elif kind == "valid":
+                bar.clear()
+                numbers = ", ".join(f"{name} {value:.2f}" for name, value in last["scores"].items())
+                speak(f"epoch {last['epoch'] + 1}/{start['epochs']}: {numbers}{'  (best so far)' if last['best'] else ''}")
+    finally:
+        if bar: bar.close() # before anybody says what went wrong
     return last
 
 def finish(

@@ -57,6 +57,8 @@ def say_recipe(
     recipe: Recipe,
     pictures: int, # in the training set
     processes: int = 1,
+    *,
+    frozen: bool = False, # batch norm's statistics do not move, as in detectors
 ) -> str:
     "A recipe in words, before a run: every number, and what follows from them."
     from dataclasses import asdict
@@ -65,7 +67,8 @@ def say_recipe(
     lines.append(f"learning rate: {recipe.lr:g} for {recipe.lr_batch} pictures, so {recipe.peak:g} for {recipe.batch_size} "
                  f"({processes} process(es) x {recipe.accumulate} part(s) x {share} pictures)")
     norm = recipe.batch_size//recipe.accumulate if recipe.sync_norm else share
-    lines.append(f"batch norm sees {norm} pictures at once (32 when the published numbers were made); {per_epoch:,} steps in an epoch, {per_epoch*recipe.epochs:,} in all")
+    lines.append(("batch norm's statistics are frozen" if frozen else f"batch norm sees {norm} pictures at once (32 when the published numbers were made)") +
+                 f"; {per_epoch:,} steps in an epoch, {per_epoch*recipe.epochs:,} in all")
     return "\n".join(lines)
 
 # %% ../nbs/13_imagenet.ipynb #cell-08

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lesa_nb import cli
 from lesa_nb.folders import make_pictures
 from lesa_nb.runs import read_checkpoint, read_log
 
@@ -78,7 +79,7 @@ def test_explain_opens_the_weights(run, data, tmp_path):
     assert done.returncode == 0 and "small, term lesa, from best.safetensors" in done.stdout, done.stderr
 
 
-def test_refusals(run, data, tmp_path):
+def test_refusals(run, data, tmp_path, capsys):
     _, out = run
     train = ["train", "imagenet", "--data", data, *SMALL, "--workers", "0", "--epochs", "2"]
     (tmp_path/"empty").mkdir()
@@ -97,7 +98,9 @@ def test_refusals(run, data, tmp_path):
             ([*train, "--out", tmp_path/"x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
             ([*train, "--out", tmp_path/"x", "--device", "cuda:7"], 1, ["cuda:7"]),
             (["eval", "imagenet", "--data", other, "--weights", out/"best.safetensors"], 1, ["3 classes, but the network knows 2"])):
-        one_line(lesa(*words), status, *parts)
+        found = cli.main([str(word) for word in words])
+        said = capsys.readouterr()
+        one_line(subprocess.CompletedProcess(words, found, said.out, said.err), status, *parts)
     assert (out/"last.pt").read_bytes() == before and not (tmp_path/"x"/"last.pt").exists()
 
 

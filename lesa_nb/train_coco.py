@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
@@ -58,7 +59,8 @@ class LargeScaleJitter:
         moved = {name: v2.functional.resized_crop(target[name], top, left, h, w, size) for name in ("boxes", "masks", "semantic") if name in target}
         sides_n2 = moved["boxes"][:, 2:] - moved["boxes"][:, :2]
         there_n = (sides_n2 >= 1).all(1) & moved["masks"].flatten(1).bool().any(1)
-        kept = {name: value[there_n] for name, value in (target | moved).items() if name in ("boxes", "labels", "masks", "area", "iscrowd")}
+        kept = {name: tv_tensors.wrap(value[there_n], like=value) if isinstance(value, tv_tensors.TVTensor) else value[there_n]
+                for name, value in (target | moved).items() if name in ("boxes", "labels", "masks", "area", "iscrowd")}
         return v2.functional.resized_crop(image, top, left, h, w, size, antialias=True), target | moved | kept
 
 #: what a recipe's `augment` may ask for: name -> transform for a network of a given size
@@ -190,7 +192,7 @@ _MODERN = dict(epochs=50, milestones=(), decay_all=False, warmup_steps=1000, ema
 RECIPES = {recipe.name: recipe for recipe in (
     _PUBLISHED, replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4),                      # (20.4)
     replace(_PUBLISHED, name="mask_rcnn_modern", batch_size=16, **_MODERN), replace(_PUBLISHED, name="htc_modern", batch_size=16, lr=.005, lr_batch=4, **_MODERN),
-    Recipe("small", epochs=12, batch_size=4, lr=.02, lr_batch=4, weight_decay=1e-4, warmup_steps=20, warmup_from=.01, clip=10., sync_norm=False))}
+    Recipe("small", epochs=12, batch_size=4, lr=.02, lr_batch=4, weight_decay=1e-4, warmup_steps=20, warmup_from=.01, clip=1., sync_norm=False))}
 
 # %% ../nbs/20_train_coco.ipynb #cell-21
 def _from_one(function):

@@ -94,6 +94,25 @@ def test_flips_are_fair_and_differ_between_seeds(source):
     assert 0.3 < flips.mean() < 0.7 and (flips[0] != flips[1]).any()
 
 
+def colour(image):
+    "How far a pixel is from grey: drawn things have colour, what is behind them has none."
+    return image.amax(0) - image.amin(0)
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_masks_and_boxes_stay_on_their_things(source, augment):
+    "A flip or a window that moves the picture moves everything drawn on it."
+    dataset = TrainPictures(CocoFolder(source, training=True, semantic=True, transforms=AUGMENTS[augment](64)))
+    for turn in range(30):
+        image, target = dataset[turn, turn % len(dataset)]
+        for box, mask in zip(target["boxes"].tolist(), target["masks"].bool()):
+            rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
+            assert np.abs(np.array(box) - [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).max() < 3
+            if mask.sum() > 30:
+                assert colour(image)[mask].mean() > .2
+                assert (target["semantic"][mask] < 100).float().mean() > .8  # things have values below those of stuff
+
+
 def test_jitter_keeps_shape_size_and_what_belongs_together(source):
     torch.manual_seed(0)
     plain = CocoFolder(source, training=True, semantic=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'MODELS', 'SIZES', 'RECIPES', 'LargeScaleJitter', 'TrainPictures', 'ValidPictures', 'build_detector',
            'start_backbone', 'told', 'calibrate', 'detector_losses', 'names_of', 'coco_task', 'load_detector',
-           'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps', 'show_contexts']
+           'evaluate_coco', 'export_testdev', 'learn', 'show_scores', 'context_maps', 'show_contexts']
 
 # %% ../nbs/20_train_coco.ipynb #cell-02
 import math
@@ -35,7 +35,7 @@ from .published import load_published, published_names, read_published
 from .pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
 from .resnet import TERMS
 from .runs import Task, pick_device
-from .training import Recipe, load_weights, read_facts
+from .training import Recipe, adamw_onecycle, load_weights, read_facts
 
 # %% ../nbs/20_train_coco.ipynb #cell-07
 class LargeScaleJitter:
@@ -82,10 +82,12 @@ class TrainPictures(Dataset):
     def __init__(self,
         folder: CocoFolder, # made with training=True and random transforms
         seed: int = 0, # s
+        *,
+        repeat: int = 1, # so often an epoch goes through the folder: for small ones
     ):
-        self.folder, self.seed = folder, seed
+        self.folder, self.seed, self.repeat = folder, seed, repeat
 
-    def __len__(self): return len(self.folder)
+    def __len__(self): return self.repeat*len(self.folder)
 
     def __getitem__(self,
         key: tuple[int, int], # epoch e, index i
@@ -94,7 +96,7 @@ class TrainPictures(Dataset):
         dice = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)                       # (20.1) omega
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(dice[0])*2**31 + int(dice[1]))
-            image, target = self.folder[index]                                                           # (20.1)
+            image, target = self.folder[index % len(self.folder)]                                        # (20.1)
         return image, target | dict(file=str(self.folder.file(target["image_id"])))
 
 class ValidPictures(Dataset):
@@ -192,7 +194,7 @@ _MODERN = dict(epochs=50, milestones=(), decay_all=False, warmup_steps=1000, ema
 RECIPES = {recipe.name: recipe for recipe in (
     _PUBLISHED, replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4),                      # (20.4)
     replace(_PUBLISHED, name="mask_rcnn_modern", batch_size=16, **_MODERN), replace(_PUBLISHED, name="htc_modern", batch_size=16, lr=.005, lr_batch=4, **_MODERN),
-    Recipe("small", epochs=12, batch_size=4, lr=.02, lr_batch=4, weight_decay=1e-4, warmup_steps=20, warmup_from=.01, clip=1., sync_norm=False))}
+    Recipe("small", epochs=2, batch_size=4, lr=.01, lr_batch=4, weight_decay=1e-4, warmup_steps=10, warmup_from=.1, clip=1., sync_norm=False, augment="none"))}
 
 # %% ../nbs/20_train_coco.ipynb #cell-21
 def _from_one(function):
@@ -240,6 +242,7 @@ def coco_task(
     seed: int = 0, # decides how pictures are flipped and scaled
     missing: str = "error", # or "drop": images that are not there
     keep_empty: bool = False, # also train on images without objects
+    repeat: int = 1, # so often an epoch goes through the training pictures
     valid: str = "val2017", # split to score
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
@@ -274,7 +277,7 @@ def coco_task(
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed), ValidPictures(held), collate, detector_losses, validate, names_of,
+    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if size == "small" else 1)
 
 # %% ../nbs/20_train_coco.ipynb #cell-27
@@ -346,7 +349,33 @@ def export_testdev(
     dataset, found = _search(folder, split, weights, device, batch_size, workers, watch)
     return write_testdev(out, dataset, found)
 
-# %% ../nbs/20_train_coco.ipynb #cell-30
+# %% ../nbs/20_train_coco.ipynb #cell-29
+def learn(
+    detector: MaskRCNN,
+    task: Task, # from `coco_task`
+    steps: int,
+    *,
+    batch_size: int = 4,
+    lr: float = 3e-3, # the largest rate
+    seed: int = 0, # decides the order of the pictures
+) -> Iterator[dict[str, float]]: # yields the losses of each step
+    "Train a detector for a few steps; nothing happens until somebody asks for the next losses."
+    device = next(detector.parameters()).device
+    optimizer, schedule = adamw_onecycle(detector, max(steps, 1), lr=lr, betas=(.9, .99))
+    generator, order = torch.Generator().manual_seed(seed), []
+    for step in range(steps):
+        while len(order) < batch_size: order += torch.randperm(len(task.train), generator=generator).tolist()
+        keys, order = [(step, i) for i in order[:batch_size]], order[batch_size:]
+        losses = task.losses(detector.train(), task.collate([task.train[key] for key in keys]), device)
+        if not (total := sum(losses.values())).isfinite(): raise FloatingPointError(f"the loss is {total.item()} at step {step}: try a smaller rate than {lr:.2g}")
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 10.)
+        optimizer.step()
+        schedule.step()
+        yield {name: loss.item() for name, loss in losses.items()}
+
+# %% ../nbs/20_train_coco.ipynb #cell-33
 def show_scores(
     scores: Scores,
     *,
@@ -360,7 +389,7 @@ def show_scores(
     kinds = ["box", "mask"] if scores.mask else ["box"]
     every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
     shown = sorted(every["box"], key=every["box"].get, reverse=True)[:classes]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.8), layout="constrained", FigureClass=_Once)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", FigureClass=_Once)
     hues = dict(box=COLORS["local"], mask=COLORS["context"])
     for i, kind in enumerate(kinds):
         left.barh(np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1), [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
@@ -375,7 +404,7 @@ def show_scores(
     if title: fig.suptitle(title, x=.01, ha="left", fontsize=10)
     return fig
 
-# %% ../nbs/20_train_coco.ipynb #cell-35
+# %% ../nbs/20_train_coco.ipynb #cell-38
 def context_maps(
     detector: MaskRCNN,
     image: Float[Tensor, "3 H W"], # RGB in [0, 1]
@@ -406,7 +435,7 @@ def show_contexts(
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(2.1*len(labels), 2.3 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = plt.subplots(1, len(labels), figsize=(1.6*len(labels), 1.8 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

@@ -18,11 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lesa_nb.coco import CocoFolder, make_coco, score_results, to_results
 from lesa_nb.heads import mask_targets, paste, sample_rois
 from lesa_nb.published import to_published
-from lesa_nb.pyramid import prepare
+from lesa_nb.pyramid import backbone_from_classifier, prepare
 from lesa_nb.resnet import ResNet
 from lesa_nb.runs import fit, loader
 from lesa_nb.train_coco import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, build_detector, coco_task, evaluate_coco, export_testdev,
-                                load_detector, start_backbone, told)
+                                learn, load_detector, start_backbone, told)
 from lesa_nb.training import adamw_onecycle, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +107,9 @@ def test_masks_and_boxes_stay_on_their_things(source, augment):
         image, target = dataset[turn, turn % len(dataset)]
         for box, mask in zip(target["boxes"].tolist(), target["masks"].bool()):
             rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
-            assert np.abs(np.array(box) - [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).max() < 3
+            H, W = mask.shape
+            if min(box[:2]) > 0 and box[2] < W and box[3] < H:  # whole: a thing that was cut may have a loose box
+                assert np.abs(np.array(box) - [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).max() < 3
             if mask.sum() > 30:
                 assert colour(image)[mask].mean() > .2
                 assert (target["semantic"][mask] < 100).float().mean() > .8  # things have values below those of stuff
@@ -147,7 +149,6 @@ def test_start_from_a_run_of_our_own_equals_the_start_from_the_network(tmp_path)
     for source in network, tmp_path / "theirs.pth", tmp_path / "best.safetensors":
         torch.manual_seed(2)
         detector = build_detector(size="small", num_classes=3)
-        from lesa_nb.pyramid import backbone_from_classifier
         started = backbone_from_classifier(detector, source) if source is network else start_backbone(detector, source)
         assert {"fc.weight", "fc.bias"} < set(started.dropped) and "fc.weight" in told(started)
         detectors.append(detector.state_dict())
@@ -157,7 +158,7 @@ def test_start_from_a_run_of_our_own_equals_the_start_from_the_network(tmp_path)
 def test_what_the_backbone_starts_from_is_said(source, tmp_path):
     heard = []
     task_of(source, say=heard.append).build()
-    assert heard == ["left out of training: 1 x crowd, 1 x image without annotations"] or "crowd" in heard[0]
+    assert len(heard) == 1 and heard[0].startswith("left out of training: ") and "x crowd" in heard[0] and "x image without annotations" in heard[0]
     with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
         task_of(source, start=tmp_path / "none.pth")
     with pytest.raises(ValueError, match="expected the categories of instances_train2017.json"):
@@ -209,7 +210,7 @@ def test_an_epoch_without_objects_is_finite_and_reaches_every_weight(folder, mod
 @pytest.mark.parametrize("model", KINDS)
 def test_ten_steps_leave_the_statistics_of_frozen_norms_alone(source, model):
     before, norms = {}, set()
-    for detector, _ in steps(task_of(source, model), 10):
+    for detector, _ in steps(task_of(source, model), 10, batch_size=1):
         if not before:  # the first step is behind us: steps may change weights, never statistics
             held = detector.state_dict()
             before = {name: value.clone() for name, value in held.items() if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
@@ -233,22 +234,24 @@ def weights_of(folder):
     return torch.load(folder / "last.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", ["mask_rcnn", pytest.param("htc", marks=pytest.mark.slow)])
 def test_two_epochs_equal_one_and_one(source, tmp_path, model):
-    edit_free = dict(image_size=64)
     recipe = replace(BRIEF, augment="jitter", ema=.9)
-    small = source
-    events = list(fit(task_of(small, model, augment="jitter", **edit_free), recipe, tmp_path / "whole", seed=5))
+
+    def run(folder, **options):
+        return list(fit(task_of(source, model, augment="jitter"), recipe, tmp_path / folder, seed=5, **options))
+
+    events = run("whole")
     assert [e["kind"] for e in events if e["kind"] != "step"] == ["start", "valid", "valid", "end"]
-    list(fit(task_of(small, model, augment="jitter", **edit_free), recipe, tmp_path / "parts", seed=5, until=1))
-    list(fit(task_of(small, model, augment="jitter", **edit_free), recipe, tmp_path / "parts", seed=5, resume=True))
+    run("parts", until=1)
+    run("parts", resume=True)
     one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(value.equal(two[name]) for name, value in one.items())
     facts = json.loads((tmp_path / "whole" / "last.json").read_text())
     assert facts["arch"] == "detector" and facts["net"]["model"] == model and facts["net"]["keep_ratio"] and facts["category_ids"] == [2, 17, 90]
     with pytest.raises(ValueError, match="net: .*there.*now"):
-        list(fit(task_of(small, model, augment="jitter", image_size=96), recipe, tmp_path / "whole", seed=5, resume=True))
-    scores = evaluate_coco(small, tmp_path / "whole" / "last.safetensors", batch_size=2)
+        list(fit(task_of(source, model, augment="jitter", image_size=96), recipe, tmp_path / "whole", seed=5, resume=True))
+    scores = evaluate_coco(source, tmp_path / "whole" / "last.safetensors", batch_size=2)
     assert abs(100*scores.mask["AP"] - facts["scores"]["mask AP"]) < 1e-3
 
 
@@ -367,8 +370,10 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, model):
     eight(folder)
     task = coco_task(folder, model=model, size="small", augment="none", valid="train2017", say=lambda text: None)
     assert len(task.train) == len(task.valid) == 8
-    for detector, _ in steps(task, 400, batch_size=4, lr=3e-3):
-        pass
+    torch.manual_seed(0)
+    detector = task.build()
+    for losses in learn(detector, task, 300):
+        assert all(map(math.isfinite, losses.values()))
     scores = task.validate(detector, [task.collate([task.valid[i]]) for i in range(8)], CPU)
     assert scores["box AP"] > 90 and scores["mask AP"] > 90, scores
 

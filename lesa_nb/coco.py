@@ -414,6 +414,10 @@ class CocoFolder(Dataset):
                              f"{self.path.name} says {size[0]}x{size[1]}: the boxes would not fit; replace one of the two")
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
+    def picture(self, image_id: int) -> Tensor: # (3, H, W) in [0, 1]
+        "The image alone, without what is known of it."
+        return self._open(image_id).as_subclass(Tensor)/255
+
     def _stuff(self, image_id):
         "The stuff map, raw values."
         path = self.folder/"stuffthingmaps"/self.split/Path(str(self._names[self._place[image_id]])).with_suffix(".png")

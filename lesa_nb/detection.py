@@ -79,10 +79,10 @@ def stuff_loss(
 ) -> Float[Tensor, ""]:
     "How wrong the names of every eighth pixel are, eq. (18.4)."
     total, known = 0, 0
-    for logits_1Khw, y_HW in zip(logits, semantic):
+    for i, (logits_1Khw, y_HW) in enumerate(zip(logits, semantic)):
         y_hw, classes = y_HW[::8, ::8].long(), logits_1Khw.shape[1]                                      # (18.4)
         wrong = ((y_hw < 0) | (y_hw >= classes)) & (y_hw != 255)
-        if wrong.any(): raise ValueError(f"expected semantic values from 0 to {classes - 1}, or 255 for unknown, found {y_hw[wrong][0].item()}")
+        if wrong.any(): raise ValueError(f"image {i}: expected semantic values from 0 to {classes - 1}, or 255 for unknown, found {y_hw[wrong][0].item()}")
         total = total + F.cross_entropy(logits_1Khw, y_hw[None], ignore_index=255, reduction="sum")
         known = known + (y_hw != 255).sum()
     return .2*total/known.clamp_min(1)                                                                   # (18.4)

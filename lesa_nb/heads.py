@@ -230,6 +230,7 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.pyramid, self.num_classes, self.image_size, self.keep_ratio = pyramid, num_classes, image_size, keep_ratio
         self.pick = pick_random # who is taken when a sample is full
+        self.resizes = True     # False: in training the pictures come at the network's size
         self._add_heads(pyramid.channels, width)
 
     def _add_heads(self, channels, width):
@@ -304,7 +305,8 @@ class MaskRCNN(nn.Module):
         targets: Sequence[dict] | None = None, # boxes, labels from 1, masks; for HTC also semantic
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]: # losses in training; else boxes, labels, scores, masks (n, 1, H, W) of each image
         if self.training and targets is None: raise ValueError("a detector in training mode needs targets; call .eval() to detect")
-        inputs, fitted = prepare(images, targets if self.training else None, side=self.image_size, keep_ratio=self.keep_ratio,
+        side = self.image_size if self.resizes or not self.training else None
+        inputs, fitted = prepare(images, targets if self.training else None, side=side, keep_ratio=self.keep_ratio,
                                  classes=self.num_classes, semantic=self.learns_stuff)
         if self.training: return self.losses(inputs, [t | dict(classes=t["labels"] - 1) for t in fitted])
         found = []

@@ -57,7 +57,7 @@ def prepare(
     images: Sequence[Float[Tensor, "3 H W"]], # RGB, nominally in [0, 1]; each of its own size
     targets: Sequence[dict] | None = None, # boxes (n, 4), labels (n,) from 1, masks (n, H, W), optionally semantic (H, W)
     *,
-    side: int, # S, pixels of the square, or of the longer side
+    side: int | None, # S, pixels of the square, or of the longer side; None: the pictures have the network's size already
     keep_ratio: bool = False, # scale both sides alike instead of squeezing into a square
     classes: int = 80, # labels run from 1 to this
     semantic: bool = False, # whether the targets must have a semantic map
@@ -70,7 +70,8 @@ def prepare(
         name = f"image {i}" if target is None or "image_id" not in target else f"image_id {int(target['image_id'])}"
         _check_image(image, name)
         H, W = old = tuple(image.shape[1:])
-        new = tuple(max(1, round(n*side/max(old))) for n in old) if keep_ratio else (side, side)
+        if side is None: new = old
+        else: new = tuple(max(1, round(n*side/max(old))) for n in old) if keep_ratio else (side, side)
         x_3hw = (image - image.new_tensor(IMAGENET_MEAN)[:, None, None])/image.new_tensor(IMAGENET_STD)[:, None, None]
         if new != old: x_3hw = F.interpolate(x_3hw[None], new, mode="bilinear", align_corners=False)[0] # (15.1)
         inputs.append(x_3hw)

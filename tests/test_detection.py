@@ -211,3 +211,101 @@ def test_same_result_alone_and_in_a_batch():
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a["labels"], b["labels"])
         torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [MaskRCNN, HTC])
+@pytest.mark.parametrize("size", [(5000, 20), (20, 5000), (1, 1)])
+def test_extreme_shapes(kind, size):
+    "A strip of 250 : 1 is squeezed or stays a strip; either way everything is finite and inside."
+    H, W = size
+    target = dict(boxes=torch.tensor([[0., 0, W, H]]), labels=torch.tensor([1]), masks=torch.ones(1, H, W, dtype=torch.float16), semantic=torch.full(size, 7))
+    for keep_ratio in (False, True):
+        model = small(kind, keep_ratio=keep_ratio)
+        losses = model.train()([torch.rand(3, *size)], [target])
+        assert all(loss.isfinite() for loss in losses.values())
+        with torch.no_grad():
+            found, = model.eval()([torch.rand(3, *size)])
+        assert found["masks"].shape[1:] == (1, H, W) and (found["boxes"] <= torch.tensor([W, H, W, H]) + 1e-2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.bool, torch.uint8])
+def test_masks_of_any_type_mean_the_same(dtype):
+    "What is at least one half is inside."
+    images, masks = [torch.rand(3, 64, 64)], torch.zeros(1, 64, 64)
+    masks[:, 10:40, 10:40] = 1
+    target = dict(boxes=torch.tensor([[10., 10, 40, 40]]), labels=torch.tensor([2]))
+    losses = []
+    for kind in (torch.float32, dtype):
+        torch.manual_seed(3)
+        losses.append(small().train()(images, [target | dict(masks=masks.to(kind))]))
+    assert all(losses[0][name].equal(losses[1][name]) for name in losses[0])
+
+
+def test_boxes_outside_are_refused_and_boxes_that_reach_out_are_cut():
+    image, target = torch.rand(3, 40, 60), dict(labels=torch.tensor([1]), masks=torch.ones(1, 40, 60))
+    for box in ([70., 5, 90, 20], [-30., 5, -1, 20], [5., 5, 5, 20], [5., 41, 30, 90]):
+        for name, who in ((dict(image_id=7), "image_id 7"), ({}, "image 0")):
+            with pytest.raises(ValueError, match=f"{who}: 1 boxes have no area inside the image of 60 x 40 pixels"):
+                small().train()([image], [target | dict(boxes=torch.tensor([box])) | name])
+    losses = []
+    for box in ([-9., 5, 20, 99], [0., 5, 20, 40]):
+        torch.manual_seed(3)
+        losses.append(small().train()([image], [target | dict(boxes=torch.tensor([box]))]))
+    assert all(losses[0][name].equal(losses[1][name]) for name in losses[0])
+
+
+def test_a_stuff_map_of_another_size_or_with_unknown_values_is_named():
+    image, target = torch.rand(3, 64, 64), dict(image_id=9, boxes=torch.tensor([[3., 4, 30, 30]]), labels=torch.tensor([2]), masks=torch.ones(1, 64, 64))
+    model = small(HTC).train()
+    with pytest.raises(ValueError, match=r"image_id 9: expected a semantic map of the image's size \(64, 64\), found \(8, 8\)"):
+        model([image], [target | dict(semantic=torch.zeros(8, 8))])
+    with pytest.raises(ValueError, match="image_id 9: its target has no semantic map"):
+        model([image], [target])
+    with pytest.raises(ValueError, match="image 0: expected semantic values from 0 to 182, or 255 for unknown, found 200"):
+        model([image], [target | dict(semantic=torch.full((64, 64), 200))])
+    assert small(HTC, semantic=False).train()([image], [target])["s0.loss_cls"].isfinite()
+
+
+@pytest.mark.parametrize("kind", [MaskRCNN, HTC])
+def test_pictures_of_many_sizes_feel_nothing_of_each_other(kind):
+    "With the ratio kept the pictures of a batch differ in size; maps and logits are those of each alone, to the last bit but rounding."
+    model = small(kind, keep_ratio=True).eval()
+    inputs = [torch.randn(3, *size) for size in ((64, 48), (48, 64), (64, 48), (64, 20))]
+    with torch.no_grad():
+        together = model.scenes(inputs)
+        for x, scene in zip(inputs, together, strict=True):
+            alone, = model.scenes([x])
+            for a, b in zip([*scene.maps, *scene.guess.logits, *scene.guess.deltas], [*alone.maps, *alone.guess.logits, *alone.guess.deltas], strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_no_padded_position_can_be_looked_at():
+    "Every key of the context term is a position of the picture itself. Padded to a common size, a picture would look at the padding."
+    from lesa_nb.layer import LESA
+    model = small(keep_ratio=True).eval()
+    layer = next(part for part in model.modules() if isinstance(part, LESA))
+    seen = []
+    layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(3, 64, 20)
+    with torch.no_grad():
+        (scene, _), apart = model.scenes([x, torch.randn(3, 64, 64)]), list(seen)
+        narrow = min(apart, key=lambda a: a.shape[3])
+        weights = layer.context.weights(narrow)
+        assert weights.shape[-1] == narrow.shape[2]*narrow.shape[3]
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        padded, = model.scenes([torch.nn.functional.pad(x, (0, 44))])
+    h, w = scene.maps[2].shape[2:]
+    assert (padded.maps[2][..., :h, :w - 1] - scene.maps[2][..., :w - 1]).abs().max() > 1e-3  # so padding would not have been harmless
+
+
+def test_training_takes_pictures_as_they_are_if_told_so():
+    model = small(keep_ratio=True).train()
+    sizes = []
+    model.pyramid.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[2:])))
+    target = dict(boxes=torch.tensor([[3., 4, 20, 20]]), labels=torch.tensor([2]), masks=torch.ones(1, 24, 32))
+    model([torch.rand(3, 24, 32)], [target])
+    model.resizes = False
+    model([torch.rand(3, 24, 32)], [target])
+    with torch.no_grad():
+        model.eval()([torch.rand(3, 24, 32)])
+    assert sizes == [(48, 64), (24, 32), (48, 64)]

@@ -10,15 +10,15 @@ goes on where it stopped. What the networks do inside is measured afterwards, fr
 """
 import json
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, ROOT, arguments, facts, save, start
+from common import ROOT, arguments, facts, save, start
 
 from lesa_nb import study
-from lesa_nb.data import Pictures, chunks, find_twin
+from lesa_nb.data import find_twin
 from lesa_nb.resnet import lesa_resnet50
+from lesa_nb.three_way import LIMITS, name_of, score_table, scores, study_row, verdicts
 from lesa_nb.training import adamw_onecycle, evaluate, save_weights, seed_everything, train_steps
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
@@ -33,10 +33,10 @@ def plan(quick):
     three = list(study.INNER)
     if quick: return [(v, t, {}, s) for v in VARIANTS for t in ("lesa", "attention", "conv") for s in (0, 1)][:12] + [("find the twin", "ungated", {}, 0)]
     runs = [("find the twin", t, {}, s) for s in range(3) for t in three]
-    runs += [("digits", t, {}, s) for t in study.TERM_NAMES for s in range(5)]
-    runs += [("find the twin", t, {}, s) for s in range(3) for t in ("ungated", "conv+attention")]
+    runs += [("digits", t, {}, s) for t in study.TERM_NAMES for s in range(3)]
     for seeds in ([0], [1, 2]):
-        runs += [(v, t, {}, s) for v in ("twin, unaligned", "twin, clutter") for s in seeds for t in three]
+        runs += [("find the twin", t, {}, s) for s in seeds for t in ("ungated", "conv+attention")]
+        runs += [(v, t, {}, s) for v in ("twin, unaligned", "twin, clutter") for s in seeds for t in ("lesa", "conv", "attention")]
         if seeds == [0]: runs.append(("find the twin", "conv", DEEP, 0))
     return runs
 
@@ -77,21 +77,77 @@ def train(path, wanted, args):
     part.replace(path.with_suffix(".json"))
 
 
-def main(args):
+def measured(path, found):
+    "The row of a finished run: its facts and what is found inside, kept beside it."
+    kept = path.with_suffix(".row")
+    if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime: return json.loads(kept.read_text())
+    knobs, (model, facts) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
+    held = study.digit_task().valid if knobs is None else find_twin(facts["pictures"], torch.Generator().manual_seed(2**31), **knobs)
+    row = study_row(study.Run(model, facts, [], found["curve"]), held)
+    row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
+    right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
+    if abs(right - row["accuracy"]*row["pictures"]) > 2: raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
+    row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def small(args):
+    "All small networks: train what is not there, measure, gather."
     folder = ROOT/"benchmarks"/"runs"/f"study-{args.device}{'-quick' if args.quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [(stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
-    for path, wanted in ([] if args.collect else todo):
-        if finished(path, wanted): continue
-        train(path, wanted, args)
-        f = finished(path, wanted)["facts"]
-        print(f"{path.name}: {f['accuracy']:.1%}, {f['cpu_seconds']} CPU seconds, {f['seconds']} s", flush=True)
+    rows, missing = [], ["full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full"]
+    for run in plan(args.quick):
+        path, wanted = stem(folder, *run), recipe(*run, args)
+        if not args.collect and not finished(path, wanted): train(path, wanted, args)
+        if found := finished(path, wanted):
+            rows.append(measured(path, found))
+            if not args.collect: print(f"{path.name}: {rows[-1]['accuracy']:.1%}, {rows[-1]['cpu_seconds']} CPU seconds, {rows[-1]['seconds']} s", flush=True)
+        else: missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
+        if rows and (not args.collect or run == plan(args.quick)[-1]): save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
+    print(score_table(rows))
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        if study.TERM_NAMES["lesa"] in scores(rows, variant): print("\n".join(verdicts(rows, variant)))
+    print("not run:", *missing, sep="\n  ")
+
+
+# Full-size networks on larger pictures
+
+def large_twins(n, side, generator, device):
+    "Twin pictures with clutter and marks anywhere, enlarged to side x side on the device."
+    images, labels = find_twin(n, generator, aligned=False, clutter=24)[:2]
+    return F.interpolate(images.to(device), (side, side)), labels.to(device)
+
+
+def full(args):
+    "LESA-ResNet-50 and its two controls, from scratch."
+    side, steps, batch, valid, seeds = (64, 2, 2, 4, 1) if args.quick else (224, 3000, 64, 4096, 3)
+    held = [large_twins(min(64, valid), side, torch.Generator().manual_seed(2**31 + i), args.device) for i in range(max(1, valid//64))]
+    rows = []
+    for seed in range(seeds):
+        for term in study.INNER:
+            seed_everything(seed)
+            model = lesa_resnet50(num_classes=3, image_size=side, term=term).to(args.device)
+            optimizer, schedule = adamw_onecycle(model, steps, lr=1e-3)
+            generator, losses, curve = torch.Generator().manual_seed(seed), [], []
+            begin, cpu = time.perf_counter(), time.process_time()
+            batches = (large_twins(batch, side, generator, args.device) for _ in range(steps))
+            for step, loss in enumerate(train_steps(model, batches, optimizer, schedule), 1):
+                losses.append(loss)
+                if step % max(1, steps//12) == 0: curve.append((step, evaluate(model, held[:8])))
+            rows.append(dict(variant="twin 224 x 224, unaligned, clutter", name=study.TERM_NAMES[term], net=dict(arch="lesa_resnet50", term=term), seed=seed,
+                             accuracy=evaluate(model, held), chance=1/3, pictures=sum(len(y) for _, y in held), steps=steps, batch_size=batch,
+                             parameters=sum(p.numel() for p in model.parameters()), cpu_seconds=time.process_time() - cpu, seconds=time.perf_counter() - begin,
+                             curve=curve, losses=losses[::max(1, steps//40)]))
+            save("study-full", QUESTION, rows, args, side=side, steps=steps)
+    print(score_table(rows))
 
 
 if __name__ == "__main__":
     parser = arguments(QUESTION)
     parser.add_argument("--steps", type=int, help="steps of every small network; 600 if not given")
     parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
+    parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
     args = start(parser)
     args.steps = args.steps or (3 if args.quick else 600)
-    main(args)
+    full(args) if args.full else small(args)

@@ -238,7 +238,7 @@ LIMITS = (
     "A convolution and then an attention block has both ingredients: the task shows that both are needed, not that the gate is.",
     "The recipe was chosen so that LESA learns reliably; the controls got no search of their own.",
     "Marks are aligned with the stem's cells unless the variant says otherwise.",
-    "Coloured marks look at the white one, not the other way round; a map of attention is no proof that the task was solved that way.",
+    "Attention shows where coloured marks look, twin or not: at the white one. A map of attention is no proof that the task was solved that way.",
     "Pictures of 64 pixels and networks of 32 thousand weights: nothing here is about ImageNet.",
 )
 
@@ -284,12 +284,12 @@ def score_table(
     rows: list[dict], # from `study_row`
 ) -> str:
     "Mean, interval and range over the seeds of every network on every variant, one line each."
-    lines = [f"{'task':<18}{'network':<28}{'accuracy':>9}{'+-':>7}{'range':>15}{'seeds':>7}{'chance':>8}{'weights':>9}{'CPU s':>7}"]
+    lines = [f"{'task':<18} {'network':<28}{'accuracy':>9}{'+-':>7}{'range':>15}{'seeds':>7}{'chance':>8}{'weights':>11}{'CPU s':>7}"]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         for name, by_seed in scores(rows, variant).items():
             own = [row for row in rows if (row["variant"], row["name"]) == (variant, name)]
             s, cpu = spread(list(by_seed.values())), spread([row["cpu_seconds"] for row in own]).mean
             half = f"{100*s.half:.1f}" if s.n > 1 else "-"
-            lines.append(f"{variant:<18}{name:<28}{s.mean:>9.1%}{half:>7}{f'{100*s.low:.1f} to {100*s.high:.1f}':>15}{s.n:>7}"
-                         f"{own[0]['chance']:>8.1%}{own[0]['parameters']:>9,}{cpu:>7.3g}")
+            lines.append(f"{variant:<18} {name:<28}{s.mean:>9.1%}{half:>7}{f'{100*s.low:.1f} to {100*s.high:.1f}':>15}{s.n:>7}"
+                         f"{own[0]['chance']:>8.1%}{own[0]['parameters']:>11,}{cpu:>7.3g}")
     return "\n".join(lines)

@@ -146,9 +146,12 @@ def read_marks(
     twins: Twins,
 ) -> list[dict]: # after the stem and after each block
     "What a linear reader finds at the red mark: its own turn, and the white mark's."
-    cells_BHW = mark_cells(twins.corners, twins.images.shape[-1]//CELL)[:, 1]
-    maps = [model.stem(twins.images), *(out for _, _, out in _middles(model, twins.images))]
-    features = [(x_BCHW*cells_BHW[:, None]).sum((2, 3))/cells_BHW.sum((1, 2))[:, None] for x_BCHW in maps]
+    parts = []
+    for images_BCHW, corners_BM2 in zip(twins.images.split(128), twins.corners.split(128)):
+        cells_B1HW = mark_cells(corners_BM2, images_BCHW.shape[-1]//CELL)[:, 1:2]
+        maps = [model.stem(images_BCHW), *(out_BCHW for _, _, out_BCHW in _middles(model, images_BCHW))]
+        parts.append([(x_BCHW*cells_B1HW).sum((2, 3))/cells_B1HW.sum((2, 3)) for x_BCHW in maps])
+    features = [torch.cat(block) for block in zip(*parts)]
     return [dict(own=readable(f_BD, twins.turns[:, 1], 4), far=readable(f_BD, twins.turns[:, 0], 4)) for f_BD in features]
 
 # %% ../nbs/22a_three_way.ipynb #cell-20
@@ -210,7 +213,7 @@ def measure(
 ) -> dict: # anything here fits into JSON
     "Everything on this page that can be asked of one trained network."
     model.eval()
-    part = pictures[0][:256]
+    part = pictures[0][:128]
     inside = dict(shares=shares(model, part), dropped=drop_terms(model, pictures), mistakes=mistakes(model, pictures))
     if isinstance(pictures, Twins): inside |= dict(readable=read_marks(model, pictures), looking=looking(model, Twins(*(t[:512] for t in pictures))))
     return inside

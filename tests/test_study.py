@@ -1,0 +1,110 @@
+"""The three-way study: controls of equal size, a benchmark that goes on where it stopped, and what its file claims."""
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lesa_nb import study, three_way
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def script(root):
+    "benchmarks/study.py as a module."
+    sys.path.insert(0, str(root/"benchmarks"))
+    yield importlib.import_module("study")
+    sys.path.remove(str(root/"benchmarks"))
+
+
+@pytest.fixture
+def args(tmp_path, monkeypatch, script):
+    "A quick run that writes into a folder of its own."
+    monkeypatch.setattr(script, "RESULTS", tmp_path/"results")
+    monkeypatch.setattr(sys.modules["common"], "RESULTS", tmp_path/"results")
+    return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False)
+
+
+def test_all_networks_of_the_study_are_about_equally_large():
+    for task in (dict(classes=3, size=64, patch=5), dict(classes=10, channels=1, size=8, patch=2)):
+        counts = [sum(p.numel() for p in study.SmallNet(term, **task).parameters()) for term in study.TERM_NAMES]
+        assert max(counts) < 1.1*min(counts)
+
+
+def test_an_interrupted_study_goes_on(script, args, tmp_path, monkeypatch):
+    tried, train = [], script.train
+    def interrupted(path, wanted, args):
+        if len(tried) == 2: raise KeyboardInterrupt
+        tried.append(path.name)
+        train(path, wanted, args)
+    monkeypatch.setattr(script, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt): script.small(args)
+    monkeypatch.setattr(script, "train", lambda path, wanted, args: (tried.append(path.name), train(path, wanted, args)))
+    script.small(args)
+    names = [script.stem(tmp_path, *run).name for run in script.plan(True)]
+    assert tried == names and len(set(names)) == len(names)  # every run once, none twice
+    found = json.loads((tmp_path/"results"/"study-cpu-quick.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["LESA", "LESA without gate", "convolution, 8 blocks", "plain attention"]
+    assert all("full-size" in line for line in found["not_run"]) and found["limits"] == list(three_way.LIMITS)
+    for row in found["rows"]:
+        assert row["steps"] == STEPS and row["cpu_seconds"] >= 0 and len(row["commit"]) >= 4
+        right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
+        assert right/row["pictures"] == pytest.approx(row["accuracy"], abs=2/row["pictures"])
+
+
+def test_another_recipe_is_another_run(script, args, tmp_path):
+    run = ("digits", "conv", {}, 0)
+    path, wanted = script.stem(tmp_path, *run), script.recipe(*run, args)
+    script.train(path, wanted, args)
+    assert script.finished(path, wanted)
+    args.steps += 1
+    assert not script.finished(path, script.recipe(*run, args))
+    path.with_suffix(".safetensors").unlink()
+    assert not script.finished(path, wanted)
+
+
+def test_what_was_not_run_is_named(script, args, capsys):
+    args.collect = True
+    script.small(args)
+    said = capsys.readouterr().out
+    for words in ("full-size networks at 224 x 224", "find the twin, LESA, seed 0", "digits, convolution, 8 blocks, seed 0"): assert words in said
+
+
+def test_the_published_file_says_what_it_must(root):
+    found = json.loads((root/"benchmarks"/"results"/"study-cpu.json").read_text())
+    for key in ("date", "commit", "device", "threads", "python", "torch", "limits", "not_run"): assert key in found
+    twin = three_way.scores(found["rows"], "find the twin")
+    for term in study.INNER: assert len(twin[study.TERM_NAMES[term]]) >= 3
+    assert min(twin["LESA"].values()) > .95
+    assert max(*twin["convolution"].values(), *twin["plain attention"].values()) < .45
+    for row in found["rows"]:
+        assert row["curve"][0][0] == 0 and row["curve"][-1][0] == row["steps"]
+        assert row["cpu_seconds"] > 0 and row["seconds"] >= .9*row["cpu_seconds"]
+    for line in three_way.verdicts(found["rows"], "find the twin")[:2]: assert "LESA is ahead" in line
+
+
+def test_gate_and_ungated_differ_only_in_the_gate():
+    lesa, ungated = study.SmallNet("lesa"), study.SmallNet("ungated")
+    names = [{name for name, _ in net.named_parameters() if ".gate." not in name} for net in (lesa, ungated)]
+    assert names[0] == names[1] and not any(".gate." in name for name, _ in ungated.named_parameters())
+
+
+def test_dropping_a_term_leaves_the_network_alone_even_after_an_error():
+    net = study.SmallNet("attention", size=20, position="flat").eval()
+    ways = [block.conv2.context.attend for block in net.blocks]
+    with pytest.raises(ValueError, match="factored"): three_way.drop_terms(net, (torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)))
+    assert [block.conv2.context.attend for block in net.blocks] == ways
+
+
+@pytest.mark.slow
+def test_lesa_finds_the_twin_and_the_controls_guess():
+    "One seed of the claim: about four minutes of one core."
+    task, accuracy = study.twin_task(), {}
+    for term in study.INNER:
+        facts = study.train_small(task, term, seed=0, device="cpu").facts
+        accuracy[term] = facts["accuracy"]
+        print(term, f"{facts['accuracy']:.1%}, {facts['cpu_seconds']} CPU seconds")
+    assert accuracy["lesa"] > .95 and max(accuracy["conv"], accuracy["attention"]) < .45, accuracy

@@ -29,16 +29,17 @@ DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. 
 
 #: the commands of two words: first word -> what it does, and the function behind each second word
 GROUPS = {
-    "train": ("Train a network or a detector; --resume auto goes on where a run was stopped.", dict(imagenet=commands.train_imagenet)),
-    "eval": ("Score weights on validation pictures.", dict(imagenet=commands.eval_imagenet)),
-    "verify-data": ("Check a folder before training on it.", dict(imagenet=commands.verify_imagenet)),
-    "make-data": ("Draw a small folder of pictures, to try everything on.", dict(imagenet=commands.make_imagenet))}
+    "train": ("Train a network or a detector; --resume auto goes on where a run was stopped.", dict(imagenet=commands.train_imagenet, coco=commands.train_coco)),
+    "eval": ("Score weights on validation pictures.", dict(imagenet=commands.eval_imagenet, coco=commands.eval_coco)),
+    "verify-data": ("Check a folder before training on it.", dict(imagenet=commands.verify_imagenet, coco=commands.verify_coco_folder)),
+    "make-data": ("Draw a small folder of pictures, to try everything on.", dict(imagenet=commands.make_imagenet, coco=commands.make_coco_folder))}
 
 for _first, (_help, _functions) in GROUPS.items():
     _group = SubcommandApp()
     for _second, _function in _functions.items(): _group.command(_function, name=_second)
     app.command(_group, name=_first, help=_help)
 app.command(commands.export)
+app.command(commands.export_testdev, name="export-testdev")
 
 # %% ../nbs/23_cli.ipynb #cell-07
 class Part(NamedTuple):

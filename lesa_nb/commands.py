@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'is_chief', 'say', 'positive', 'watched', 'finish', 'default_workers', 'train_imagenet', 'eval_imagenet',
-           'verify_imagenet', 'make_imagenet', 'export']
+           'verify_imagenet', 'make_imagenet', 'export', 'train_coco', 'eval_coco', 'verify_coco_folder',
+           'make_coco_folder', 'export_testdev']
 
 # %% ../nbs/22b_commands.ipynb #cell-02
 import importlib.util
@@ -259,4 +260,184 @@ def export(
         from lesa_nb.inference import export_program
         torch.export.save(export_program(classifier.model, **sizes), out)
     print(f"{out}: {classifier.facts['network']} for pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation")
+    return 0
+
+# %% ../nbs/22b_commands.ipynb #cell-18
+def train_coco(
+    data: Annotated[Path, arg(metavar="DIR")],
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/coco"),
+    model: Literal["mask_rcnn", "htc"] = "mask_rcnn",
+    recipe: Literal["published", "modern"] = "published",
+    size: Literal["published", "small"] = "published",
+    start: Annotated[Path | None, arg(metavar="FILE")] = None,
+    convert: Literal["drop", "slice"] | None = None,
+    term: Literal["lesa", "attention", "conv"] = "lesa",
+    image_size: int | None = None,
+    no_semantic: bool = False,
+    missing: Literal["error", "drop"] = "error",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    lr: float | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    seed: int = 0,
+    resume: Literal["never", "auto"] = "never",
+    stop_after: Annotated[int | None, arg(metavar="EPOCHS")] = None,
+    minutes: float = 15.,
+    workers: int | None = None,
+    device: str | None = None,
+    no_tensorboard: bool = False,
+) -> int:
+    """Train a detector on a folder in COCO's layout: train2017, val2017, annotations and, for HTC, stuffthingmaps.
+
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save everything and end with
+    status 143 and 130; the same command with --resume auto goes on from there, to the bit.
+
+    Args:
+        data: Folder in COCO's layout.
+        out: Folder of this run: checkpoint, weights, log, curves.
+        model: Mask R-CNN on LESA-ResNet-50, or HTC on LESA-WRN-50.
+        recipe: published: 20 epochs, as in the paper. modern: 50 epochs with large-scale jitter. A small detector has a recipe of its own.
+        size: published, or small: for trying out on drawn pictures.
+        start: ImageNet weights for the backbone: a .safetensors of lesa train imagenet --position factored, or a .pth of the authors.
+        convert: What to do with flat position tables in them: drop or slice. Without it they are refused.
+        term: What takes the place of the 3x3 convolutions: LESA, or a control.
+        image_size: Pixels of a side; the position tables are made for it. Default: as published.
+        no_semantic: HTC without stuff maps.
+        missing: What to do about pictures that are not there.
+        epochs: Instead of the recipe's.
+        batch_size: Pictures in one step, all processes together, instead of the recipe's; the learning rate follows.
+        accumulate: Parts that each process cuts its pictures of one step into: less memory, the same step.
+        lr: Rate for as many pictures as the recipe says, instead of the recipe's.
+        precision: Instead of the recipe's.
+        seed: Decides first weights, order and flips.
+        resume: auto: go on where the folder's checkpoint stands, if there is one. never: refuse a folder that holds a run.
+        stop_after: End after so many epochs; the learning rate still goes by the recipe's.
+        minutes: Between two checkpoints; each epoch ends with one, too.
+        workers: Processes that read pictures ahead, for each process that trains.
+        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        no_tensorboard: Write no files for TensorBoard.
+    """
+    positive(image_size=image_size, epochs=epochs, batch_size=batch_size, accumulate=accumulate, stop_after=stop_after)
+    if seed < 0 or minutes < 0 or (workers or 0) < 0: raise UsageError("--seed, --minutes and --workers must not be negative")
+    with Stop() as stop: # listens while the rest is still being imported
+        from dataclasses import replace
+
+        from lesa_nb.imagenet import say_recipe
+        from lesa_nb.runs import fit
+        from lesa_nb.train_coco import RECIPES, coco_task
+        name = "small" if size == "small" else model + "_modern"*(recipe == "modern")
+        changes = dict(epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr, precision=precision)
+        chosen = replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})
+        task = coco_task(data, model=model, size=size, term=term, image_size=image_size, augment=chosen.augment, semantic=not no_semantic, start=start,
+                         convert=convert, seed=seed, missing=missing, say=say)
+        workers = default_workers() if workers is None else workers
+        net = task.facts["net"]
+        say(f"{model}, {size}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, seed {seed}, {workers} worker(s)")
+        say(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1)), frozen=True))
+        board = importlib.util.find_spec("tensorboard") is not None and not no_tensorboard
+        finish(out, watched(fit(task, chosen, out, seed=seed, resume=resume == "auto", until=stop_after, workers=workers, minutes=minutes,
+                                device=device, stop=stop, tensorboard=board), chosen), task.score)
+    return 0
+
+def _bar(results):
+    "Results with a bar."
+    from tqdm import tqdm
+    return tqdm(results, unit="image")
+
+def eval_coco(
+    data: Annotated[Path, arg(metavar="DIR")],
+    weights: Annotated[Path, arg(metavar="FILE")],
+    split: str = "val2017",
+    batch_size: int = 1,
+    workers: int | None = None,
+    device: str | None = None,
+    out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
+) -> int:
+    """Score a detector on a split of a COCO folder: boxes and masks, COCO's twelve numbers.
+
+    Args:
+        data: Folder in COCO's layout.
+        weights: A .safetensors of lesa train coco, or a .pth of the authors.
+        split: Which pictures.
+        batch_size: Pictures at once.
+        workers: Processes that read pictures ahead.
+        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        out: Also write the scores there, with AP class by class.
+    """
+    positive(batch_size=batch_size)
+    from lesa_nb.train_coco import evaluate_coco
+    scores = evaluate_coco(data, weights, split=split, device=device, batch_size=batch_size, workers=default_workers() if workers is None else workers, watch=_bar)
+    print(scores)
+    if out:
+        numbers = dict(box=scores.box, mask=scores.mask, classes={kind: scores.class_ap(kind) for kind in scores.precision}, weights=str(weights), data=str(data), split=split)
+        finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None) # where there was nothing to find, JSON has no nan
+        out.write_text(json.dumps(finite, indent=1), encoding="utf-8")
+    return 0
+
+def verify_coco_folder(
+    data: Annotated[Positional[Path], arg(metavar="DIR")],
+    workers: int | None = None,
+) -> int:
+    """Read every annotation and open every picture of a COCO folder; say what would be left out of training and what would stop it.
+
+    Ends with status 1 if anything would stop it.
+
+    Args:
+        data: Folder in COCO's layout.
+        workers: Pictures that are read at the same time.
+    """
+    from lesa_nb.coco import verify_coco
+    report = verify_coco(data, workers=workers)
+    print(report)
+    return 0 if report.ok else 1
+
+def make_coco_folder(
+    out: Annotated[Positional[Path], arg(metavar="DIR")],
+    train: int = 64,
+    val: int = 16,
+    test: int = 8,
+    size: int = 160,
+    seed: int = 0,
+) -> int:
+    """Draw a small folder in COCO's layout, with polygons, crowds, empty pictures and stuff maps, to try everything on.
+
+    Args:
+        out: Must not exist, or be empty.
+        train: Pictures to train on.
+        val: Pictures to validate on.
+        test: Pictures without annotations.
+        size: Pixels of the longer side.
+        seed: Another seed, other pictures.
+    """
+    positive(train=train, val=val, test=test)
+    from lesa_nb.coco import make_coco
+    folder = make_coco(out, train=train, val=val, test=test, size=size, seed=seed)
+    print(f"{folder}: ready for lesa train coco --data {folder} --size small")
+    return 0
+
+def export_testdev(
+    data: Annotated[Path, arg(metavar="DIR")],
+    weights: Annotated[Path, arg(metavar="FILE")],
+    out: Annotated[Path, arg(metavar="FILE.json")] = Path("detections_test-dev2017_lesa_results.json"),
+    split: str = "test-dev2017",
+    batch_size: int = 1,
+    workers: int | None = None,
+    device: str | None = None,
+) -> int:
+    """Search COCO's test pictures and write the file that its server wants.
+
+    Args:
+        data: Folder in COCO's layout, with test2017 and annotations/image_info_test-dev2017.json.
+        weights: A .safetensors of lesa train coco, or a .pth of the authors.
+        out: The file; the server wants it zipped.
+        split: Which pictures.
+        batch_size: Pictures at once.
+        workers: Processes that read pictures ahead.
+        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+    """
+    positive(batch_size=batch_size)
+    from lesa_nb import train_coco as detectors
+    path = detectors.export_testdev(data, weights, out, split=split, device=device, batch_size=batch_size, workers=default_workers() if workers is None else workers, watch=_bar)
+    print(f"{path}: {path.stat().st_size/1e6:.1f} MB, in the original category numbers, at most 100 detections for each picture")
     return 0

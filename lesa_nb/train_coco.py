@@ -435,7 +435,7 @@ def show_contexts(
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(1.45*len(labels), 1.6 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = plt.subplots(1, len(labels), figsize=(1.25*len(labels), 1.4 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

@@ -73,7 +73,7 @@ def show_gallery(
 
     from lesa_nb.viz import _Once, overlay
     n, tall = len(networks), shown_CHW.shape[1]/shown_CHW.shape[2]
-    fig, axes = plt.subplots(2, n, figsize=(2.4*n, 4.8*tall + .6 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = plt.subplots(2, n, figsize=(1.95*n, 3.9*tall + .7 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
     for (top, bottom), (name, network) in zip(axes.T, networks.items()):
         with torch.no_grad(): size = tuple(network(x_1CHW).shape[2:])
         cell = cell_of(pixel, tuple(x_1CHW.shape[2:]), size)

@@ -194,7 +194,7 @@ _MODERN = dict(epochs=50, milestones=(), decay_all=False, warmup_steps=1000, ema
 RECIPES = {recipe.name: recipe for recipe in (
     _PUBLISHED, replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4),                      # (20.4)
     replace(_PUBLISHED, name="mask_rcnn_modern", batch_size=16, **_MODERN), replace(_PUBLISHED, name="htc_modern", batch_size=16, lr=.005, lr_batch=4, **_MODERN),
-    Recipe("small", epochs=2, batch_size=4, lr=.01, lr_batch=4, weight_decay=1e-4, warmup_steps=10, warmup_from=.1, clip=1., sync_norm=False, augment="none"))}
+    Recipe("small", epochs=12, batch_size=4, lr=.01, lr_batch=4, weight_decay=1e-4, warmup_steps=10, warmup_from=.1, clip=1., sync_norm=False, augment="none"))}
 
 # %% ../nbs/20_train_coco.ipynb #cell-21
 def _from_one(function):
@@ -435,7 +435,7 @@ def show_contexts(
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(1.6*len(labels), 1.8 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = plt.subplots(1, len(labels), figsize=(1.25*len(labels), 1.4 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

@@ -78,8 +78,11 @@ def test_the_published_file_says_what_it_must(root):
     for key in ("date", "commit", "device", "threads", "python", "torch", "limits", "not_run"): assert key in found
     twin = three_way.scores(found["rows"], "find the twin")
     for term in study.INNER: assert len(twin[study.TERM_NAMES[term]]) >= 3
-    assert min(twin["LESA"].values()) > .95
-    assert max(*twin["convolution"].values(), *twin["plain attention"].values()) < .45
+    controls = [*twin["convolution"].values(), *twin["plain attention"].values()]
+    assert min(twin["LESA"].values()) > max(controls) + .2 and max(controls) < .45
+    for name, accuracy in three_way.scores(found["rows"], "twin, batch of 64").items():
+        if name == "LESA": assert min(accuracy.values()) > .95
+        else: assert max(accuracy.values()) < .45
     for row in found["rows"]:
         assert row["curve"][0][0] == 0 and row["curve"][-1][0] == row["steps"]
         assert row["cpu_seconds"] > 0 and row["seconds"] >= .9*row["cpu_seconds"]
@@ -101,10 +104,10 @@ def test_dropping_a_term_leaves_the_network_alone_even_after_an_error():
 
 @pytest.mark.slow
 def test_lesa_finds_the_twin_and_the_controls_guess():
-    "One seed of the claim: about four minutes of one core."
+    "One seed of the claim, by the recipe that got stuck in no run: about four minutes of one core."
     task, accuracy = study.twin_task(), {}
     for term in study.INNER:
-        facts = study.train_small(task, term, seed=0, device="cpu").facts
+        facts = study.train_small(task, term, steps=400, batch_size=64, lr=3e-3, seed=0, device="cpu").facts
         accuracy[term] = facts["accuracy"]
         print(term, f"{facts['accuracy']:.1%}, {facts['cpu_seconds']} CPU seconds")
     assert accuracy["lesa"] > .95 and max(accuracy["conv"], accuracy["attention"]) < .45, accuracy

@@ -83,7 +83,7 @@ def show_gallery(
         top.plot(middle[1], middle[0], "o", ms=9, mfc="none", mec="white", mew=1.4)
         attends_hw = attended(network, x_1CHW, cell)
         if attends_hw is None: bottom.text(.5, .5, "attends to nothing", ha="center", va="center", fontsize=9, transform=bottom.transAxes)
-        else: overlay(shown_CHW, attends_hw, cell, f"attends to (largest {attends_hw.max()*attends_hw.numel():.1f} x uniform)", bottom)
+        else: overlay(shown_CHW, attends_hw, cell, f"attends to\n(at most {attends_hw.max()*attends_hw.numel():.1f} x uniform)", bottom)
         bottom.axis("off")
     if title: fig.suptitle(title, x=.01, ha="left", fontsize=10)
     return fig

@@ -24,7 +24,7 @@ from .folders import ClassFolder, class_folders, class_names, loader_speed, vali
 from .published import load_published, read_published
 from .resnet import ResNet, lesa_resnet50, lesa_wrn50
 from .runs import Task, loader, pick_device, processes
-from .training import Recipe, load_weights, read_facts, sgd
+from .training import Recipe, build_optimizer, load_weights, read_facts
 
 # %% ../nbs/13_imagenet.ipynb #cell-05
 def small(
@@ -224,7 +224,7 @@ def speeds(
     device, n = pick_device(device), recipe.share()
     batch = task.collate([task.train[0, i % len(task.train)] for i in range(n)])
     model = task.build().to(device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format).train()
-    optimizer, _ = sgd(model, recipe, 1)
+    optimizer, _ = build_optimizer(model, recipe, 1)
     trained = torch.compile(model) if recipe.compile else model
 
     def step():

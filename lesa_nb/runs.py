@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .signals import Stop, Stopped
 from .streaming import over_processes
-from .training import Recipe, averaged, save_weights, seed_everything, sgd
+from .training import Recipe, averaged, build_optimizer, save_weights, seed_everything
 
 # %% ../nbs/12b_runs.ipynb #cell-06
 def step_keys(
@@ -267,7 +267,7 @@ class Training:
         if recipe.precision == "float64": self.model.double()
         self.model.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
         self.average = averaged(self.model, recipe.ema) if recipe.ema else None
-        self.optimizer, self.schedule = sgd(self.model, recipe, self.per_epoch)
+        self.optimizer, self.schedule = build_optimizer(self.model, recipe, self.per_epoch)
         self.trained = self.model
         if ranks.size > 1: self.trained = DistributedDataParallel(self.model, device_ids=[device.index] if device.type == "cuda" else None)
         if ranks.size > 1 and recipe.sync_norm: share_norms(self.model) # now: DistributedDataParallel refuses shared norms on a CPU

@@ -194,7 +194,8 @@ _MODERN = dict(epochs=50, milestones=(), decay_all=False, warmup_steps=1000, ema
 RECIPES = {recipe.name: recipe for recipe in (
     _PUBLISHED, replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4),                      # (20.4)
     replace(_PUBLISHED, name="mask_rcnn_modern", batch_size=16, **_MODERN), replace(_PUBLISHED, name="htc_modern", batch_size=16, lr=.005, lr_batch=4, **_MODERN),
-    Recipe("small", epochs=12, batch_size=4, lr=.01, lr_batch=4, weight_decay=1e-4, warmup_steps=10, warmup_from=.1, clip=1., sync_norm=False, augment="none"))}
+    Recipe("small", epochs=12, batch_size=4, lr=3e-3, lr_batch=4, optimizer="adamw", weight_decay=1e-2, decay_all=False, warmup_steps=10, warmup_from=.1, clip=10.,
+           sync_norm=False, augment="none"))}
 
 # %% ../nbs/20_train_coco.ipynb #cell-21
 def _from_one(function):

@@ -308,7 +308,7 @@ def test_sync(board, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=project.ROOT, help="the project to test (default: this one)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that one notebook or one test may take")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that one notebook or one test may take")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
     parser.add_argument("--slow", action="store_true", help="run the slow tests too; one may take half an hour")
     parser.add_argument("--only", choices=["notebooks", "pytest", "sync"], help="one part")

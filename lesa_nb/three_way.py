@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .context import Context, context_weights
-from .data import CELL, Pictures, Twins, chunks
+from .data import CELL, Twins, chunks
 from .layer import LESA
-from .study import TERM_NAMES, Run, SmallNet, Task, differ, train_small
+from .study import TERM_NAMES, Run, SmallNet, differ
 from .terms import local_share, split_terms
 from .training import evaluate
 

@@ -109,7 +109,7 @@ def small(args):
         if rows and (not args.collect or run == plan(args.quick)[-1]): save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
     print(score_table(rows))
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        print("\n".join(verdicts(rows, variant)))
+        for line in verdicts(rows, variant): print(line)
     print("not run:", *missing, sep="\n  ")
 
 

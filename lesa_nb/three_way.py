@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .context import Context, context_weights
-from .data import CELL, Pictures, Twins, chunks
+from .data import CELL, Twins, chunks
 from .layer import LESA
-from .study import TERM_NAMES, Run, SmallNet, Task, differ, train_small
+from .study import TERM_NAMES, Run, SmallNet, differ
 from .terms import local_share, split_terms
 from .training import evaluate
 
@@ -276,6 +276,8 @@ def verdicts(
     found, pictures = scores(rows, variant), next(row["pictures"] for row in rows if row["variant"] == variant)
     mine, lines = found.pop(TERM_NAMES["lesa"], None), []
     if mine is None: return [f"{variant}: LESA was not run."]
+    chance, own = next(row["chance"] for row in rows if row["variant"] == variant), spread(list(mine.values()))
+    if own.mean < chance + .05: lines.append(f"{variant}: LESA does not win: {own.mean:.1%} over {own.n} seed{'s'*(own.n > 1)} is within 5 points of guessing ({chance:.1%}).")
     for name, rival in found.items():
         word, d = judged(mine, rival, pictures)
         says = {"ahead": f"LESA is ahead of {name}", "behind": f"LESA does not win: it is behind {name}",

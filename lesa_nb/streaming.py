@@ -521,17 +521,15 @@ def _flat(q, k, v, position, norm, size):
     (B, G, _, N), (H, W) = q.shape, size
     k, v = k.flip(-1), v.flip(-1)                                                # (6.10) from last to first
     q_NPK, k_NPK = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k)) # laid out anew: sliced often below
-    e_q, e_k, e_v = position.unfolded(size).to(q.dtype).split(position.widths)
-    e_k = e_k.flip(1, 2)
-    moments = [content_moments(q, k), flat_moments(q_NPK, e_q, G), flat_moments(k_NPK, e_k, G)] if needs_moments(norm) else None
+    steps = position.unfolded(size).to(q.dtype).split(position.widths)
+    moments = None
+    if needs_moments(norm): moments = [content_moments(q, k), flat_moments(q_NPK, steps[0], G), flat_moments(k_NPK, steps[1].flip(1, 2), G)]
     a = score_scale(norm, moments, B*N*N).to(q.dtype).view(3, G, 1)
-    tables, pitch = [e.flatten(1) for e in (e_q, e_k, e_v)], 2*W - 1
     # An exported graph must hold for every size, so it may not ask whether this one is the table's own.
-    if not torch.compiler.is_exporting() and tuple(size) == position.size:
-        (t_q, t_k, t_v), pitch = position.table.to(q.dtype).split(position.widths), W
-        tables = [t_q, t_k.flip(-1), t_v]
+    own = not torch.compiler.is_exporting() and tuple(size) == position.size
+    (t_q, t_k, t_v), pitch = (position.table.to(q.dtype).split(position.widths), W) if own else ([s.flatten(1) for s in steps], 2*W - 1)
     return flat_attention((a[0, ..., None]*q).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), a[1].repeat(B, 1)*q_NPK, a[2].repeat(B, 1)*k_NPK,
-                          *tables, H, W, pitch, BUDGET.get(q.device.type, BUDGET["cpu"]))
+                          t_q, t_k.flip(-1), t_v, H, W, pitch, BUDGET.get(q.device.type, BUDGET["cpu"]))
 
 def streaming(
     q_BGKN: Float[Tensor, "B G K N"], # queries

@@ -324,28 +324,28 @@ class _Table:
         start = own.start*self.slant.W
         for run in self.slant.runs(own, most):
             y, x, m, n = run
-            first = y*self.slant.W + x
-            yield run, slice(first, first + m*n), slice(first - start, first - start + m*n)
+            first = y*self.slant.W + x - start
+            yield run, slice(first, first + m*n)
 
-    def add_scores(self, pairs, x, p, own, others):
-        "Add the scores x . e of positions in rows `own`, (4.8) and (4.9)."
-        for run, i, part in self._runs(own, self.most):
-            s = self.scratch("part", i.stop - i.start, *pairs.shape[1:])
-            pairs[part] += torch.bmm(x[i, p], self.slant.windows(self.table, run, others), out=s)
+    def add_scores(self, pairs, x, own, others):
+        "Add the scores x . e of positions in rows `own`, (4.8) and (4.9); x is (own, P, K)."
+        for run, part in self._runs(own, self.most):
+            s = self.scratch("part", part.stop - part.start, *pairs.shape[1:])
+            pairs[part] += torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s)
 
     def sums(self, pairs, own, others):
         "The table's columns, summed with the pairs as weights, (4.10): (own, P, K)."
-        return torch.cat([torch.bmm(pairs[part], self.slant.windows(self.table, run, others).mT) for run, _, part in self._runs(own, self.most)])
+        return torch.cat([torch.bmm(pairs[part], self.slant.windows(self.table, run, others).mT) for run, part in self._runs(own, self.most)])
 
-    def add_gradient(self, dtable, x, pairs, p, own, others):
+    def add_gradient(self, dtable, x, pairs, own, others):
         "The gradient of the columns in `add_scores`, or with weights for pairs and their gradient for x, in `sums`."
-        for run, i, part in self._runs(own, max(1, self.most//8)):                # few at a time, so that the spread stays in the cache
+        for run, part in self._runs(own, max(1, self.most//8)):                # few at a time, so that the spread stays in the cache
             columns = self.slant.columns(run, others)
-            shape = (i.stop - i.start, len(dtable), columns.stop - columns.start)
+            shape = (part.stop - part.start, len(dtable), columns.stop - columns.start)
             # Every write of this shape hits the same places, so what lies between them stays zero.
             if shape not in self.zeros: self.zeros[shape] = dtable.new_zeros(shape)
             spread = self.slant.pairs(self.zeros[shape], run, others)
-            spread.copy_(torch.bmm(x[i, p].mT, pairs[part], out=self.scratch("part", *shape[:2], pairs.shape[2])).view(spread.shape))
+            spread.copy_(torch.bmm(x[part].mT, pairs[part], out=self.scratch("part", *shape[:2], pairs.shape[2])).view(spread.shape))
             dtable[:, columns] += self.zeros[shape].sum(0)
 
 def _flat_blocks(P, slant, budget):
@@ -359,9 +359,9 @@ def _flat_logits(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
     every, i = slice(0, slant.H), slant.positions(rows)
     n, b, N = _shape(p, i, q.shape[2])
     turned = torch.bmm(k[p].mT, q[p, :, i], out=scratch("turned", n, N, b))      # content, key by query
-    key_table.add_scores(turned.transpose(0, 1), kp, p, every, rows)             # (4.9)
+    key_table.add_scores(turned.transpose(0, 1), kp[:, p], every, rows)          # (4.9)
     s = scratch("a", n, b, N).copy_(turned.mT)
-    query_table.add_scores(s.transpose(0, 1), qp, p, rows, every)                # (4.8)
+    query_table.add_scores(s.transpose(0, 1), qp[i, p], rows, every)             # (4.8)
     return s
 
 @torch.library.custom_op("lesa_nb::flat_attention", mutates_args=())
@@ -391,24 +391,24 @@ def flat_attention_backward(
     table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
     dq, dqp = q.new_empty(q.shape), qp.new_empty(qp.shape)
     dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
-    g1 = g[:, :, 1].permute(2, 0, 1).contiguous()
     for p, rows in _flat_blocks(P, slant, budget):
         i = slant.positions(rows)
         a = _exp_again_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch).sub_(lse[p, i]))
         g0 = g[p, :, 0, i]
         d = torch.bmm(g0.mT, v[p], out=scratch("d", *a.shape))
         pairs_a, pairs_d = a.transpose(0, 1), d.transpose(0, 1)
-        table_v.add_scores(pairs_d, g1, p, rows, every)
-        table_v.add_gradient(dtv, g1, pairs_a, p, rows, every)
+        g1 = scratch("g1", d.shape[1], len(d), len(tv)).copy_(g[p, :, 1, i].permute(2, 0, 1))
+        table_v.add_scores(pairs_d, g1, rows, every)
+        table_v.add_gradient(dtv, g1, pairs_a, rows, every)
         dv[p].baddbmm_(g0, a)
         d.sub_((g[p, :, :, i]*out[p, :, :, i]).sum((1, 2))[..., None]).mul_(a) # (6.8) D
         dq[p, :, i] = k[p]@d.mT
         dk[p].baddbmm_(q[p, :, i], d)
         dqp[i, p] = table_q.sums(pairs_d, rows, every)
-        table_q.add_gradient(dtq, qp, pairs_d, p, rows, every)
+        table_q.add_gradient(dtq, qp[i, p], pairs_d, rows, every)
         turned = scratch("turned", len(d), N, d.shape[1]).copy_(d.mT).transpose(0, 1)
         dkp[:, p] += table_k.sums(turned, every, rows)
-        table_k.add_gradient(dtk, kp, turned, p, every, rows)
+        table_k.add_gradient(dtk, kp[:, p], turned, every, rows)
     return dq, dk, dv, dqp, dkp, dtq, dtk, dtv
 
 @_flat_forward.register_fake
@@ -463,7 +463,7 @@ class Choice(NamedTuple):
     name: str    # "explicit" | "rows" | "channels" | "flat"
     reason: str  # one sentence
 
-BUDGET = dict(cpu=1 << 21, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
+BUDGET = dict(cpu=1 << 20, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
 
 SMALL = 1 << 19 # so few scores that writing them out is fastest
 
@@ -519,7 +519,7 @@ def _factored(q, k, v, position, norm, size, way):
 def _flat(q, k, v, position, norm, size):
     "(6.1) to (6.5) and (6.10) for a flat table: (P, V, 2, N)."
     (B, G, _, N), (H, W) = q.shape, size
-    k, v = k.flip(-1), v.flip(-1)                                                # (6.10) from last to first
+    q, k, v = q.contiguous(), k.flip(-1), v.flip(-1) # (6.10) keys and values from last to first; copies, so that what they came from can go
     q_NPK, k_NPK = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k)) # laid out anew: sliced often below
     steps = position.unfolded(size).to(q.dtype).split(position.widths)
     moments = None

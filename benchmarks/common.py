@@ -77,6 +77,7 @@ def arguments(question):
     parser.add_argument("--threads", type=int, help="CPU threads; all cores if not given")
     parser.add_argument("--rounds", type=int, default=5, help="timing rounds; the fastest counts")
     parser.add_argument("--quick", action="store_true", help="small sizes: does the script run?")
+    parser.add_argument("--only", nargs="+", help="names of rows: measure these and keep the others of the file, if they are of the same commit and machine")
     return parser
 
 
@@ -87,11 +88,29 @@ def start(parser):
     return args
 
 
-def save(name, question, rows, args, **more):
+def chosen(names, args):
+    "Those of the rows' names that were asked for, in their order."
+    if unknown := set(args.only or ()) - set(names): raise SystemExit(f"--only: expected some of {', '.join(names)}; found {', '.join(sorted(unknown))}")
+    return [n for n in names if not args.only or n in args.only]
+
+
+def merged(path, run):
+    "The rows of a run measured in pieces: the file's, where commit and machine are the same, with the new ones over them."
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if any(old.get(k) != run[k] for k in ("commit", "device", "threads", "torch")): return run["rows"]
+    rows = {row["name"]: row for row in old["rows"]}
+    for row in run["rows"]: rows[row["name"]] = rows.get(row["name"], {}) | row
+    return list(rows.values())
+
+
+def save(name, question, rows, args, summary=lambda rows: {}, **more):
     "Write benchmarks/results/NAME-DEVICE.json (or into $OUT), whole or not at all."
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS/f"{name}-{args.device}{'-quick' if args.quick else ''}.json"
-    text = json.dumps(dict(question=question, **facts(args.device), **more, rows=rows), indent=1)
+    run = dict(question=question, **facts(args.device), **more, rows=rows)
+    if args.only: run["rows"] = merged(path, run)
+    run |= summary(run["rows"])
+    text = json.dumps(run, indent=1)
     part = path.with_suffix(".part")
     part.write_text(text + "\n")
     part.replace(path)

@@ -1,6 +1,6 @@
 """How much faster and leaner is the context term when it streams?
 
-    python benchmarks/context_term.py            # 2-core CPU: about 3 minutes
+    python benchmarks/context_term.py            # 2-core CPU: about 3 minutes; or in pieces: --only factored-256, ...
 
 The context term alone (projection, norms, attention), fp32, forward + backward in training mode and inference in eval mode:
 as published, explicit, streaming; equal numbers are checked first. Beside each time stands the floor: the matrix products of
@@ -10,7 +10,7 @@ import copy
 
 import torch
 from as_published import as_published
-from common import arguments, peak_mb, save, seconds, start
+from common import arguments, chosen, peak_mb, save, seconds, start
 
 from lesa_nb.context import Context, explicit
 from lesa_nb.layer import POSITIONS
@@ -52,7 +52,7 @@ def measure(position, C, side, batch, args, peak_speed):
     for name in WAYS:
         error = ((infer(name) - want).abs().max()/want.abs().max()).item()
         assert error < 1e-5, (name, error)
-    row = dict(position=position, channels=C, heads=8, side=side, batch=batch)
+    row = dict(name=f"{position}-{C}", position=position, channels=C, heads=8, side=side, batch=batch)
     for mode, work in dict(train=train, inference=infer).items():
         row[mode] = {"seconds": seconds({name: lambda name=name: work(name) for name in WAYS}, args.device, args.rounds),
                      "peak_mb": {name: peak_mb(lambda name=name: work(name), args.device) for name in WAYS},
@@ -67,4 +67,5 @@ if __name__ == "__main__":
     args = start(arguments(QUESTION))
     work = [("factored", 32, 16, 1), ("flat", 32, 7, 4)] if args.quick else [("factored", 256, 64, 1), ("flat", 256, 14, 32), ("flat", 512, 14, 32)]
     peak_speed = speed(args.device)
-    save("context_term", QUESTION, [measure(*w, args, peak_speed) for w in work], args, multiply_adds_per_second=peak_speed)
+    work = {f"{w[0]}-{w[1]}": w for w in work}
+    save("context_term", QUESTION, [measure(*work[n], args, peak_speed) for n in chosen(work, args)], args, multiply_adds_per_second=peak_speed)

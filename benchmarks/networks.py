@@ -1,6 +1,6 @@
 """What does LESA cost in a whole network?
 
-    python benchmarks/networks.py      # 2-core CPU: about 6 minutes
+    python benchmarks/networks.py      # 2-core CPU: about 6 minutes; or in pieces: --only resnet50-train, ...
 
 Images per second at 224x224, batch 8, of lesa_resnet50 and lesa_wrn50 (as they come, with the published way to the context
 sums, and with folded norms) against torchvision's ResNet-50 and WRN-50-2, and timm's botnet26t_256 where timm is installed.
@@ -10,7 +10,7 @@ another speed than attention, so the time inside the context terms is measured t
 import torch
 import torchvision
 from as_published import as_published
-from common import arguments, peak_mb, save, seconds, start
+from common import arguments, chosen, peak_mb, save, seconds, start
 from torch.utils.flop_counter import FlopCounterMode
 
 from lesa_nb.context import Context, explicit
@@ -42,7 +42,7 @@ def in_context(network, work):
     return spent[0]
 
 
-def measure(family, batch, size, args):
+def measure(family, modes, batch, size, args):
     ours, theirs = FAMILIES[family]
     device = args.device
     x = torch.randn(batch, 3, size, size, device=device)
@@ -64,19 +64,21 @@ def measure(family, batch, size, args):
     def infer(m):
         with autocast(): m(x)
 
-    row = dict(family=family, batch=batch, size=size, bf16=args.bf16)
-    trained = {n: lambda m=m.train(): train(m) for n, m in networks.items()}
-    row["train"] = dict(images_per_second={n: batch/s for n, s in seconds(trained, device, args.rounds).items()},
-                        peak_mb={n: peak_mb(w, device) for n, w in trained.items()})
-    for m in networks.values(): m.eval()
-    networks["LESA, folded"] = fuse(networks["LESA"])
-    inferred = {n: lambda m=m: infer(m) for n, m in networks.items()}
-    row["inference"] = dict(images_per_second={n: batch/s for n, s in seconds(inferred, device, args.rounds).items()},
-                            peak_mb={n: peak_mb(w, device) for n, w in inferred.items()})
-    if device == "cpu": row["inference"]["seconds_in_context"] = in_context(networks["LESA"], inferred["LESA"])
+    row = dict(name=family, family=family, batch=batch, size=size, bf16=args.bf16)
+    if "train" in modes:
+        trained = {n: lambda m=m.train(): train(m) for n, m in networks.items()}
+        row["train"] = dict(images_per_second={n: batch/s for n, s in seconds(trained, device, args.rounds).items()},
+                            peak_mb={n: peak_mb(w, device) for n, w in trained.items()})
+    if "inference" in modes:
+        for m in networks.values(): m.eval()
+        networks["LESA, folded"] = fuse(networks["LESA"])
+        inferred = {n: lambda m=m: infer(m) for n, m in networks.items()}
+        row["inference"] = dict(images_per_second={n: batch/s for n, s in seconds(inferred, device, args.rounds).items()},
+                                peak_mb={n: peak_mb(w, device) for n, w in inferred.items()})
+        if device == "cpu": row["inference"]["seconds_in_context"] = in_context(networks["LESA"], inferred["LESA"])
     row["operations"] = {"torchvision": operations(theirs(weights=None), x), "LESA": operations(attend_with(ours(image_size=size), explicit), x)}
     row["ratio_of_operations"] = row["operations"]["torchvision"]/row["operations"]["LESA"]
-    for mode in ("train", "inference"):
+    for mode in modes:
         speed = row[mode]["images_per_second"]
         row[mode]["ratio"] = {n: s/speed["torchvision"] for n, s in speed.items()}
         print(f"{family} {mode}: " + "  ".join(f"{n} {s:.2f}/s ({row[mode]['ratio'][n]:.2f})" for n, s in speed.items())
@@ -89,5 +91,7 @@ if __name__ == "__main__":
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--batch", type=int, default=8)
     args = start(parser)
-    work = [("resnet50", 2, 64)] if args.quick else [("resnet50", args.batch, 224), ("wrn50", args.batch, 224)]
-    save("networks" + ("-bf16" if args.bf16 else ""), QUESTION, [measure(*w, args) for w in work], args)
+    families, sizes = (["resnet50"], (2, 64)) if args.quick else (list(FAMILIES), (args.batch, 224))
+    names = chosen([f"{family}-{mode}" for family in families for mode in ("train", "inference")], args)
+    work = {family: [n.split("-")[1] for n in names if n.startswith(family)] for family in families}
+    save("networks" + ("-bf16" if args.bf16 else ""), QUESTION, [measure(family, modes, *sizes, args) for family, modes in work.items() if modes], args)

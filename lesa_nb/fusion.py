@@ -19,7 +19,7 @@ def fuse(
     gate_BCHW: Float[Tensor, "B C H W"], # from 0, no context, to 1, all of it
 ) -> Float[Tensor, "B C H W"]: # the fused map
     "Add to the local term as much context as the gate lets through."
-    return local_BCHW + gate_BCHW*context_BCHW  # (7.1)
+    return torch.addcmul(local_BCHW, gate_BCHW, context_BCHW)  # (7.1)
 
 # %% ../nbs/07_fusion.ipynb #cell-13
 def _conv_norm(in_channels, out_channels, kernel):

@@ -87,9 +87,9 @@ class Bottleneck(nn.Module):
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H/s W/s"]: # s = stride, rounded up
-        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu()                              # (9.2) a
+        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu_()                             # (9.2) a; in place, as memory for large maps costs time
         b_BIHW = self.bn2(self.conv2(a_BIHW)).relu()                              # (9.2) b
-        return (self.bn3(self.conv3(b_BIHW)) + self.downsample(x_BCHW)).relu()    # (9.2) y
+        return self.bn3(self.conv3(b_BIHW)).add_(self.downsample(x_BCHW)).relu_() # (9.2) y
 
 # %% ../nbs/09_resnet.ipynb #cell-25
 def strided(
@@ -150,7 +150,7 @@ class ResNet(nn.Module):
                     else "; move the channels to the front with x.permute(0, 3, 1, 2)" if x_BCHW.shape[-1] == 3 else "")
             raise ValueError(f"need images of shape (B, 3, H, W) with at least one pixel, got {tuple(x_BCHW.shape)}{hint}")
         if not x_BCHW.is_floating_point(): raise ValueError(f"need normalised floating-point images, got {x_BCHW.dtype}")
-        x_BCHW = self.maxpool(self.bn1(self.conv1(x_BCHW)).relu())
+        x_BCHW = self.maxpool(self.bn1(self.conv1(x_BCHW)).relu_())
         maps = []
         for i in range(1, self.depth + 1): maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))
         return maps

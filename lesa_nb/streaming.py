@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUDGET', 'SMALL', 'Moments', 'content_moments', 'window_sums', 'flat_moments', 'factored_moments', 'over_processes',
-           'needs_moments', 'score_scale', 'row_attention', 'row_attention_backward', 'channel_attention',
-           'flat_attention', 'flat_attention_backward', 'Choice', 'choose', 'streaming', 'attend']
+           'needs_moments', 'score_scale', 'row_attention_backward', 'row_attention', 'channel_attention',
+           'flat_attention_backward', 'flat_attention', 'Choice', 'choose', 'streaming', 'attend']
 
 # %% ../nbs/06_streaming.ipynb #cell-02
 import math
@@ -57,14 +57,13 @@ def window_sums(
     x: Float[Tensor, "... R"], # numbers along the last axis, R = 2n-1
     n: int, # length of a window
 ) -> Float[Tensor, "... n"]: # the sum of each of the R - n + 1 windows
-    "Sums of all windows of n neighbours from one running sum, eq. (6.3)."
+    "Sums of all windows of n neighbours, eq. (6.3)."
     if not 1 <= n <= x.shape[-1]: raise ValueError(f"need 1 <= n <= {x.shape[-1]} for {x.shape[-1]} numbers, got n = {n}")
-    running = F.pad(x.cumsum(-1), (1, 0))                            # (6.3) C
-    return running[..., n:] - running[..., :-n]                      # (6.3) C_(p+n) - C_p
+    first_p = torch.arange(x.shape[-1] - n + 1, device=x.device)
+    r_R1 = torch.arange(x.shape[-1], device=x.device)[:, None]
+    return x@((first_p <= r_R1) & (r_R1 < first_p + n)).to(x.dtype)  # (6.3) 1[p <= r < p + n]
 
 # %% ../nbs/06_streaming.ipynb #cell-14
-def _outer(t): return t[:, None]*t[None]
-
 def flat_moments(
     q_NPK: Float[Tensor, "N P K"], # queries or keys, position first: P = B*G image-head pairs
     steps_KYX: Float[Tensor, "K Y X"], # their part of the unfolded table: Y = 2H-1, X = 2W-1
@@ -73,12 +72,16 @@ def flat_moments(
     "The moments of all N x N scores of a flat table, eq. (6.2) with (6.3) along both axes."
     H, W = ((s + 1)//2 for s in steps_KYX.shape[1:])
     t_KYX = steps_KYX.double()
-    m_KN, mm_KKN = (window_sums(window_sums(t.mT, H).mT, W).flatten(-2) for t in (t_KYX, _outer(t_KYX))) # (6.3)
-    first_NP = (q_NPK@m_KN.T[..., None].to(q_NPK.dtype)).squeeze(-1)             # (6.2) q . m
-    second_NP = _squares(q_NPK, mm_KKN.movedim(-1, 0))                           # (6.2) q M q
+    m_KHW = window_sums(window_sums(t_KYX.mT, H).mT, W)                          # (6.3) along both axes
+    seen_YWKX = t_KYX.unfold(2, W, 1).movedim(0, 2)                              # the W steps in row Y that column W sees
+    mm_NKK = window_sums((seen_YWKX@seen_YWKX.mT).flatten(1).T, H).T.reshape(H*W, len(t_KYX), -1)
+    first_NP = (q_NPK@m_KHW.flatten(1).T[..., None].to(q_NPK.dtype)).squeeze(-1) # (6.2) q . m
+    second_NP = _squares(q_NPK, mm_NKK)                                            # (6.2) q M q
     return Moments(*(_total(x_NP.unflatten(1, (-1, heads)), (0, 1)) for x_NP in (first_NP, second_NP)))
 
 # %% ../nbs/06_streaming.ipynb #cell-16
+def _outer(t): return t[:, None]*t[None]
+
 def factored_moments(
     q_BGKN: Float[Tensor, "B G K N"], # queries
     axes: tuple[Tensor, Tensor], # height (K, 2H-1) and width (K, 2W-1), `FactoredTable.axes(size)`
@@ -163,11 +166,14 @@ def _explicit_rows(q, k, v, h, w):
     "(6.6) and (6.7) with every tensor written out; second derivatives go through it."
     return (q.mT@k + (h[..., :, None] + w[..., None, :]).flatten(-2)).softmax(-1)@v.mT
 
-def _blocks(P, N, unit, budget):
-    "Slices of pairs and of rows (in multiples of `unit`) whose N scores per row fit into `budget` numbers."
-    lanes = min(P, torch.get_num_threads())                  # a batched product gives each core a pair of its own
-    rows = min(N, max(1, budget//(N*unit*lanes))*unit)
-    pairs = max(1, min(P, budget//(rows*N)))
+def _even(n, most):
+    "The size of parts as equal as can be, at most `most` (at least 1) each."
+    return -(-n//-(-n//max(1, min(n, most))))
+
+def _blocks(P, N, unit, budget, lanes):
+    "Slices of pairs and of rows (in multiples of `unit`) whose N scores per row fit into `budget` numbers; of `lanes` pairs if they fit."
+    rows = _even(N//unit, budget//(N*unit*min(P, lanes)))*unit
+    pairs = _even(P, budget//(rows*N))
     return [(slice(p, min(p + pairs, P)), slice(i, min(i + rows, N))) for p in range(0, P, pairs) for i in range(0, N, rows)]
 
 def _shape(p, i, N): return p.stop - p.start, i.stop - i.start, N
@@ -181,13 +187,94 @@ class _Scratch:
         if name not in self.buffers or len(self.buffers[name]) < n: self.buffers[name] = self.like.new_empty(n)
         return self.buffers[name][:n].view(shape)
 
-def _row_weights(q, k, h, w, out):
-    "The weights of one block, (6.6) and the softmax of (6.7), written into `out`."
+_SAFE, _DEEP = 80., -46. # exp(+-80) is an ordinary float32; exp(-46) = 1e-20 of the largest weight is nothing, but not denormal
+
+def _longest(x, dim): return x.square().sum(dim).amax().sqrt()
+
+def _calm(N, *bounds):
+    "Whether logits within the sum of these bounds can go through exp as they are; never asked on a GPU, which would have to wait."
+    return not bounds[0].is_cuda and bool(sum(bounds) + math.log(N) < _SAFE)
+
+def _exp_(s, calm):
+    "Logits to weights, in place, up to a factor for each row: (their sums, log of what to divide exp(logit) by)."
+    if s.is_cuda:                                                                # one fused kernel; nothing left to divide by
+        torch.softmax(s, -1, out=s)
+        return s.new_ones(*s.shape[:-1], 1), s.new_zeros(*s.shape[:-1], 1)
+    top = 0
+    if not calm:
+        top = s.amax(-1, keepdim=True)
+        s.sub_(top).clamp_(min=_DEEP)
+    total = s.exp_().sum(-1, keepdim=True)
+    return total, total.log() + top
+
+def _exp_again_(s):
+    "Logits less what `_exp_` said, to weights, in place."
+    return torch.softmax(s, -1, out=s) if s.is_cuda else s.clamp_(min=_DEEP).exp_()
+
+def _row_logits(q, k, h, w, out):
+    "The logits of one block, (6.6), written into `out`."
     torch.add(h[..., :, None], w[..., None, :], out=out.unflatten(-1, (h.shape[-1], w.shape[-1])))
-    out.baddbmm_(q.mT, k)
-    return torch.softmax(out, -1, out=out)
+    return out.baddbmm_(q.mT, k)
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
+def _row_forward(
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, budget: int,
+) -> tuple[Tensor, Tensor]:
+    "`row_attention`, and for each row the log of its sum of exponentials (P, N, 1): what the backward pass is spared."
+    P, _, N = q.shape
+    out, lse, scratch = q.new_empty(P, N, v.shape[1]), q.new_empty(P, N, 1), _Scratch(q)
+    calm = _calm(N, _longest(q, 1)*_longest(k, 1), h.abs().amax(), w.abs().amax())
+    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
+        a = _row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
+        total, lse[p, i] = _exp_(a, calm)
+        torch.div(a@v[p].mT, total, out=out[p, i])                               # (6.7)
+    return out, lse
+
+@torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
+def row_attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, out: Tensor, lse: Tensor, budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    "The gradients of `row_attention`, block by block, eq. (6.8)."
+    (P, K, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
+    dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
+    # One more channel in the product g . v subtracts delta without another pass over the block.
+    g1, v1 = torch.cat([g, -(g*out).sum(-1, keepdim=True)], -1), torch.cat([v, v.new_ones(P, 1, N)], 1)
+    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()):
+        a = _exp_again_(_row_logits(q[p, :, i], k[p], h[p, i] - lse[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
+        dv[p].baddbmm_(g1[p, i, :V].mT, a)
+        d = torch.bmm(g1[p, i], v1[p], out=scratch("d", *_shape(p, i, N))).mul_(a)
+        dq[p, :, i] = k[p]@d.mT
+        dk[p].baddbmm_(q[p, :, i], d)
+        d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
+        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)
+    return dq, dk, dv, dh, dw
+
+@_row_forward.register_fake
+def _(q, k, v, h, w, budget):
+    P, _, N = q.shape
+    return q.new_empty(P, N, v.shape[1]), q.new_empty(P, N, 1)
+
+@row_attention_backward.register_fake
+def _(g, q, k, v, h, w, out, lse, budget): return tuple(t.new_empty(t.shape) for t in (q, k, v, h, w))
+
+def _differentiable(written_out, inputs, g):
+    "Gradients that can be differentiated again, through the N x N form: create_graph=True lands here."
+    wanted = [t for t in inputs if t.requires_grad]
+    grads = iter(torch.autograd.grad(written_out(*inputs), wanted, g, create_graph=True))
+    return tuple(next(grads) if t.requires_grad else None for t in inputs)
+
+def _row_backward(ctx, g, _):
+    *inputs, out, lse = ctx.saved_tensors
+    if torch.is_grad_enabled(): return *_differentiable(_explicit_rows, inputs, g), None
+    return *row_attention_backward(g.contiguous(), *inputs, out, lse, ctx.budget), None
+
+def _row_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:-1], *output)
+    ctx.budget = inputs[-1]
+
+_row_forward.register_autograd(_row_backward, setup_context=_row_save)
+
 def row_attention(
     q: Tensor, # (P, K, N) scaled queries, P = B*G image-head pairs
     k: Tensor, # (P, K, N) keys
@@ -197,55 +284,7 @@ def row_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "Softmax attention with a row part and a column part, block by block, eqs. (6.6) and (6.7)."
-    P, _, N = q.shape
-    out, scratch = q.new_empty(P, N, v.shape[1]), _Scratch(q)
-    for p, i in _blocks(P, N, 1, budget):
-        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
-        out[p, i] = a@v[p].mT                                                    # (6.7)
-    return out
-
-@torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
-def row_attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, out: Tensor, budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    "The gradients of `row_attention`, block by block, eq. (6.8)."
-    (P, K, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
-    dq, dk, dv = q.new_empty(P, N, K), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
-    # One more channel in the product g . v subtracts delta without another pass over the block.
-    g1, v1 = torch.cat([g, -(g*out).sum(-1, keepdim=True)], -1), torch.cat([v, v.new_ones(P, 1, N)], 1)
-    for p, i in _blocks(P, N, 1, budget):
-        a = _row_weights(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
-        dv[p].baddbmm_(g1[p, i, :V].mT, a)
-        d = torch.bmm(g1[p, i], v1[p], out=scratch("d", *_shape(p, i, N))).mul_(a)
-        dq[p, i] = d@k[p].mT
-        dk[p].baddbmm_(q[p, :, i], d)
-        d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
-        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)
-    return dq.mT.contiguous(), dk, dv, dh, dw
-
-@row_attention.register_fake
-def _(q, k, v, h, w, budget): return q.new_empty(q.shape[0], q.shape[2], v.shape[1])
-
-@row_attention_backward.register_fake
-def _(g, q, k, v, h, w, out, budget): return tuple(t.new_empty(t.shape) for t in (q, k, v, h, w))
-
-def _differentiable(written_out, inputs, g):
-    "Gradients that can be differentiated again, through the N x N form: create_graph=True lands here."
-    wanted = [t for t in inputs if t.requires_grad]
-    grads = iter(torch.autograd.grad(written_out(*inputs), wanted, g, create_graph=True))
-    return tuple(next(grads) if t.requires_grad else None for t in inputs)
-
-def _row_backward(ctx, g):
-    *inputs, out = ctx.saved_tensors
-    if torch.is_grad_enabled(): return *_differentiable(_explicit_rows, inputs, g), None
-    return *row_attention_backward(g.contiguous(), *inputs, out, ctx.budget), None
-
-def _row_save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:-1], output)
-    ctx.budget = inputs[-1]
-
-row_attention.register_autograd(_row_backward, setup_context=_row_save)
+    return _row_forward(q, k, v, h, w, budget)[0]
 
 # %% ../nbs/06_streaming.ipynb #cell-30
 def channel_attention(
@@ -270,69 +309,164 @@ class _Slant(NamedTuple):
     W: int
     pitch: int
 
-    def columns(self, own, other):
-        "The columns that positions in rows `own` need to see positions in rows `other`."
-        start = (self.H + other.start - own.stop)*self.pitch
-        return slice(start, start + (len(range(*other.indices(self.H))) + own.stop - own.start - 2)*self.pitch + 2*self.W - 1)
-
-    def pairs(self, u, own, other):
-        "Those columns (own positions, P, columns) as pairs (P, own rows, W, other rows, W): a view, nothing moves."
-        a, b, (_, P, R) = own.stop - own.start, other.stop - other.start, u.shape
-        return u.as_strided((P, a, self.W, b, self.W), (R, self.W*P*R - self.pitch, P*R - 1, self.pitch, 1),
-                            u.storage_offset() + (a - 1)*self.pitch + self.W - 1)
-
     def positions(self, rows): return slice(rows.start*self.W, rows.stop*self.W)
 
-# %% ../nbs/06_streaming.ipynb #cell-36
-_ROWS = 4 # map rows multiplied with the table at once: fewer waste fewer columns, more make larger products
+    def runs(self, rows, most):
+        "Cut map rows into runs of at most `most` positions: row, column, rows, columns; whole rows or a piece of one."
+        if most < self.W: return [(y, x, 1, min(most, self.W - x)) for y in range(rows.start, rows.stop) for x in range(0, self.W, most)]
+        return [(y, 0, min(most//self.W, rows.stop - y), self.W) for y in range(rows.start, rows.stop, most//self.W)]
 
-def _cut(rows): return [slice(i, min(i + _ROWS, rows.stop)) for i in range(rows.start, rows.stop, _ROWS)]
+    def columns(self, run, others):
+        "The columns that a run of positions needs for all positions in rows `others`."
+        y, x, m, n = run
+        start = (y + others.start)*self.pitch + x
+        return slice(start, start + (m + others.stop - others.start - 2)*self.pitch + n + self.W - 1)
+
+    def pairs(self, u, run, others):
+        "Those columns, (K, columns) or (positions of the run, K, columns), as (m, n, K, other rows, W): a view, nothing moves."
+        (_, _, m, n), own = run, u.stride(0) if u.ndim == 3 else 0
+        return u.as_strided((m, n, u.shape[-2], others.stop - others.start, self.W),
+                            (n*own + self.pitch, own + 1, u.stride(-2), self.pitch, 1))
+
+    def windows(self, table, run, others):
+        "What each position of a run reads for each other position: (positions, K, others). Moves something only if pitch > W."
+        return self.pairs(table[:, self.columns(run, others)], run, others).reshape(run[2]*run[3], len(table), -1)
+
+# %% ../nbs/06_streaming.ipynb #cell-36
+class _Table:
+    "One offset table at work: all products between positions, its columns, and pairs of positions (own, P, others)."
+    def __init__(self, table, slant, budget, scratch):
+        self.table, self.slant, self.scratch, self.zeros = table, slant, scratch, {}
+        self.most = max(1, budget//(len(table)*slant.H*slant.W)) # positions whose windows fit into the budget
+
+    def _runs(self, own, most):
+        start = own.start*self.slant.W
+        for run in self.slant.runs(own, most):
+            y, x, m, n = run
+            first = y*self.slant.W + x - start
+            yield run, slice(first, first + m*n)
+
+    def add_scores(self, pairs, x, own, others):
+        "Add the scores x . e of positions in rows `own`, (4.8) and (4.9); x is (own, P, K)."
+        for run, part in self._runs(own, self.most):
+            s = self.scratch("part", part.stop - part.start, *pairs.shape[1:])
+            pairs[part] += torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s)
+
+    def sums(self, pairs, own, others):
+        "The table's columns, summed with the pairs as weights, (4.10): (own, P, K)."
+        return torch.cat([torch.bmm(pairs[part], self.slant.windows(self.table, run, others).mT) for run, part in self._runs(own, self.most)])
+
+    def add_gradient(self, dtable, x, pairs, own, others):
+        "The gradient of the columns in `add_scores`, or with weights for pairs and their gradient for x, in `sums`."
+        for run, part in self._runs(own, max(1, self.most//8)):                # few at a time, so that the spread stays in the cache
+            columns = self.slant.columns(run, others)
+            shape = (part.stop - part.start, len(dtable), columns.stop - columns.start)
+            # Every write of this shape hits the same places, so what lies between them stays zero.
+            if shape not in self.zeros: self.zeros[shape] = dtable.new_zeros(shape)
+            spread = self.slant.pairs(self.zeros[shape], run, others)
+            spread.copy_(torch.bmm(x[part].mT, pairs[part], out=self.scratch("part", *shape[:2], pairs.shape[2])).view(spread.shape))
+            dtable[:, columns] += self.zeros[shape].sum(0)
 
 def _flat_blocks(P, slant, budget):
-    "Slices of pairs and of whole map rows."
-    W = slant.W
-    return [(p, slice(i.start//W, i.stop//W)) for p, i in _blocks(P, slant.H*W, W, budget)]
+    "Slices of pairs and of whole map rows; many pairs, as they are multiplied with a window together."
+    return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in _blocks(P, slant.H*slant.W, slant.W, budget, _PAIRS)]
 
-def _times_table(x, table, slant, p, own, other, scratch):
-    "The products of positions in rows `own` with the columns they need, read as pairs (6.10)."
-    part, columns = x[slant.positions(own), p], table[:, slant.columns(own, other)]
-    u = scratch("u", *part.shape[:2], columns.shape[1])
-    torch.mm(part.reshape(-1, part.shape[-1]), columns, out=u.flatten(0, 1))
-    return slant.pairs(u, own, other)
+_PAIRS = 128
 
-class _Spread:
-    "Write pairs through the slanted view into zeros: (own positions * P, columns), ready for a matrix product."
-    def __init__(self, slant): self.slant, self.zeros = slant, {}
-
-    def __call__(self, pairs, own, other):
-        columns = self.slant.columns(own, other)
-        shape = ((own.stop - own.start)*self.slant.W, pairs.shape[0], columns.stop - columns.start)
-        # Every write of this shape hits the same places, so what lies between them stays zero.
-        if shape not in self.zeros: self.zeros[shape] = pairs.new_zeros(shape)
-        self.slant.pairs(self.zeros[shape], own, other).copy_(pairs)
-        return self.zeros[shape].flatten(0, 1), columns
-
-def _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch):
-    "The attention weights of one block, as (P, queries, N) and as pairs."
-    every, W, i = slice(0, slant.H), slant.W, slant.positions(rows)
-    a = torch.bmm(q[p, :, i].mT, k[p], out=scratch("a", *_shape(p, i, q.shape[2]))) # content
-    pairs = a.unflatten(2, (slant.H, W)).unflatten(1, (-1, W))
-    for own in _cut(rows):
-        pairs[:, own.start - rows.start:own.stop - rows.start] += _times_table(qp, tq, slant, p, own, every, scratch) # (4.8)
-    for own in _cut(every):
-        pairs[..., own, :] += _times_table(kp, tk, slant, p, own, rows, scratch).permute(0, 3, 4, 1, 2)      # (4.9)
-    torch.softmax(a, -1, out=a)                                                  # (6.7)
-    return a, pairs
+def _flat_logits(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
+    "The logits of one block: (P, queries, N)."
+    every, i = slice(0, slant.H), slant.positions(rows)
+    n, b, N = _shape(p, i, q.shape[2])
+    turned = torch.bmm(k[p].mT, q[p, :, i], out=scratch("turned", n, N, b))      # content, key by query
+    key_table.add_scores(turned.transpose(0, 1), kp[:, p], every, rows)          # (4.9)
+    s = scratch("a", n, b, N).copy_(turned.mT)
+    query_table.add_scores(s.transpose(0, 1), qp[i, p], rows, every)             # (4.8)
+    return s
 
 @torch.library.custom_op("lesa_nb::flat_attention", mutates_args=())
+def _flat_forward(
+    q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, H: int, W: int, pitch: int, budget: int,
+) -> tuple[Tensor, Tensor]:
+    "`flat_attention`, and for each row the log of its sum of exponentials (P, 1, N), as in `_row_forward`."
+    slant, every, (P, _, N), V, scratch = _Slant(H, W, pitch), slice(0, H), q.shape, v.shape[1], _Scratch(q)
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    out, lse = q.new_empty(P, V, 2, N), q.new_empty(P, N, 1)
+    calm = _calm(N, *(_longest(x, dim)*_longest(y, dim_y) for x, dim, y, dim_y in ((q, 1, k, 1), (qp, 2, tq, 0), (kp, 2, tk, 0))))
+    for p, rows in _flat_blocks(P, slant, budget):
+        i = slant.positions(rows)
+        a = _flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)
+        total, lse[p, i] = _exp_(a, calm)                                        # (6.7)
+        torch.div(v[p]@a.mT, total.mT, out=out[p, :, 0, i])                      # (5.4)
+        torch.div(table_v.sums(a.transpose(0, 1), rows, every).permute(1, 2, 0), total.mT, out=out[p, :, 1, i]) # (4.10)
+    return out, lse
+
+@torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
+def flat_attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor,
+    out: Tensor, lse: Tensor, H: int, W: int, pitch: int, budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    "The gradients of `flat_attention`, block by block: (6.8), and those of the tables' products."
+    slant, every, (P, _, N), scratch = _Slant(H, W, pitch), slice(0, H), q.shape, _Scratch(q)
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    dq, dqp = q.new_empty(q.shape), qp.new_empty(qp.shape)
+    dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
+    for p, rows in _flat_blocks(P, slant, budget):
+        i = slant.positions(rows)
+        a = _exp_again_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch).sub_(lse[p, i]))
+        g0 = g[p, :, 0, i]
+        d = torch.bmm(g0.mT, v[p], out=scratch("d", *a.shape))
+        pairs_a, pairs_d = a.transpose(0, 1), d.transpose(0, 1)
+        g1 = scratch("g1", d.shape[1], len(d), len(tv)).copy_(g[p, :, 1, i].permute(2, 0, 1))
+        table_v.add_scores(pairs_d, g1, rows, every)
+        table_v.add_gradient(dtv, g1, pairs_a, rows, every)
+        dv[p].baddbmm_(g0, a)
+        d.sub_((g[p, :, :, i]*out[p, :, :, i]).sum((1, 2))[..., None]).mul_(a) # (6.8) D
+        dq[p, :, i] = k[p]@d.mT
+        dk[p].baddbmm_(q[p, :, i], d)
+        dqp[i, p] = table_q.sums(pairs_d, rows, every)
+        table_q.add_gradient(dtq, qp[i, p], pairs_d, rows, every)
+        turned = scratch("turned", len(d), N, d.shape[1]).copy_(d.mT).transpose(0, 1)
+        dkp[:, p] += table_k.sums(turned, every, rows)
+        table_k.add_gradient(dtk, kp[:, p], turned, every, rows)
+    return dq, dk, dv, dqp, dkp, dtq, dtk, dtv
+
+@_flat_forward.register_fake
+def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget):
+    P, _, N = q.shape
+    return q.new_empty(P, v.shape[1], 2, N), q.new_empty(P, N, 1)
+
+@flat_attention_backward.register_fake
+def _(g, q, k, v, qp, kp, tq, tk, tv, out, lse, H, W, pitch, budget):
+    return tuple(t.new_empty(t.shape) for t in (q, k, v, qp, kp, tq, tk, tv))
+
+def _explicit_flat(q, k, v, qp, kp, tq, tk, tv, H, W, pitch):
+    "The same with every tensor written out; second derivatives go through it."
+    y, x = torch.arange(H, device=q.device).repeat_interleave(W), torch.arange(W, device=q.device).repeat(H)
+    c_NN = (y[:, None] + y)*pitch + x[:, None] + x                               # (6.10)
+    logits = q.mT@k + einsum("ipk,kij->pij", qp, tq[:, c_NN]) + einsum("jpk,kji->pij", kp, tk[:, c_NN])
+    a = logits.softmax(-1)
+    return torch.stack([v@a.mT, einsum("pij,vij->pvi", a, tv[:, c_NN])], 2)
+
+def _flat_backward(ctx, g, _):
+    *inputs, out, lse = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return *_differentiable(lambda *t: _explicit_flat(*t, *ctx.rest[:3]), inputs, g), None, None, None, None
+    return *flat_attention_backward(g, *inputs, out, lse, *ctx.rest), None, None, None, None
+
+def _flat_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.rest = inputs[8:]
+
+_flat_forward.register_autograd(_flat_backward, setup_context=_flat_save)
+
 def flat_attention(
     q: Tensor, # (P, K, N) queries, scaled for content
-    k: Tensor, # (P, K, N) keys
-    v: Tensor, # (P, V, N) values
+    k: Tensor, # (P, K, N) keys, from last to first
+    v: Tensor, # (P, V, N) values, from last to first
     qp: Tensor, # (N, P, K) queries, scaled for their table
-    kp: Tensor, # (N, P, K) keys, scaled for their table
+    kp: Tensor, # (N, P, K) keys, scaled for their table, from last to first
     tq: Tensor, # (K, R) table asked by queries
-    tk: Tensor, # (K, R) table asked by keys
+    tk: Tensor, # (K, R) table asked by keys, from last to first
     tv: Tensor, # (V, R) table on the value side
     H: int, # rows of the map
     W: int, # columns of the map
@@ -340,81 +474,7 @@ def flat_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, V, 2, N): the sum over values and the sum over places
     "Softmax attention with a flat table, block by block, eqs. (4.8) to (4.10) through (6.10)."
-    slant, every, (P, _, N) = _Slant(H, W, pitch), slice(0, H), q.shape
-    tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1)                           # columns run with the key
-    out, spread, scratch = q.new_empty(P, v.shape[1], 2, N), _Spread(slant), _Scratch(q)
-    for p, rows in _flat_blocks(P, slant, budget):
-        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch)
-        out[p, :, 0, slant.positions(rows)] = v[p]@a.mT                          # (5.4)
-        for own in _cut(rows):
-            s, columns = spread(pairs[:, own.start - rows.start:own.stop - rows.start], own, every)
-            places = (tv[:, columns]@s.mT).unflatten(1, (-1, p.stop - p.start))  # (4.10)
-            out[p, :, 1, slant.positions(own)] = places.permute(2, 0, 1)
-    return out
-
-@torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
-def flat_attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor,
-    out: Tensor, H: int, W: int, pitch: int, budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    "The gradients of `flat_attention`, block by block: (6.8), and the slanted products' own."
-    slant, every, (P, K, N), V = _Slant(H, W, pitch), slice(0, H), q.shape, v.shape[1]
-    tq, tk, tv = tq.flip(-1), tk.flip(-1), tv.flip(-1)
-    dq, dk, dv, dqp, dkp = q.new_empty(P, N, K), *(t.new_zeros(t.shape) for t in (k, v, qp, kp))
-    dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (tq, tk, tv))
-    delta = -(g*out).sum((1, 2))[:, None]
-    g0, v1 = torch.cat([g[:, :, 0], delta], 1), torch.cat([v, v.new_ones(P, 1, N)], 1)  # as in row_attention_backward
-    g1, spread, scratch = g[:, :, 1].permute(2, 0, 1).contiguous(), _Spread(slant), _Scratch(q)
-    for p, rows in _flat_blocks(P, slant, budget):
-        a, pairs = _flat_weights(q, k, qp, kp, tq, tk, slant, p, rows, scratch)
-        i, n = slant.positions(rows), p.stop - p.start
-        dv[p].baddbmm_(g0[p, :V, i], a)
-        d = torch.bmm(g0[p, :, i].mT, v1[p], out=scratch("d", *_shape(p, i, N)))
-        dpairs = d.view(pairs.shape)
-        for own in _cut(rows):
-            part = slice(own.start - rows.start, own.stop - rows.start)
-            dpairs[:, part] += _times_table(g1, tv, slant, p, own, every, scratch)
-            s, columns = spread(pairs[:, part], own, every)
-            dtv[:, columns].addmm_(g1[slant.positions(own), p].flatten(0, 1).mT, s)
-        d.mul_(a)                                                                # (6.8) D
-        dq[p, i] = d@k[p].mT
-        dk[p].baddbmm_(q[p, :, i], d)
-        for own in _cut(rows):
-            s, columns = spread(dpairs[:, own.start - rows.start:own.stop - rows.start], own, every)
-            dqp[slant.positions(own), p] = (s@tq[:, columns].mT).unflatten(0, (-1, n))
-            dtq[:, columns].addmm_(qp[slant.positions(own), p].flatten(0, 1).mT, s)
-        for own in _cut(every):
-            s, columns = spread(dpairs[..., own, :].permute(0, 3, 4, 1, 2), own, rows)
-            dkp[slant.positions(own), p] += (s@tk[:, columns].mT).unflatten(0, (-1, n))
-            dtk[:, columns].addmm_(kp[slant.positions(own), p].flatten(0, 1).mT, s)
-    return dq.mT.contiguous(), dk, dv, dqp, dkp, dtq.flip(-1), dtk.flip(-1), dtv.flip(-1)
-
-@flat_attention.register_fake
-def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget): return q.new_empty(q.shape[0], v.shape[1], 2, q.shape[2])
-
-@flat_attention_backward.register_fake
-def _(g, q, k, v, qp, kp, tq, tk, tv, out, H, W, pitch, budget):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v, qp, kp, tq, tk, tv))
-
-def _explicit_flat(q, k, v, qp, kp, tq, tk, tv, H, W, pitch):
-    "The same with every tensor written out; second derivatives go through it."
-    y, x = torch.arange(H, device=q.device).repeat_interleave(W), torch.arange(W, device=q.device).repeat(H)
-    c_NN = (y[:, None] - y)*pitch + x[:, None] - x + (H - 1)*pitch + W - 1       # (6.10), columns run with the query
-    logits = q.mT@k + einsum("ipk,kij->pij", qp, tq[:, c_NN]) + einsum("jpk,kji->pij", kp, tk[:, c_NN])
-    a = logits.softmax(-1)
-    return torch.stack([v@a.mT, einsum("pij,vij->pvi", a, tv[:, c_NN])], 2)
-
-def _flat_backward(ctx, g):
-    *inputs, out = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return *_differentiable(lambda *t: _explicit_flat(*t, *ctx.rest[:3]), inputs, g), None, None, None, None
-    return *flat_attention_backward(g, *inputs, out, *ctx.rest), None, None, None, None
-
-def _flat_save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8], output)
-    ctx.rest = inputs[8:]
-
-flat_attention.register_autograd(_flat_backward, setup_context=_flat_save)
+    return _flat_forward(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget)[0]
 
 # %% ../nbs/06_streaming.ipynb #cell-41
 class Choice(NamedTuple):
@@ -478,15 +538,17 @@ def _factored(q, k, v, position, norm, size, way):
 def _flat(q, k, v, position, norm, size):
     "(6.1) to (6.5) and (6.10) for a flat table: (P, V, 2, N)."
     (B, G, _, N), (H, W) = q.shape, size
+    q, k, v = q.contiguous(), k.flip(-1), v.flip(-1) # (6.10) keys and values from last to first; copies, so that what they came from can go
     q_NPK, k_NPK = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k)) # laid out anew: sliced often below
     steps = position.unfolded(size).to(q.dtype).split(position.widths)
-    moments = [content_moments(q, k), flat_moments(q_NPK, steps[0], G), flat_moments(k_NPK, steps[1], G)] if needs_moments(norm) else None
+    moments = None
+    if needs_moments(norm): moments = [content_moments(q, k), flat_moments(q_NPK, steps[0], G), flat_moments(k_NPK, steps[1].flip(1, 2), G)]
     a = score_scale(norm, moments, B*N*N).to(q.dtype).view(3, G, 1)
     # An exported graph must hold for every size, so it may not ask whether this one is the table's own.
     own = not torch.compiler.is_exporting() and tuple(size) == position.size
-    tables, pitch = (position.table.to(q.dtype).split(position.widths), W) if own else ([s.flatten(1) for s in steps], 2*W - 1)
+    (t_q, t_k, t_v), pitch = (position.table.to(q.dtype).split(position.widths), W) if own else ([s.flatten(1) for s in steps], 2*W - 1)
     return flat_attention((a[0, ..., None]*q).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), a[1].repeat(B, 1)*q_NPK, a[2].repeat(B, 1)*k_NPK,
-                          *tables, H, W, pitch, BUDGET.get(q.device.type, BUDGET["cpu"]))
+                          t_q, t_k.flip(-1), t_v, H, W, pitch, BUDGET.get(q.device.type, BUDGET["cpu"]))
 
 def streaming(
     q_BGKN: Float[Tensor, "B G K N"], # queries

@@ -1,0 +1,92 @@
+"""What does a training step of the published detectors cost, and what does streaming save?
+
+    python benchmarks/detectors.py                       # 2-core CPU: about 15 minutes and 12 GB; or --only mask_rcnn
+
+One training step (losses and gradients, no optimizer) on one generated picture: Mask R-CNN on LESA-ResNet-50 at 1024 x 1024 and
+HTC on LESA-WRN-50 at 1280 x 1280, with the context terms written out and streaming, in turns. And where a streaming step's
+forward pass spends its time, by part. A form whose N x N tensors would need more than --limit-gb is left out, and the file says so.
+"""
+import time
+
+import torch
+from common import arguments, chosen, peak_mb, save, seconds, start
+
+from lesa_nb.context import Context, explicit
+from lesa_nb.detection import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from lesa_nb.layer import attend_with
+from lesa_nb.streaming import attend
+
+QUESTION = "What does a training step of the published detectors cost, and what does streaming save?"
+DETECTORS = {"mask_rcnn": (mask_rcnn_lesa_resnet50, 1024), "htc": (htc_lesa_wrn50, 1280)}
+PARTS = ("pyramid.backbone", "pyramid", "rpn", "semantic_head")
+
+
+def picture(size, device, objects=8):
+    "A normalised picture, its boxes, elliptic masks, classes and stuff map."
+    corner = torch.rand(objects, 2)*size*.6
+    boxes = torch.cat([corner, corner + size*(.1 + .3*torch.rand(objects, 2))], 1)
+    y, x = torch.meshgrid(torch.arange(size) + .5, torch.arange(size) + .5, indexing="ij")
+    masks = torch.stack([((2*x - a - c)/(c - a))**2 + ((2*y - b - d)/(d - b))**2 <= 1 for a, b, c, d in boxes])
+    semantic = torch.randint(183, (size, size))
+    target = dict(boxes=boxes, masks=masks, classes=torch.randint(80, (objects,)), semantic=semantic)
+    return torch.randn(3, size, size).to(device), {k: t.to(device) for k, t in target.items()}
+
+
+def quadratic_gb(contexts, maps, heads=8):
+    "About what the N x N tensors of all context terms need between forward and backward."
+    return contexts*4*heads*maps**4*4/1e9
+
+
+def in_parts(network, step):
+    "part -> seconds of its forward passes in one step; the pyramid's time includes its backbone's."
+    spent, started = {}, {}
+    def before(name): return lambda *_: started.update({name: time.perf_counter()})
+    def after(name): return lambda *_: spent.update({name: spent.get(name, 0) + time.perf_counter() - started[name]})
+    parts = {n: p for n, p in network.named_modules() if n in PARTS} | {f"context {i}": c for i, c in enumerate(m for m in network.modules() if isinstance(m, Context))}
+    hooks = [h for n, p in parts.items() for h in (p.register_forward_pre_hook(before(n)), p.register_forward_hook(after(n)))]
+    begin = time.perf_counter()
+    step(spent)
+    total = time.perf_counter() - begin
+    for hook in hooks: hook.remove()
+    context = sum(spent.pop(n) for n in list(spent) if n.startswith("context "))
+    return dict(spent, context_terms=context, step=total)
+
+
+def measure(name, size, args):
+    make, _ = DETECTORS[name]
+    torch.manual_seed(0)
+    network = make(image_size=size).to(args.device).train()
+    x, target = picture(size, args.device)
+
+    def losses(): return sum(network.losses([x], [target]).values())
+
+    def step(way):
+        attend_with(network, way)
+        losses().backward()
+
+    def split(spent):
+        attend_with(network, attend)
+        begin = time.perf_counter()
+        loss = losses()
+        spent["forward"] = time.perf_counter() - begin
+        loss.backward()
+
+    contexts = sum(isinstance(m, Context) for m in network.modules())
+    needs = quadratic_gb(contexts, size//16)
+    ways = dict(streaming=attend) | (dict(explicit=explicit) if needs <= args.limit_gb else {})
+    works = {n: lambda way=way: step(way) for n, way in ways.items()}
+    row = dict(name=name, size=size, contexts=contexts, explicit_needs_gb=needs, seconds=seconds(works, args.device, args.rounds),
+               peak_mb={n: peak_mb(w, args.device) for n, w in works.items()}, streaming_step=in_parts(network, split))
+    if "explicit" not in ways: row["explicit"] = f"not run: about {needs:.0f} GB of N x N tensors"
+    print(f"{name} at {size}: " + "  ".join(f"{n} {row['seconds'][n]:.1f} s {row['peak_mb'][n]/1e3:.2f} GB" for n in works)
+          + "  | " + "  ".join(f"{n} {s:.1f} s" for n, s in row["streaming_step"].items()), flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    parser = arguments(QUESTION)
+    parser.set_defaults(rounds=2)
+    parser.add_argument("--limit-gb", type=float, default=14., help="leave the written-out form out where its N x N tensors would need more")
+    args = start(parser)
+    names = chosen(DETECTORS, args)
+    save("detectors", QUESTION, [measure(n, 128 if args.quick else DETECTORS[n][1], args) for n in names], args)

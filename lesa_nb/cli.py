@@ -131,7 +131,7 @@ def _progress(losses, name, steps):
 @app.command
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"),
-    steps: int = 600,
+    steps: int = 400,
     seed: int = 0,
     quick: bool = False,
 ):

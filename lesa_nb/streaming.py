@@ -371,7 +371,7 @@ def _flat_blocks(P, slant, budget):
     "Slices of pairs and of whole map rows; many pairs, as they are multiplied with a window together."
     return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in _blocks(P, slant.H*slant.W, slant.W, budget, _PAIRS)]
 
-_PAIRS = 128
+_PAIRS = 64
 
 def _flat_logits(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
     "The logits of one block: (P, queries, N)."

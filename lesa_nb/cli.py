@@ -178,9 +178,11 @@ def _untrained():
 def _classifier(path):
     "A classification network: of the authors, or trained by `lesa train`."
     from lesa_nb.data import IMAGENET_MEAN, IMAGENET_STD
-    from lesa_nb.imagenet import load_classifier
+    from lesa_nb.imagenet import NETWORKS, load_classifier
     model, facts = load_classifier(path)
-    says = f"{facts['network']}, term {facts['term']}, from {Path(path).name}" + (f", top-1 {facts['scores']['top1']:.1f} %" if facts.get("scores") else "")
+    says = f"{NETWORKS[facts['network']].__name__} from {Path(path).name}"
+    if facts["term"] != "lesa": says += f", term {facts['term']}"
+    if facts.get("scores"): says += f", top-1 {facts['scores']['top1']:.1f} %"
     patch = 8 if facts["network"] == "small" else 16
     return _Network(model, says, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2*facts["image_size"], dict(small=30, resnet50=120, wrn50=200)[facts["network"]])
 

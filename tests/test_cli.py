@@ -275,7 +275,8 @@ def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_pat
 def test_interrupting_the_process(tmp_path):
     import signal
     process = subprocess.Popen([sys.executable, "-m", "lesa_nb.cli", "demo", "--out", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                               text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
     while not list(tmp_path.glob("*.safetensors")):  # the first of the six networks is done: it is in the middle of its work
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)

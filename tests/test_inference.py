@@ -229,7 +229,7 @@ def test_program_of_the_published_network(position):
     "One graph of `lesa_resnet50` for every height and width up to the tables' size; in float64, see `test_published_networks`."
     net = lived_in(lesa_resnet50(num_classes=4, image_size=128, position=position)).double()
     run = export_program(net, image_size=(96, 80), min_size=32, max_size=128).module()
-    same_everywhere(run, net, [(32, 32), (32, 128), (65, 97), (128, 128)], 1e-8)
+    same_everywhere(run, net, [(32, 32), (32, 128), (65, 97), (128, 128)], 1e-7)
 
 
 def test_program_on_disk(tmp_path):

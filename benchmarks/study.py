@@ -1,6 +1,6 @@
 """Which of convolution, plain attention and LESA learns what, and where does each fail?
 
-    python benchmarks/study.py --threads 1          # 2-core CPU: about 50 minutes of one core
+    python benchmarks/study.py --threads 1          # 2-core CPU: about an hour of one core
     python benchmarks/study.py --collect            # only measure and gather what is finished
     python benchmarks/study.py --device cuda --full # full-size networks on 224 x 224 pictures
 

@@ -1,6 +1,6 @@
 """Which of convolution, plain attention and LESA learns what, and where does each fail?
 
-    python benchmarks/study.py --threads 1          # 2-core CPU: about 50 minutes of one core
+    python benchmarks/study.py --threads 1          # 2-core CPU: about an hour of one core
     python benchmarks/study.py --collect            # only measure and gather what is finished
     python benchmarks/study.py --device cuda --full # full-size networks on 224 x 224 pictures
 
@@ -94,19 +94,28 @@ def measured(path, found):
     return row
 
 
+def gather(runs, args):
+    "Every finished run into one file, whoever made it and when; what is missing by name."
+    rows, missing = [], ["full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full"]
+    for run, path, wanted in runs:
+        if found := finished(path, wanted): rows.append(measured(path, found))
+        else: missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
+    if rows: save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
+    return rows, missing
+
+
 def small(args):
     "All small networks: train what is not there, measure, gather."
     folder = RESULTS.parent/"runs"/f"study-{args.device}{'-quick' if args.quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    rows, missing = [], ["full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full"]
-    for run in plan(args.quick):
-        path, wanted = stem(folder, *run), recipe(*run, args)
-        if not args.collect and not finished(path, wanted): train(path, wanted, args)
-        if found := finished(path, wanted):
-            rows.append(measured(path, found))
-            if not args.collect: print(f"{path.name}: {rows[-1]['accuracy']:.1%}, {rows[-1]['cpu_seconds']} CPU seconds, {rows[-1]['seconds']} s", flush=True)
-        else: missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
-        if rows and (not args.collect or run == plan(args.quick)[-1]): save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
+    runs = [(run, stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
+    for run, path, wanted in runs:
+        if args.collect or finished(path, wanted): continue
+        train(path, wanted, args)
+        f = finished(path, wanted)["facts"]
+        print(f"{path.name}: {f['accuracy']:.1%}, {f['cpu_seconds']} CPU seconds, {f['seconds']} s", flush=True)
+        gather(runs, args)
+    rows, missing = gather(runs, args)
     print(score_table(rows))
     for variant in dict.fromkeys(row["variant"] for row in rows):
         for line in verdicts(rows, variant): print(line)

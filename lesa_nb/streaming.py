@@ -235,7 +235,7 @@ def row_attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, out: Tensor, lse: Tensor, budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     "The gradients of `row_attention`, block by block, eq. (6.8)."
-    (P, K, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
+    (P, _, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
     # One more channel in the product g . v subtracts delta without another pass over the block.

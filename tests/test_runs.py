@@ -15,7 +15,7 @@ from torch import nn
 from lesa_nb.runs import SharedNorm, fit, read_checkpoint, read_log, save_checkpoint, share_norms
 from lesa_nb.signals import Stop, Stopped
 from lesa_nb.training import read_facts
-from small_runs import RECIPE, Digits, make_task, net
+from small_runs import RECIPE, make_task, net
 
 HERE = Path(__file__).resolve().parent
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}

@@ -90,8 +90,8 @@ def start(parser):
 
 def chosen(names, args):
     "Those of the rows' names that were asked for, in their order."
-    if unknown := set(args.only or ()) - set(names): raise SystemExit(f"--only: expected some of {', '.join(names)}; found {', '.join(sorted(unknown))}")
-    return [n for n in names if not args.only or n in args.only]
+    if unknown := set(getattr(args, "only", None) or ()) - set(names): raise SystemExit(f"--only: expected some of {', '.join(names)}; found {', '.join(sorted(unknown))}")
+    return [n for n in names if not getattr(args, "only", None) or n in args.only]
 
 
 def merged(path, run):
@@ -108,7 +108,7 @@ def save(name, question, rows, args, summary=lambda rows: {}, **more):
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS/f"{name}-{args.device}{'-quick' if args.quick else ''}.json"
     run = dict(question=question, **facts(args.device), **more, rows=rows)
-    if args.only: run["rows"] = merged(path, run)
+    if getattr(args, "only", None): run["rows"] = merged(path, run)
     run |= summary(run["rows"])
     text = json.dumps(run, indent=1)
     part = path.with_suffix(".part")

@@ -214,17 +214,21 @@ def _pixel(text, picture):
     cell_of((row, column), (picture.height, picture.width), (1, 1)) # refuses a pixel outside the picture
     return row, column
 
-def _figure_file(out, photo):
-    "Where the figure goes: a name that matplotlib can write, and never the photograph itself."
-    from matplotlib.backend_bases import FigureCanvasBase
-    out = out or Path(f"{photo.stem}_lesa.png")
+def _new_file(out, photo, suffix, formats, says):
+    "Where a result goes: a name of a kind that can be written, and never the photograph itself."
+    out = out or Path(f"{photo.stem}_lesa{suffix}")
     if out.is_dir(): raise ValueError(f"{out}: a folder; --out wants the name of a file")
-    if not out.suffix: out = out.with_suffix(".png")
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if out.suffix[1:].lower() not in formats: raise ValueError(f"{out}: figures can be written as {', '.join(sorted(formats))}")
+    if not out.suffix: out = out.with_suffix(suffix)
+    if out.suffix[1:].lower() not in formats: raise ValueError(f"{out}: {says}")
     if out.exists() and out.samefile(photo): raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
+
+def _figure_file(out, photo):
+    "Where a figure goes: any format that matplotlib writes."
+    from matplotlib.backend_bases import FigureCanvasBase
+    formats = FigureCanvasBase.get_supported_filetypes()
+    return _new_file(out, photo, ".png", formats, f"figures can be written as {', '.join(sorted(formats))}")
 
 def _free_memory():
     "Bytes that are free, as far as the system tells."
@@ -291,15 +295,6 @@ def explain(
     if weights is None: print("UNTRAINED: the maps show what random weights do, not what a network has learned. Choose --weights.")
 
 # %% ../nbs/23_cli.ipynb #cell-17
-def _page_file(out, photo):
-    "Where the page goes: never over the photograph itself."
-    out = out or Path(f"{photo.stem}_lesa.html")
-    if out.is_dir(): raise ValueError(f"{out}: a folder; --out wants the name of a file")
-    if not out.suffix: out = out.with_suffix(".html")
-    if out.suffix.lower() not in (".html", ".htm"): raise ValueError(f"{out}: a page is written as .html")
-    if out.exists() and out.samefile(photo): raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
-    return out
-
 @app.command
 def explore(
     photo: Annotated[Positional[Path], arg(metavar="PHOTO")],
@@ -328,7 +323,7 @@ def explore(
     from lesa_nb.explorer import explorer
     picture = open_photo(photo)
     row_column = _pixel(pixel, picture)
-    out = _page_file(out, photo)
+    out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
     networks, images = {}, {}
     for file in weights or (None,):
         network = _open_network(file)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGET', 'SMALL', 'Moments', 'content_moments', 'window_sums', 'flat_moments', 'factored_moments', 'over_processes',
-           'needs_moments', 'score_scale', 'row_attention_backward', 'row_attention', 'channel_attention',
+           'keep_books', 'needs_moments', 'score_scale', 'row_attention_backward', 'row_attention', 'channel_attention',
            'flat_attention_backward', 'flat_attention', 'Choice', 'choose', 'streaming', 'attend']
 
 # %% ../nbs/06_streaming.ipynb #cell-02
@@ -131,7 +131,7 @@ def _over_ranks(norm, sums, count):
     return total[:-1], total[-1].detach()
 
 @torch.no_grad()
-def _keep_books(norm, mean, var, count):
+def keep_books(norm, mean, var, count):
     "Move the running averages as nn.BatchNorm2d does."
     norm.num_batches_tracked += 1
     share = 1/norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
@@ -155,7 +155,7 @@ def score_scale(
         if count < 2: raise ValueError("batch statistics need at least 2 pairs of pixels: use a larger map or batch, or eval mode")
         mean, square = (sums/count).chunk(2)
         var = (square - mean**2).clamp_min(0)
-        if norm.training and norm.track_running_stats: _keep_books(norm, mean, var, count)
+        if norm.training and norm.track_running_stats: keep_books(norm, mean, var, count)
     else:
         var = norm.running_var
     scale = (var + norm.eps).rsqrt()                                             # (6.5)

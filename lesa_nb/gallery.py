@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layer import LESA
+from .explorer import attention_layers, catch
 from .maps import cell_of
-from .resnet import PlainAttention
 
 # %% ../nbs/21_gallery.ipynb #cell-05
 def dependence(
@@ -49,14 +48,11 @@ def attended(
     cell: tuple[int, int], # row and column of p on the map of the last term that attends
 ) -> Float[Tensor, "h w"] | None: # None if nothing in the network attends
     "What one position attends to in the last layer that does, mean of the heads."
-    layers = [part for part in features.modules() if isinstance(part, (LESA, PlainAttention))]
+    layers = list(attention_layers(features).items())[-1:]
     if not layers: return None
-    inputs = []
-    hook = layers[-1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try: features(x_1CHW)
-    finally: hook.remove()
-    h, w = inputs[0].shape[2:]
-    return layers[-1].context.weights(inputs[0])[0, :, cell[0]*w + cell[1]].mean(0).unflatten(0, (h, w))
+    (name, layer), = layers
+    x_1Chw = catch(features, x_1CHW, dict(layers))[name].x
+    return layer.context.weights(x_1Chw)[0, :, cell[0]*x_1Chw.shape[3] + cell[1]].mean(0).unflatten(0, x_1Chw.shape[2:])
 
 # %% ../nbs/21_gallery.ipynb #cell-11
 def show_gallery(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'MODELS', 'SIZES', 'RECIPES', 'LargeScaleJitter', 'TrainPictures', 'ValidPictures', 'build_detector',
            'start_backbone', 'told', 'calibrate', 'detector_losses', 'names_of', 'coco_task', 'load_detector',
-           'evaluate_coco', 'export_testdev', 'learn', 'show_scores', 'context_maps', 'show_contexts']
+           'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps', 'show_contexts']
 
 # %% ../nbs/20_train_coco.ipynb #cell-02
 import math
@@ -29,13 +29,14 @@ from torchvision.transforms import v2
 
 from .coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
 from .detection import HTC
+from .folders import seeded
 from .heads import MaskRCNN
 from .maps import cell_of, look
 from .published import load_published, published_names, read_published
 from .pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
 from .resnet import TERMS
 from .runs import Task, pick_device
-from .training import Recipe, adamw_onecycle, load_weights, read_facts
+from .training import Recipe, load_weights, read_facts
 
 # %% ../nbs/20_train_coco.ipynb #cell-07
 class LargeScaleJitter:
@@ -93,10 +94,7 @@ class TrainPictures(Dataset):
         key: tuple[int, int], # epoch e, index i
     ) -> tuple[Tensor, dict]:
         epoch, index = key
-        dice = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)                       # (20.1) omega
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(dice[0])*2**31 + int(dice[1]))
-            image, target = self.folder[index % len(self.folder)]                                        # (20.1)
+        with seeded(self.seed, epoch, index): image, target = self.folder[index % len(self.folder)]      # (20.1)
         return image, target | dict(file=str(self.folder.file(target["image_id"])))
 
 class ValidPictures(Dataset):
@@ -350,33 +348,7 @@ def export_testdev(
     dataset, found = _search(folder, split, weights, device, batch_size, workers, watch)
     return write_testdev(out, dataset, found)
 
-# %% ../nbs/20_train_coco.ipynb #cell-29
-def learn(
-    detector: MaskRCNN,
-    task: Task, # from `coco_task`
-    steps: int,
-    *,
-    batch_size: int = 4,
-    lr: float = 3e-3, # the largest rate
-    seed: int = 0, # decides the order of the pictures
-) -> Iterator[dict[str, float]]: # yields the losses of each step
-    "Train a detector for a few steps; nothing happens until somebody asks for the next losses."
-    device = next(detector.parameters()).device
-    optimizer, schedule = adamw_onecycle(detector, max(steps, 1), lr=lr, betas=(.9, .99))
-    generator, order = torch.Generator().manual_seed(seed), []
-    for step in range(steps):
-        while len(order) < batch_size: order += torch.randperm(len(task.train), generator=generator).tolist()
-        keys, order = [(step, i) for i in order[:batch_size]], order[batch_size:]
-        losses = task.losses(detector.train(), task.collate([task.train[key] for key in keys]), device)
-        if not (total := sum(losses.values())).isfinite(): raise FloatingPointError(f"the loss is {total.item()} at step {step}: try a smaller rate than {lr:.2g}")
-        optimizer.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 10.)
-        optimizer.step()
-        schedule.step()
-        yield {name: loss.item() for name, loss in losses.items()}
-
-# %% ../nbs/20_train_coco.ipynb #cell-33
+# %% ../nbs/20_train_coco.ipynb #cell-31
 def show_scores(
     scores: Scores,
     *,
@@ -399,13 +371,13 @@ def show_scores(
     left.set_yticks(range(len(shown)), shown)
     left.invert_yaxis()
     left.set(xlabel="AP", xlim=(0, 100))
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1)) # never on a bar
     right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
     right.legend(frameon=False, fontsize=8)
     if title: fig.suptitle(title, x=.01, ha="left", fontsize=10)
     return fig
 
-# %% ../nbs/20_train_coco.ipynb #cell-38
+# %% ../nbs/20_train_coco.ipynb #cell-36
 def context_maps(
     detector: MaskRCNN,
     image: Float[Tensor, "3 H W"], # RGB in [0, 1]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUDGET', 'SMALL', 'Moments', 'content_moments', 'window_sums', 'flat_moments', 'factored_moments', 'over_processes',
-           'keep_books', 'needs_moments', 'score_scale', 'row_attention_backward', 'row_attention', 'channel_attention',
-           'flat_attention_backward', 'flat_attention', 'Choice', 'choose', 'streaming', 'attend']
+           'keep_books', 'needs_moments', 'score_scale', 'row_attention', 'row_attention_backward', 'channel_attention',
+           'flat_attention', 'flat_attention_backward', 'Choice', 'choose', 'streaming', 'attend']
 
 # %% ../nbs/06_streaming.ipynb #cell-02
 import math
@@ -187,29 +187,16 @@ class _Scratch:
         if name not in self.buffers or len(self.buffers[name]) < n: self.buffers[name] = self.like.new_empty(n)
         return self.buffers[name][:n].view(shape)
 
-_SAFE, _DEEP = 80., -46. # exp(+-80) is an ordinary float32; exp(-46) = 1e-20 of the largest weight is nothing, but not denormal
+_DEEP = 46. # exp(-46) = 1e-20 of the largest weight is nothing, but not denormal
 
-def _longest(x, dim): return x.square().sum(dim).amax().sqrt()
+def _weigh_(s):
+    "Logits to weights, in place, (6.7)."
+    if not s.is_cuda: torch.maximum(s, s.amax(-1, keepdim=True) - _DEEP, out=s) # GPUs don't mind denormals
+    return torch.softmax(s, -1, out=s)
 
-def _calm(N, *bounds):
-    "Whether logits within the sum of these bounds can go through exp as they are; never asked on a GPU, which would have to wait."
-    return not bounds[0].is_cuda and bool(sum(bounds) + math.log(N) < _SAFE)
-
-def _exp_(s, calm):
-    "Logits to weights, in place, up to a factor for each row: (their sums, log of what to divide exp(logit) by)."
-    if s.is_cuda:                                                                # one fused kernel; nothing left to divide by
-        torch.softmax(s, -1, out=s)
-        return s.new_ones(*s.shape[:-1], 1), s.new_zeros(*s.shape[:-1], 1)
-    top = 0
-    if not calm:
-        top = s.amax(-1, keepdim=True)
-        s.sub_(top).clamp_(min=_DEEP)
-    total = s.exp_().sum(-1, keepdim=True)
-    return total, total.log() + top
-
-def _exp_again_(s):
-    "Logits less what `_exp_` said, to weights, in place."
-    return torch.softmax(s, -1, out=s) if s.is_cuda else s.clamp_(min=_DEEP).exp_()
+def _unweigh_(d, a):
+    "Gradients of weights to gradients of logits, in place, (6.8) D."
+    return torch._softmax_backward_data(d, a, -1, a.dtype, grad_input=d)
 
 def _row_logits(q, k, h, w, out):
     "The logits of one block, (6.6), written into `out`."
@@ -217,64 +204,6 @@ def _row_logits(q, k, h, w, out):
     return out.baddbmm_(q.mT, k)
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
-def _row_forward(
-    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, budget: int,
-) -> tuple[Tensor, Tensor]:
-    "`row_attention`, and for each row the log of its sum of exponentials (P, N, 1): what the backward pass is spared."
-    P, _, N = q.shape
-    out, lse, scratch = q.new_empty(P, N, v.shape[1]), q.new_empty(P, N, 1), _Scratch(q)
-    calm = _calm(N, _longest(q, 1)*_longest(k, 1), h.abs().amax(), w.abs().amax())
-    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
-        a = _row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N)))
-        total, lse[p, i] = _exp_(a, calm)
-        torch.div(a@v[p].mT, total, out=out[p, i])                               # (6.7)
-    return out, lse
-
-@torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
-def row_attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, out: Tensor, lse: Tensor, budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    "The gradients of `row_attention`, block by block, eq. (6.8)."
-    (P, _, N), V, scratch = q.shape, v.shape[1], _Scratch(q)
-    dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
-    # One more channel in the product g . v subtracts delta without another pass over the block.
-    g1, v1 = torch.cat([g, -(g*out).sum(-1, keepdim=True)], -1), torch.cat([v, v.new_ones(P, 1, N)], 1)
-    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()):
-        a = _exp_again_(_row_logits(q[p, :, i], k[p], h[p, i] - lse[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
-        dv[p].baddbmm_(g1[p, i, :V].mT, a)
-        d = torch.bmm(g1[p, i], v1[p], out=scratch("d", *_shape(p, i, N))).mul_(a)
-        dq[p, :, i] = k[p]@d.mT
-        dk[p].baddbmm_(q[p, :, i], d)
-        d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
-        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)
-    return dq, dk, dv, dh, dw
-
-@_row_forward.register_fake
-def _(q, k, v, h, w, budget):
-    P, _, N = q.shape
-    return q.new_empty(P, N, v.shape[1]), q.new_empty(P, N, 1)
-
-@row_attention_backward.register_fake
-def _(g, q, k, v, h, w, out, lse, budget): return tuple(t.new_empty(t.shape) for t in (q, k, v, h, w))
-
-def _differentiable(written_out, inputs, g):
-    "Gradients that can be differentiated again, through the N x N form: create_graph=True lands here."
-    wanted = [t for t in inputs if t.requires_grad]
-    grads = iter(torch.autograd.grad(written_out(*inputs), wanted, g, create_graph=True))
-    return tuple(next(grads) if t.requires_grad else None for t in inputs)
-
-def _row_backward(ctx, g, _):
-    *inputs, out, lse = ctx.saved_tensors
-    if torch.is_grad_enabled(): return *_differentiable(_explicit_rows, inputs, g), None
-    return *row_attention_backward(g.contiguous(), *inputs, out, lse, ctx.budget), None
-
-def _row_save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:-1], *output)
-    ctx.budget = inputs[-1]
-
-_row_forward.register_autograd(_row_backward, setup_context=_row_save)
-
 def row_attention(
     q: Tensor, # (P, K, N) scaled queries, P = B*G image-head pairs
     k: Tensor, # (P, K, N) keys
@@ -284,7 +213,52 @@ def row_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "Softmax attention with a row part and a column part, block by block, eqs. (6.6) and (6.7)."
-    return _row_forward(q, k, v, h, w, budget)[0]
+    (P, _, N), scratch = q.shape, _Scratch(q)
+    out = q.new_empty(P, N, v.shape[1])
+    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
+        a = _weigh_(_row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
+        out[p, i] = a@v[p].mT                                                    # (6.7)
+    return out
+
+@torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
+def row_attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    "The gradients of `row_attention`, block by block, eq. (6.8)."
+    (P, _, N), scratch = q.shape, _Scratch(q)
+    dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
+    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()):
+        a = _weigh_(_row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
+        dv[p].baddbmm_(g[p, i].mT, a)
+        d = _unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)
+        dq[p, :, i] = k[p]@d.mT
+        dk[p].baddbmm_(q[p, :, i], d)
+        d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
+        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)
+    return dq, dk, dv, dh, dw
+
+@row_attention.register_fake
+def _(q, k, v, h, w, budget): return q.new_empty(len(q), q.shape[2], v.shape[1])
+
+@row_attention_backward.register_fake
+def _(g, q, k, v, h, w, budget): return tuple(t.new_empty(t.shape) for t in (q, k, v, h, w))
+
+def _differentiable(written_out, inputs, g):
+    "Gradients that can be differentiated again, through the N x N form: create_graph=True lands here."
+    wanted = [t for t in inputs if t.requires_grad]
+    grads = iter(torch.autograd.grad(written_out(*inputs), wanted, g, create_graph=True))
+    return tuple(next(grads) if t.requires_grad else None for t in inputs)
+
+def _row_backward(ctx, g):
+    if torch.is_grad_enabled(): return *_differentiable(_explicit_rows, ctx.saved_tensors, g), None
+    return *row_attention_backward(g.contiguous(), *ctx.saved_tensors, ctx.budget), None
+
+def _row_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.budget = inputs[-1]
+
+row_attention.register_autograd(_row_backward, setup_context=_row_save)
 
 # %% ../nbs/06_streaming.ipynb #cell-30
 def channel_attention(
@@ -346,18 +320,18 @@ class _Table:
             first = y*self.slant.W + x - start
             yield run, slice(first, first + m*n)
 
-    def add_scores(self, pairs, x, own, others):
-        "Add the scores x . e of positions in rows `own`, (4.8) and (4.9); x is (own, P, K)."
-        for run, part in self._runs(own, self.most):
-            s = self.scratch("part", part.stop - part.start, *pairs.shape[1:])
-            pairs[part] += torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s)
+    def scores(self, x, own, others, name):
+        "The scores x . e of positions in rows `own`, (4.8) and (4.9), in the buffer `name`: (own, P, others); x is (own, P, K)."
+        s = self.scratch(name, *x.shape[:2], (others.stop - others.start)*self.slant.W)
+        for run, part in self._runs(own, self.most): torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s[part])
+        return s
 
     def sums(self, pairs, own, others):
         "The table's columns, summed with the pairs as weights, (4.10): (own, P, K)."
         return torch.cat([torch.bmm(pairs[part], self.slant.windows(self.table, run, others).mT) for run, part in self._runs(own, self.most)])
 
     def add_gradient(self, dtable, x, pairs, own, others):
-        "The gradient of the columns in `add_scores`, or with weights for pairs and their gradient for x, in `sums`."
+        "The gradient of the columns in `scores`, or with weights for pairs and their gradient for x, in `sums`."
         for run, part in self._runs(own, max(1, self.most//8)):                # few at a time, so that the spread stays in the cache
             columns = self.slant.columns(run, others)
             shape = (part.stop - part.start, len(dtable), columns.stop - columns.start)
@@ -378,87 +352,11 @@ def _flat_logits(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
     every, i = slice(0, slant.H), slant.positions(rows)
     n, b, N = _shape(p, i, q.shape[2])
     turned = torch.bmm(k[p].mT, q[p, :, i], out=scratch("turned", n, N, b))      # content, key by query
-    key_table.add_scores(turned.transpose(0, 1), kp[:, p], every, rows)          # (4.9)
-    s = scratch("a", n, b, N).copy_(turned.mT)
-    query_table.add_scores(s.transpose(0, 1), qp[i, p], rows, every)             # (4.8)
-    return s
+    turned.transpose(0, 1).add_(key_table.scores(kp[:, p], every, rows, "part")) # (4.9)
+    asked = query_table.scores(qp[i, p], rows, every, "part")                    # (4.8)
+    return torch.add(asked.transpose(0, 1), turned.mT, out=scratch("a", n, b, N))
 
 @torch.library.custom_op("lesa_nb::flat_attention", mutates_args=())
-def _flat_forward(
-    q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, H: int, W: int, pitch: int, budget: int,
-) -> tuple[Tensor, Tensor]:
-    "`flat_attention`, and for each row the log of its sum of exponentials (P, 1, N), as in `_row_forward`."
-    slant, every, (P, _, N), V, scratch = _Slant(H, W, pitch), slice(0, H), q.shape, v.shape[1], _Scratch(q)
-    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
-    out, lse = q.new_empty(P, V, 2, N), q.new_empty(P, N, 1)
-    calm = _calm(N, *(_longest(x, dim)*_longest(y, dim_y) for x, dim, y, dim_y in ((q, 1, k, 1), (qp, 2, tq, 0), (kp, 2, tk, 0))))
-    for p, rows in _flat_blocks(P, slant, budget):
-        i = slant.positions(rows)
-        a = _flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)
-        total, lse[p, i] = _exp_(a, calm)                                        # (6.7)
-        torch.div(v[p]@a.mT, total.mT, out=out[p, :, 0, i])                      # (5.4)
-        torch.div(table_v.sums(a.transpose(0, 1), rows, every).permute(1, 2, 0), total.mT, out=out[p, :, 1, i]) # (4.10)
-    return out, lse
-
-@torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
-def flat_attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor,
-    out: Tensor, lse: Tensor, H: int, W: int, pitch: int, budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    "The gradients of `flat_attention`, block by block: (6.8), and those of the tables' products."
-    slant, every, (P, _, N), scratch = _Slant(H, W, pitch), slice(0, H), q.shape, _Scratch(q)
-    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
-    dq, dqp = q.new_empty(q.shape), qp.new_empty(qp.shape)
-    dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
-    for p, rows in _flat_blocks(P, slant, budget):
-        i = slant.positions(rows)
-        a = _exp_again_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch).sub_(lse[p, i]))
-        g0 = g[p, :, 0, i]
-        d = torch.bmm(g0.mT, v[p], out=scratch("d", *a.shape))
-        pairs_a, pairs_d = a.transpose(0, 1), d.transpose(0, 1)
-        g1 = scratch("g1", d.shape[1], len(d), len(tv)).copy_(g[p, :, 1, i].permute(2, 0, 1))
-        table_v.add_scores(pairs_d, g1, rows, every)
-        table_v.add_gradient(dtv, g1, pairs_a, rows, every)
-        dv[p].baddbmm_(g0, a)
-        d.sub_((g[p, :, :, i]*out[p, :, :, i]).sum((1, 2))[..., None]).mul_(a) # (6.8) D
-        dq[p, :, i] = k[p]@d.mT
-        dk[p].baddbmm_(q[p, :, i], d)
-        dqp[i, p] = table_q.sums(pairs_d, rows, every)
-        table_q.add_gradient(dtq, qp[i, p], pairs_d, rows, every)
-        turned = scratch("turned", len(d), N, d.shape[1]).copy_(d.mT).transpose(0, 1)
-        dkp[:, p] += table_k.sums(turned, every, rows)
-        table_k.add_gradient(dtk, kp[:, p], turned, every, rows)
-    return dq, dk, dv, dqp, dkp, dtq, dtk, dtv
-
-@_flat_forward.register_fake
-def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget):
-    P, _, N = q.shape
-    return q.new_empty(P, v.shape[1], 2, N), q.new_empty(P, N, 1)
-
-@flat_attention_backward.register_fake
-def _(g, q, k, v, qp, kp, tq, tk, tv, out, lse, H, W, pitch, budget):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v, qp, kp, tq, tk, tv))
-
-def _explicit_flat(q, k, v, qp, kp, tq, tk, tv, H, W, pitch):
-    "The same with every tensor written out; second derivatives go through it."
-    y, x = torch.arange(H, device=q.device).repeat_interleave(W), torch.arange(W, device=q.device).repeat(H)
-    c_NN = (y[:, None] + y)*pitch + x[:, None] + x                               # (6.10)
-    logits = q.mT@k + einsum("ipk,kij->pij", qp, tq[:, c_NN]) + einsum("jpk,kji->pij", kp, tk[:, c_NN])
-    a = logits.softmax(-1)
-    return torch.stack([v@a.mT, einsum("pij,vij->pvi", a, tv[:, c_NN])], 2)
-
-def _flat_backward(ctx, g, _):
-    *inputs, out, lse = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return *_differentiable(lambda *t: _explicit_flat(*t, *ctx.rest[:3]), inputs, g), None, None, None, None
-    return *flat_attention_backward(g, *inputs, out, lse, *ctx.rest), None, None, None, None
-
-def _flat_save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8], *output)
-    ctx.rest = inputs[8:]
-
-_flat_forward.register_autograd(_flat_backward, setup_context=_flat_save)
-
 def flat_attention(
     q: Tensor, # (P, K, N) queries, scaled for content
     k: Tensor, # (P, K, N) keys, from last to first
@@ -474,7 +372,70 @@ def flat_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, V, 2, N): the sum over values and the sum over places
     "Softmax attention with a flat table, block by block, eqs. (4.8) to (4.10) through (6.10)."
-    return _flat_forward(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget)[0]
+    slant, every, (P, _, N), scratch = _Slant(H, W, pitch), slice(0, H), q.shape, _Scratch(q)
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    out = q.new_empty(P, v.shape[1], 2, N)
+    for p, rows in _flat_blocks(P, slant, budget):
+        i = slant.positions(rows)
+        a = _weigh_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)) # (6.7)
+        out[p, :, 0, i] = v[p]@a.mT                                              # (5.4)
+        out[p, :, 1, i] = table_v.sums(a.transpose(0, 1), rows, every).permute(1, 2, 0) # (4.10)
+    return out
+
+@torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
+def flat_attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor, tv: Tensor,
+    H: int, W: int, pitch: int, budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    "The gradients of `flat_attention`, block by block: (6.8), and those of the tables' products."
+    slant, every, (P, _, N), scratch = _Slant(H, W, pitch), slice(0, H), q.shape, _Scratch(q)
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    dq, dqp = q.new_empty(q.shape), qp.new_empty(qp.shape)
+    dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
+    for p, rows in _flat_blocks(P, slant, budget):
+        i = slant.positions(rows)
+        a = _weigh_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch))
+        g0 = g[p, :, 0, i]
+        d = torch.bmm(g0.mT, v[p], out=scratch("d", *a.shape))
+        pairs_a, pairs_d = a.transpose(0, 1), d.transpose(0, 1)
+        g1 = scratch("g1", d.shape[1], len(d), len(tv)).copy_(g[p, :, 1, i].permute(2, 0, 1))
+        pairs_d.add_(table_v.scores(g1, rows, every, "part"))
+        table_v.add_gradient(dtv, g1, pairs_a, rows, every)
+        dv[p].baddbmm_(g0, a)
+        _unweigh_(d, a)
+        dq[p, :, i] = k[p]@d.mT
+        dk[p].baddbmm_(q[p, :, i], d)
+        dqp[i, p] = table_q.sums(pairs_d, rows, every)
+        table_q.add_gradient(dtq, qp[i, p], pairs_d, rows, every)
+        turned = scratch("turned", len(d), N, d.shape[1]).copy_(d.mT).transpose(0, 1)
+        dkp[:, p] += table_k.sums(turned, every, rows)
+        table_k.add_gradient(dtk, kp[:, p], turned, every, rows)
+    return dq, dk, dv, dqp, dkp, dtq, dtk, dtv
+
+@flat_attention.register_fake
+def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget): return q.new_empty(len(q), v.shape[1], 2, q.shape[2])
+
+@flat_attention_backward.register_fake
+def _(g, q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget): return tuple(t.new_empty(t.shape) for t in (q, k, v, qp, kp, tq, tk, tv))
+
+def _explicit_flat(q, k, v, qp, kp, tq, tk, tv, H, W, pitch):
+    "The same with every tensor written out; second derivatives go through it."
+    y, x = torch.arange(H, device=q.device).repeat_interleave(W), torch.arange(W, device=q.device).repeat(H)
+    c_NN = (y[:, None] + y)*pitch + x[:, None] + x                               # (6.10)
+    logits = q.mT@k + einsum("ipk,kij->pij", qp, tq[:, c_NN]) + einsum("jpk,kji->pij", kp, tk[:, c_NN])
+    a = logits.softmax(-1)
+    return torch.stack([v@a.mT, einsum("pij,vij->pvi", a, tv[:, c_NN])], 2)
+
+def _flat_backward(ctx, g):
+    if torch.is_grad_enabled():
+        return *_differentiable(lambda *t: _explicit_flat(*t, *ctx.rest[:3]), ctx.saved_tensors, g), None, None, None, None
+    return *flat_attention_backward(g, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+
+def _flat_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:8])
+    ctx.rest = inputs[8:]
+
+flat_attention.register_autograd(_flat_backward, setup_context=_flat_save)
 
 # %% ../nbs/06_streaming.ipynb #cell-41
 class Choice(NamedTuple):
@@ -484,7 +445,7 @@ class Choice(NamedTuple):
 
 BUDGET = dict(cpu=1 << 20, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
 
-SMALL = 1 << 19 # so few scores that writing them out is fastest
+SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # for each way: so few scores that writing them out is fastest
 
 def _kernel(q, position, size):
     "The way without N x N tensors that suits this table and device."
@@ -504,8 +465,9 @@ def choose(
     if torch.onnx.is_in_onnx_export(): return Choice("explicit", "an ONNX file holds standard operators only")
     if torch.compiler.is_exporting(): return _kernel(q_BGKN, position, size) # the graph must hold for every size
     scores = q_BGKN.shape[0]*q_BGKN.shape[1]*q_BGKN.shape[3]**2
-    if scores <= SMALL: return Choice("explicit", f"{scores:,} scores in all, at most {SMALL:,}: writing them out is fastest")
-    return _kernel(q_BGKN, position, size)
+    way = _kernel(q_BGKN, position, size)
+    if scores <= SMALL[way.name]: return Choice("explicit", f"{scores:,} scores in all, at most {SMALL[way.name]:,}: writing them out is fastest")
+    return way
 
 def _parts(q, axes, size):
     "Row part (B, G, N, H) and column part (B, G, N, W) of the scores."

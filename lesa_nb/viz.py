@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 # %% ../nbs/00_viz.ipynb #cell-08
@@ -207,6 +208,12 @@ def show_curves(
         ax.plot(xs, ys, color=hue, lw=1.8, ls=("-", "--", ":", "-.")[nth % 4], label=name,
                 marker="o" if len(ys) <= 12 else None, ms=3.5)
     ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+    for axis in [ax.xaxis]*logx + [ax.yaxis]*logy:
+        low, high = axis.get_view_interval()
+        if high < 100*low: # powers of ten alone would be too few
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     whole = all((xs % 1 == 0).all() for xs, _ in lines.values())
     if whole and not logx: ax.locator_params(axis="x", integer=True) # there is no epoch 1.5
     ax.grid(color="#E5E7EB", lw=.7)

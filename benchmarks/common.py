@@ -37,10 +37,11 @@ def _sync(device):
     if device == "cuda": torch.cuda.synchronize()
 
 
-def seconds(contenders, device="cpu", rounds=5):
-    "name -> seconds of the fastest of `rounds` rounds; name -> callable. All take turns."
+def seconds(contenders, device="cpu", rounds=5, warm=True):
+    "name -> seconds of the fastest of `rounds` rounds; name -> callable. All take turns. What takes minutes needs no warming."
     best = {name: float("inf") for name in contenders}
-    for work in contenders.values(): work()  # warm-up: allocator, kernels, compilers
+    for work in contenders.values():
+        if warm: work()  # allocator, kernels, compilers
     for _ in range(rounds):
         for name, work in contenders.items():
             _sync(device)
@@ -51,9 +52,9 @@ def seconds(contenders, device="cpu", rounds=5):
     return best
 
 
-def peak_mb(work, device="cpu"):
+def peak_mb(work, device="cpu", warm=True):
     "The most that `work()` holds at once beyond what was allocated before, in MB."
-    work()
+    if warm: work()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,10 +1,10 @@
 """What does a training step of the published detectors cost, and what does streaming save?
 
-    python benchmarks/detectors.py                       # 2-core CPU: about 25 minutes and 20 GB; or --only mask_rcnn
+    python benchmarks/detectors.py                       # 2-core CPU: about 12 minutes and 20 GB; or --only mask_rcnn
 
 One training step (losses and gradients, no optimizer) on one generated picture: Mask R-CNN on LESA-ResNet-50 at 1024 x 1024 and
 HTC on LESA-WRN-50 at 1280 x 1280, with the context terms written out and streaming, in turns. And where a streaming step's
-forward pass spends its time, by part. Written out, the N x N tensors of all layers together are more than most machines hold:
+forward pass spends its time, by part, and the step by operator. Written out, the N x N tensors of all layers together are more than most machines hold:
 where they would need more than --limit-gb, each layer forgets its own after the forward pass and writes them out again in the
 backward pass ("explicit, again"; streaming does so by itself), and the file says so.
 """
@@ -13,6 +13,7 @@ import time
 import torch
 from common import arguments, chosen, peak_mb, save, seconds, start
 
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from lesa_nb.context import Context, explicit
@@ -47,18 +48,19 @@ def explicit_again(*args):
 
 
 def in_parts(network, step):
-    "part -> seconds of its forward passes in one step; the pyramid's time includes its backbone's."
+    "part -> seconds of its forward passes in one step, the pyramid's including its backbone's; and operator -> seconds, both ways."
     spent, started = {}, {}
     def before(name): return lambda *_: started.update({name: time.perf_counter()})
     def after(name): return lambda *_: spent.update({name: spent.get(name, 0) + time.perf_counter() - started[name]})
     parts = {n: p for n, p in network.named_modules() if n in PARTS} | {f"context {i}": c for i, c in enumerate(m for m in network.modules() if isinstance(m, Context))}
     hooks = [h for n, p in parts.items() for h in (p.register_forward_pre_hook(before(n)), p.register_forward_hook(after(n)))]
     begin = time.perf_counter()
-    step(spent)
+    with profile(activities=[ProfilerActivity.CPU]) as prof: step(spent)
     total = time.perf_counter() - begin
     for hook in hooks: hook.remove()
     context = sum(spent.pop(n) for n in list(spent) if n.startswith("context "))
-    return dict(spent, context_terms=context, step=total)
+    operators = sorted(prof.key_averages(), key=lambda e: -e.self_cpu_time_total)[:8]
+    return dict(spent, context_terms=context, step=total), {e.key: e.self_cpu_time_total/1e6 for e in operators}
 
 
 def measure(name, size, args):
@@ -86,10 +88,12 @@ def measure(name, size, args):
     ways = {"streaming": attend} | ({"explicit": explicit} if needs <= args.limit_gb else {"explicit, again": explicit_again})
     works = {n: lambda way=way: step(way) for n, way in ways.items()}
     row = dict(name=name, size=size, contexts=contexts, explicit_needs_gb=needs, seconds=seconds(works, args.device, args.rounds, warm),
-               peak_mb={n: peak_mb(w, args.device, warm) for n, w in works.items()}, streaming_step=in_parts(network, split))
+               peak_mb={n: peak_mb(w, args.device, warm) for n, w in works.items()})
+    row["streaming_step"], row["streaming_operators"] = in_parts(network, split)
     if "explicit" not in ways: row["explicit"] = f"not run: about {needs:.0f} GB of N x N tensors; one layer at a time instead"
     print(f"{name} at {size}: " + "  ".join(f"{n} {row['seconds'][n]:.1f} s {row['peak_mb'][n]/1e3:.2f} GB" for n in works)
           + "  | " + "  ".join(f"{n} {s:.1f} s" for n, s in row["streaming_step"].items()), flush=True)
+    print("  most of it: " + ", ".join(f"{n} {s:.1f} s" for n, s in row["streaming_operators"].items()), flush=True)
     return row
 
 

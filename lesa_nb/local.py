@@ -41,10 +41,11 @@ def read_and_weigh(
     pixel, share = (image_B + row*W)[..., :, None] + col[..., None, :], row_share[..., :, None]*col_share[..., None, :]
     pixels_NC = x_BCHW.flatten(2).mT.reshape(B*H*W, C).contiguous()   # a row for each pixel, or the bag is slow
     read = F.embedding_bag(pixel.reshape(-1, 4), pixels_NC, per_sample_weights=share.reshape(-1, 4), mode="sum") # (3.4)
-    read_GNT = read.view(-1, taps, G, width).permute(2, 0, 1, 3).reshape(G, -1, taps*width)
+    L = size[0]*size[1]
+    read_GNT = read.view(B*L, taps, G, width).permute(2, 0, 1, 3).reshape(G, B*L, taps*width)
     weight_GTD = weight_DCAB.reshape(G, D//G, width, taps).permute(0, 3, 2, 1).reshape(G, taps*width, D//G)
     out_GND = read_GNT@weight_GTD                                     # (3.3)
-    return out_GND.unflatten(1, (B, -1)).permute(1, 0, 3, 2).reshape(B, D, *size)
+    return out_GND.view(G, B, L, D//G).permute(1, 0, 3, 2).reshape(B, D, *size)
 
 class DeformableConv2d(nn.Conv2d):
     "A convolution whose taps move: a second one says, per pixel, where each tap reads, eq. (3.3)."

@@ -40,8 +40,8 @@ def _sync(device):
 def seconds(contenders, device="cpu", rounds=5, warm=True):
     "name -> seconds of the fastest of `rounds` rounds; name -> callable. All take turns. What takes minutes needs no warming."
     best = {name: float("inf") for name in contenders}
-    for work in contenders.values():
-        if warm: work()  # allocator, kernels, compilers
+    if warm:
+        for work in contenders.values(): work()  # allocator, kernels, compilers
     for _ in range(rounds):
         for name, work in contenders.items():
             _sync(device)

@@ -3,16 +3,15 @@
     python benchmarks/detectors.py                       # 2-core CPU: about 12 minutes and 20 GB; or --only mask_rcnn
 
 One training step (losses and gradients, no optimizer) on one generated picture: Mask R-CNN on LESA-ResNet-50 at 1024 x 1024 and
-HTC on LESA-WRN-50 at 1280 x 1280, with the context terms written out and streaming, in turns. And where a streaming step's
-forward pass spends its time, by part, and the step by operator. Written out, the N x N tensors of all layers together are more than most machines hold:
-where they would need more than --limit-gb, each layer forgets its own after the forward pass and writes them out again in the
-backward pass ("explicit, again"; streaming does so by itself), and the file says so.
+HTC on LESA-WRN-50 at 1280 x 1280, with the context terms written out and streaming, in turns. And where a streaming step spends
+its time: its forward pass by part, all of it by operator. Written out, the N x N tensors of all layers together are more than
+most machines hold: where they would need more than --limit-gb, each layer forgets its own after the forward pass and writes them
+out again in the backward pass ("explicit, again"; streaming does so by itself), and the file says so.
 """
 import time
 
 import torch
 from common import arguments, chosen, peak_mb, save, seconds, start
-
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 

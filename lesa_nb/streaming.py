@@ -198,10 +198,11 @@ def _unweigh_(d, a):
     "Gradients of weights to gradients of logits, in place, (6.8) D."
     return torch._softmax_backward_data(d, a, -1, a.dtype, grad_input=d)
 
-def _row_logits(q, k, h, w, out):
-    "The logits of one block, (6.6), written into `out`."
-    torch.add(h[..., :, None], w[..., None, :], out=out.unflatten(-1, (h.shape[-1], w.shape[-1])))
-    return out.baddbmm_(q.mT, k)
+def _row_weights(q, k, h, w, p, i, scratch):
+    "The weights of one block, (6.6) and (6.7): (P, queries, N)."
+    a = scratch("a", *_shape(p, i, q.shape[2]))
+    torch.add(h[p, i, :, None], w[p, i, None, :], out=a.unflatten(-1, (h.shape[-1], w.shape[-1])))
+    return _weigh_(a.baddbmm_(q[p, :, i].mT, k[p]))
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
 def row_attention(
@@ -216,7 +217,7 @@ def row_attention(
     (P, _, N), scratch = q.shape, _Scratch(q)
     out = q.new_empty(P, N, v.shape[1])
     for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
-        a = _weigh_(_row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
+        a = _row_weights(q, k, h, w, p, i, scratch)
         out[p, i] = a@v[p].mT                                                    # (6.7)
     return out
 
@@ -229,7 +230,7 @@ def row_attention_backward(
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
     for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()):
-        a = _weigh_(_row_logits(q[p, :, i], k[p], h[p, i], w[p, i], scratch("a", *_shape(p, i, N))))
+        a = _row_weights(q, k, h, w, p, i, scratch)
         dv[p].baddbmm_(g[p, i].mT, a)
         d = _unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)
         dq[p, :, i] = k[p]@d.mT
@@ -320,9 +321,9 @@ class _Table:
             first = y*self.slant.W + x - start
             yield run, slice(first, first + m*n)
 
-    def scores(self, x, own, others, name):
-        "The scores x . e of positions in rows `own`, (4.8) and (4.9), in the buffer `name`: (own, P, others); x is (own, P, K)."
-        s = self.scratch(name, *x.shape[:2], (others.stop - others.start)*self.slant.W)
+    def scores(self, x, own, others):
+        "The scores x . e of positions in rows `own`, (4.8) and (4.9), until the next ones: (own, P, others); x is (own, P, K)."
+        s = self.scratch("part", *x.shape[:2], (others.stop - others.start)*self.slant.W)
         for run, part in self._runs(own, self.most): torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s[part])
         return s
 
@@ -347,14 +348,14 @@ def _flat_blocks(P, slant, budget):
 
 _PAIRS = 64
 
-def _flat_logits(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
-    "The logits of one block: (P, queries, N)."
+def _flat_weights(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch):
+    "The weights of one block: (P, queries, N)."
     every, i = slice(0, slant.H), slant.positions(rows)
     n, b, N = _shape(p, i, q.shape[2])
     turned = torch.bmm(k[p].mT, q[p, :, i], out=scratch("turned", n, N, b))      # content, key by query
-    turned.transpose(0, 1).add_(key_table.scores(kp[:, p], every, rows, "part")) # (4.9)
-    asked = query_table.scores(qp[i, p], rows, every, "part")                    # (4.8)
-    return torch.add(asked.transpose(0, 1), turned.mT, out=scratch("a", n, b, N))
+    turned.transpose(0, 1).add_(key_table.scores(kp[:, p], every, rows))         # (4.9)
+    asked = query_table.scores(qp[i, p], rows, every)                            # (4.8)
+    return _weigh_(torch.add(asked.transpose(0, 1), turned.mT, out=scratch("a", n, b, N))) # (6.7)
 
 @torch.library.custom_op("lesa_nb::flat_attention", mutates_args=())
 def flat_attention(
@@ -377,7 +378,7 @@ def flat_attention(
     out = q.new_empty(P, v.shape[1], 2, N)
     for p, rows in _flat_blocks(P, slant, budget):
         i = slant.positions(rows)
-        a = _weigh_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)) # (6.7)
+        a = _flat_weights(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)
         out[p, :, 0, i] = v[p]@a.mT                                              # (5.4)
         out[p, :, 1, i] = table_v.sums(a.transpose(0, 1), rows, every).permute(1, 2, 0) # (4.10)
     return out
@@ -394,12 +395,12 @@ def flat_attention_backward(
     dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
     for p, rows in _flat_blocks(P, slant, budget):
         i = slant.positions(rows)
-        a = _weigh_(_flat_logits(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch))
+        a = _flat_weights(q, k, qp, kp, table_q, table_k, slant, p, rows, scratch)
         g0 = g[p, :, 0, i]
         d = torch.bmm(g0.mT, v[p], out=scratch("d", *a.shape))
         pairs_a, pairs_d = a.transpose(0, 1), d.transpose(0, 1)
         g1 = scratch("g1", d.shape[1], len(d), len(tv)).copy_(g[p, :, 1, i].permute(2, 0, 1))
-        pairs_d.add_(table_v.scores(g1, rows, every, "part"))
+        pairs_d.add_(table_v.scores(g1, rows, every))
         table_v.add_gradient(dtv, g1, pairs_a, rows, every)
         dv[p].baddbmm_(g0, a)
         _unweigh_(d, a)

@@ -69,6 +69,8 @@ class DeformableConv2d(nn.Conv2d):
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H2 W2"]:
         "Read at the moved taps, then weigh and sum."
+        if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.in_channels:
+            raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
         delta_BTHW = self.conv_offset(x_BCHW)                         # T = 2 taps: down, right, down, right, ...
         x_BCHW, delta_BTHW = (t.to(self.weight.dtype) for t in (x_BCHW, delta_BTHW)) # autocast leaves them unlike
         if x_BCHW.is_cuda or torch.compiler.is_exporting():           # one kernel, and one node of a graph

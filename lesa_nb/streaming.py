@@ -35,8 +35,8 @@ class _Squares(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_XM):
         x_XMK, m_XKK = ctx.saved_tensors
-        gx_XMK = g_XM[..., None]*x_XMK
-        return 2*gx_XMK@m_XKK, x_XMK.mT@gx_XMK  # M is symmetric
+        gx_XMK = (2*g_XM)[..., None]*x_XMK
+        return gx_XMK@m_XKK, x_XMK.mT@gx_XMK/2  # M is symmetric
 
 def _squares(x_XMK, m_XKK): return _Squares.apply(x_XMK, m_XKK.to(x_XMK.dtype).contiguous()) # else bmm copies each matrix
 

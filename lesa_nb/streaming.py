@@ -187,22 +187,28 @@ class _Scratch:
         if name not in self.buffers or len(self.buffers[name]) < n: self.buffers[name] = self.like.new_empty(n)
         return self.buffers[name][:n].view(shape)
 
-_DEEP = 46. # exp(-46) = 1e-20 of the largest weight is nothing, but not denormal
+_DEEP = 60. # exp(-60) = 1e-26 of the largest weight is nothing, but not denormal
 
-def _weigh_(s):
-    "Logits to weights, in place, (6.7)."
-    if not s.is_cuda: torch.maximum(s, s.amax(-1, keepdim=True) - _DEEP, out=s) # GPUs don't mind denormals
+def _go_deep(q, k, h, w):
+    "Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread, pair by pair, says no. GPUs don't mind denormals."
+    if q.is_cuda: return False
+    parts_P = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
+    return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts_P > _DEEP).any())
+
+def _weigh_(s, deep):
+    "Logits to weights, in place, (6.7); deep ones are raised."
+    if deep: torch.maximum(s, s.amax(-1, keepdim=True) - _DEEP, out=s)
     return torch.softmax(s, -1, out=s)
 
 def _unweigh_(d, a):
     "Gradients of weights to gradients of logits, in place, (6.8) D."
     return torch._softmax_backward_data(d, a, -1, a.dtype, grad_input=d)
 
-def _row_weights(q, k, h, w, p, i, scratch):
+def _row_weights(q, k, h, w, p, i, deep, scratch):
     "The weights of one block, (6.6) and (6.7): (P, queries, N)."
     a = scratch("a", *_shape(p, i, q.shape[2]))
     torch.add(h[p, i, :, None], w[p, i, None, :], out=a.unflatten(-1, (h.shape[-1], w.shape[-1])))
-    return _weigh_(a.baddbmm_(q[p, :, i].mT, k[p]))
+    return _weigh_(a.baddbmm_(q[p, :, i].mT, k[p]), deep)
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
 def row_attention(
@@ -214,10 +220,10 @@ def row_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "Softmax attention with a row part and a column part, block by block, eqs. (6.6) and (6.7)."
-    (P, _, N), scratch = q.shape, _Scratch(q)
+    (P, _, N), deep, scratch = q.shape, _go_deep(q, k, h, w), _Scratch(q)
     out = q.new_empty(P, N, v.shape[1])
     for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
-        a = _row_weights(q, k, h, w, p, i, scratch)
+        a = _row_weights(q, k, h, w, p, i, deep, scratch)
         out[p, i] = a@v[p].mT                                                    # (6.7)
     return out
 
@@ -226,11 +232,11 @@ def row_attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     "The gradients of `row_attention`, block by block, eq. (6.8)."
-    (P, _, N), scratch = q.shape, _Scratch(q)
+    (P, _, N), deep, scratch = q.shape, _go_deep(q, k, h, w), _Scratch(q)
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
-    for p, i in _blocks(P, N, 1, budget, torch.get_num_threads()):
-        a = _row_weights(q, k, h, w, p, i, scratch)
+    for p, i in _blocks(P, N, 1, budget//2, torch.get_num_threads()):            # weights and their gradients
+        a = _row_weights(q, k, h, w, p, i, deep, scratch)
         dv[p].baddbmm_(g[p, i].mT, a)
         d = _unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)
         dq[p, :, i] = k[p]@d.mT
@@ -312,7 +318,7 @@ class _Table:
     "One offset table at work: all products between positions, its columns, and pairs of positions (own, P, others)."
     def __init__(self, table, slant, budget, scratch):
         self.table, self.slant, self.scratch, self.zeros = table, slant, scratch, {}
-        self.most = max(1, budget//(len(table)*slant.H*slant.W)) # positions whose windows fit into the budget
+        self.most = max(1, budget//(2*len(table)*slant.H*slant.W)) # positions whose windows fit into the budget
 
     def _runs(self, own, most):
         start = own.start*self.slant.W
@@ -343,8 +349,8 @@ class _Table:
             dtable[:, columns] += self.zeros[shape].sum(0)
 
 def _flat_blocks(P, slant, budget):
-    "Slices of pairs and of whole map rows; many pairs, as they are multiplied with a window together."
-    return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in _blocks(P, slant.H*slant.W, slant.W, budget, _PAIRS)]
+    "Slices of pairs and of whole map rows, for content and place at once; many pairs, as they are multiplied with a window together."
+    return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in _blocks(P, slant.H*slant.W, slant.W, budget//2, _PAIRS)]
 
 _PAIRS = 64
 
@@ -355,7 +361,7 @@ def _flat_weights(q, k, qp, kp, query_table, key_table, slant, p, rows, scratch)
     turned = torch.bmm(k[p].mT, q[p, :, i], out=scratch("turned", n, N, b))      # content, key by query
     turned.transpose(0, 1).add_(key_table.scores(kp[:, p], every, rows))         # (4.9)
     asked = query_table.scores(qp[i, p], rows, every)                            # (4.8)
-    return _weigh_(torch.add(asked.transpose(0, 1), turned.mT, out=scratch("a", n, b, N))) # (6.7)
+    return _weigh_(torch.add(asked.transpose(0, 1), turned.mT, out=scratch("a", n, b, N)), not q.is_cuda) # (6.7)
 
 @torch.library.custom_op("lesa_nb::flat_attention", mutates_args=())
 def flat_attention(
@@ -444,7 +450,7 @@ class Choice(NamedTuple):
     name: str    # "explicit" | "rows" | "channels" | "flat"
     reason: str  # one sentence
 
-BUDGET = dict(cpu=1 << 20, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
+BUDGET = dict(cpu=1 << 21, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
 
 SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # for each way: so few scores that writing them out is fastest
 

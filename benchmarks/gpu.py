@@ -71,7 +71,7 @@ def layers(side, C, args, bf16):
     layer = LESA(C, C, side, position="factored").to(args.device)
     modules = {"explicit": attend_with(copy.deepcopy(layer), explicit), "streaming": attend_with(layer, st.streaming)}
     try:
-        from timm.layers import BottleneckAttn
+        from timm.layers.bottleneck_attn import BottleneckAttn
         modules["timm BottleneckAttn"] = BottleneckAttn(C, C, feat_size=(side, side), num_heads=8).to(args.device)
     except ImportError: pass
 

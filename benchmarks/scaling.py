@@ -26,7 +26,7 @@ def contenders(C, side):
                "context, streaming": attend_with(LESA(C, C, side, position="factored").context, streaming),
                "conv 3x3": nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))}
     try:
-        from timm.layers import BottleneckAttn
+        from timm.layers.bottleneck_attn import BottleneckAttn
     except ImportError:
         return modules
     return modules | {"timm BottleneckAttn": BottleneckAttn(C, C, feat_size=(side, side), num_heads=8)}

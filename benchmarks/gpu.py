@@ -36,7 +36,12 @@ def ways(device):
     "name -> attention of (q, k, v, h, w), all with equal numbers."
     budget = st.BUDGET.get(device, st.BUDGET["cpu"])
     found = {"explicit": st._explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
-    if device == "cuda": found["flex"] = flex_attention_way()
+    if device == "cuda":
+        found["flex"] = flex_attention_way()
+        try:
+            from triton_rows import triton_rows
+            found["triton"] = triton_rows
+        except ImportError: pass
     return found
 
 
@@ -56,7 +61,7 @@ def kernels(side, C, dtype, args):
             row["train_seconds"] |= seconds({name: train}, args.device, args.rounds)
             row["inference_seconds"] |= seconds({name: infer}, args.device, args.rounds)
             row["train_peak_mb"][name] = peak_mb(train, args.device)
-        except (RuntimeError, torch.OutOfMemoryError) as error:  # one way may lack a kernel or memory: the others go on
+        except Exception as error:  # one way may lack a kernel, a compiler or memory: the others go on
             row["failed"][name] = str(error).splitlines()[0]
             if args.device == "cuda": torch.cuda.empty_cache()
     floor = 7*G*N*N*(K + V)  # multiply-adds of forward (2 products) and backward (5 products), about

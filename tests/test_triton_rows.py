@@ -1,0 +1,34 @@
+"""The benchmark's Triton kernels, run by Triton's interpreter, against the written-out form."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+
+CHECK = """
+import torch
+from lesa_nb.streaming import _explicit_rows
+from triton_rows import triton_rows
+
+torch.manual_seed(0)
+for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16), (1, 16, 16, 1, 1)]:  # ragged queries, ragged and whole rows, one pixel
+    inputs = [torch.randn(*s, requires_grad=True) for s in [(P, K, H*W), (P, K, H*W), (P, V, H*W), (P, H*W, H), (P, H*W, W)]]
+    for scale in (1., 30.):                                                       # and logits of hundreds
+        loud = [(scale*inputs[0]).detach().requires_grad_(), *inputs[1:]]
+        want, got = _explicit_rows(*loud), triton_rows(*loud)
+        g = torch.randn_like(want)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        for a, b in zip(torch.autograd.grad(got, loud, g), torch.autograd.grad(want, loud, g)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5*max(1., b.abs().max().item()))
+try: triton_rows(torch.randn(1, 8, 4), torch.randn(1, 8, 4), torch.randn(1, 16, 4), torch.randn(1, 4, 2), torch.randn(1, 4, 2))
+except ValueError as error: assert "K = 8" in str(error)
+else: raise AssertionError("a width that the kernels cannot take went through")
+"""
+
+
+def test_kernels_agree_with_the_written_out_form(root):
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(root), str(root/"benchmarks")])}
+    done = subprocess.run([sys.executable, "-c", CHECK], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that reads the allocator is chatty
@@ -70,6 +71,14 @@ def peak_mb(work, device="cpu", warm=True):
         held += e.nbytes()
         peak = max(peak, held)
     return peak/1e6
+
+
+def timm_attention(C, side):
+    "name -> timm's attention of equal width, where timm is installed; a timm that keeps it elsewhere is an error, not a missing row."
+    if not find_spec("timm"): return {}
+    from timm.layers.bottleneck_attn import BottleneckAttn
+
+    return {"timm BottleneckAttn": BottleneckAttn(C, C, feat_size=(side, side), num_heads=8)}
 
 
 def arguments(question):

@@ -7,9 +7,10 @@ The results go to $OUT instead where that is set. Each part is saved as soon as 
 """
 import copy
 import time
+from importlib.util import find_spec
 
 import torch
-from common import arguments, peak_mb, save, seconds, start
+from common import arguments, peak_mb, save, seconds, start, timm_attention
 
 from lesa_nb import streaming as st
 from lesa_nb.context import explicit
@@ -38,10 +39,9 @@ def ways(device):
     found = {"explicit": st._explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
     if device == "cuda":
         found["flex"] = flex_attention_way()
-        try:
+        if find_spec("triton"):
             from triton_rows import triton_rows
             found["triton"] = triton_rows
-        except ImportError: pass
     return found
 
 
@@ -62,7 +62,7 @@ def kernels(side, C, dtype, args):
             row["inference_seconds"] |= seconds({name: infer}, args.device, args.rounds)
             row["train_peak_mb"][name] = peak_mb(train, args.device)
         except Exception as error:  # one way may lack a kernel, a compiler or memory: the others go on
-            row["failed"][name] = str(error).splitlines()[0]
+            row["failed"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
             if args.device == "cuda": torch.cuda.empty_cache()
     floor = 7*G*N*N*(K + V)  # multiply-adds of forward (2 products) and backward (5 products), about
     row["floor_multiply_adds"] = floor
@@ -75,10 +75,7 @@ def layers(side, C, args, bf16):
     x = torch.randn(1, C, side, side, device=args.device)
     layer = LESA(C, C, side, position="factored").to(args.device)
     modules = {"explicit": attend_with(copy.deepcopy(layer), explicit), "streaming": attend_with(layer, st.streaming)}
-    try:
-        from timm.layers.bottleneck_attn import BottleneckAttn
-        modules["timm BottleneckAttn"] = BottleneckAttn(C, C, feat_size=(side, side), num_heads=8).to(args.device)
-    except ImportError: pass
+    modules |= {name: m.to(args.device) for name, m in timm_attention(C, side).items()}
 
     def train(m):
         with torch.autocast(args.device, torch.bfloat16, enabled=bf16): y = m(x.requires_grad_())

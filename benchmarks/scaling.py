@@ -9,7 +9,7 @@ and a plain 3x3 convolution with its norm. Written-out N x N tensors are stopped
 import math
 
 import torch
-from common import arguments, chosen, peak_mb, save, seconds, start
+from common import arguments, chosen, peak_mb, save, seconds, start, timm_attention
 from torch import nn
 
 from lesa_nb.context import explicit
@@ -25,11 +25,7 @@ def contenders(C, side):
                "LESA": attend_with(LESA(C, C, side, position="factored"), streaming),
                "context, streaming": attend_with(LESA(C, C, side, position="factored").context, streaming),
                "conv 3x3": nn.Sequential(nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))}
-    try:
-        from timm.layers.bottleneck_attn import BottleneckAttn
-    except ImportError:
-        return modules
-    return modules | {"timm BottleneckAttn": BottleneckAttn(C, C, feat_size=(side, side), num_heads=8)}
+    return modules | timm_attention(C, side)
 
 
 def quadratic_gb(name, side, heads=8):

@@ -17,6 +17,12 @@ QUERIES = 64  # per block
 
 
 @triton.jit
+def _vectors(ptr, at, width: tl.constexpr, there):
+    "The vectors at these positions: (positions, width); zeros where there is no position, so that they add nothing."
+    return tl.load(ptr + at[:, None]*width + tl.arange(0, width), mask=there[:, None], other=0.)
+
+
+@triton.jit
 def _logits(q, k, h, w, live):
     "One tile of (6.6); columns beyond the map's last count for nothing."
     s = tl.dot(q, tl.trans(k), input_precision="ieee") + h[:, None] + w
@@ -24,20 +30,27 @@ def _logits(q, k, h, w, live):
 
 
 @triton.jit
+def _weights_and_gradients(q, k, v, g, h, w, live, lse, delta):
+    "One tile of A (6.7) and of D (6.8)."
+    p = tl.exp(_logits(q, k, h, w, live) - lse[:, None])
+    return p, p*(tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
+
+
+@triton.jit
 def _forward(q_ptr, k_ptr, v_ptr, h_ptr, w_ptr, out_ptr, lse_ptr, H, W, K: tl.constexpr, V: tl.constexpr, BQ: tl.constexpr, BW: tl.constexpr):
     N, pair = H*W, tl.program_id(1).to(tl.int64)
     i = tl.program_id(0)*BQ + tl.arange(0, BQ)
-    x, kk, vv = tl.arange(0, BW), tl.arange(0, K), tl.arange(0, V)
+    x, vv = tl.arange(0, BW), tl.arange(0, V)
     own, live = i < N, x < W
     row = pair*N + i
-    q = tl.load(q_ptr + row[:, None]*K + kk, mask=own[:, None], other=0.)
+    q = _vectors(q_ptr, row, K, own)
     w = tl.load(w_ptr + row[:, None]*W + x, mask=own[:, None] & live, other=0.).to(tl.float32)
     top, total = tl.full((BQ,), float("-inf"), tl.float32), tl.zeros((BQ,), tl.float32)
     out = tl.zeros((BQ, V), tl.float32)
     for y in range(H):
         at = pair*N + y*W + x
-        k = tl.load(k_ptr + at[:, None]*K + kk, mask=live[:, None], other=0.)
-        v = tl.load(v_ptr + at[:, None]*V + vv, mask=live[:, None], other=0.)
+        k = _vectors(k_ptr, at, K, live)
+        v = _vectors(v_ptr, at, V, live)
         h = tl.load(h_ptr + row*H + y, mask=own, other=0.).to(tl.float32)
         s = _logits(q, k, h, w, live)
         new = tl.maximum(top, tl.max(s, 1))
@@ -54,21 +67,20 @@ def _backward_queries(q_ptr, k_ptr, v_ptr, h_ptr, w_ptr, g_ptr, lse_ptr, delta_p
                       K: tl.constexpr, V: tl.constexpr, BQ: tl.constexpr, BW: tl.constexpr):
     N, pair = H*W, tl.program_id(1).to(tl.int64)
     i = tl.program_id(0)*BQ + tl.arange(0, BQ)
-    x, kk, vv = tl.arange(0, BW), tl.arange(0, K), tl.arange(0, V)
+    x, kk = tl.arange(0, BW), tl.arange(0, K)
     own, live = i < N, x < W
     row = pair*N + i
-    q = tl.load(q_ptr + row[:, None]*K + kk, mask=own[:, None], other=0.)
-    g = tl.load(g_ptr + row[:, None]*V + vv, mask=own[:, None], other=0.)
+    q = _vectors(q_ptr, row, K, own)
+    g = _vectors(g_ptr, row, V, own)
     w = tl.load(w_ptr + row[:, None]*W + x, mask=own[:, None] & live, other=0.).to(tl.float32)
     lse, delta = tl.load(lse_ptr + row, mask=own, other=0.), tl.load(delta_ptr + row, mask=own, other=0.)
     dq, dw = tl.zeros((BQ, K), tl.float32), tl.zeros((BQ, BW), tl.float32)
     for y in range(H):
         at = pair*N + y*W + x
-        k = tl.load(k_ptr + at[:, None]*K + kk, mask=live[:, None], other=0.)
-        v = tl.load(v_ptr + at[:, None]*V + vv, mask=live[:, None], other=0.)
+        k = _vectors(k_ptr, at, K, live)
+        v = _vectors(v_ptr, at, V, live)
         h = tl.load(h_ptr + row*H + y, mask=own, other=0.).to(tl.float32)
-        p = tl.exp(_logits(q, k, h, w, live) - lse[:, None])
-        d = p*(tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])  # (6.8) D
+        _, d = _weights_and_gradients(q, k, v, g, h, w, live, lse, delta)
         dq += tl.dot(d.to(k.dtype), k, input_precision="ieee")
         tl.store(dh_ptr + row*H + y, tl.sum(d, 1), mask=own)
         dw += d
@@ -83,19 +95,18 @@ def _backward_keys(q_ptr, k_ptr, v_ptr, h_ptr, w_ptr, g_ptr, lse_ptr, delta_ptr,
     x, kk, vv = tl.arange(0, BW), tl.arange(0, K), tl.arange(0, V)
     live = x < W
     at = pair*N + y*W + x
-    k = tl.load(k_ptr + at[:, None]*K + kk, mask=live[:, None], other=0.)
-    v = tl.load(v_ptr + at[:, None]*V + vv, mask=live[:, None], other=0.)
+    k = _vectors(k_ptr, at, K, live)
+    v = _vectors(v_ptr, at, V, live)
     dk, dv = tl.zeros((BW, K), tl.float32), tl.zeros((BW, V), tl.float32)
     for start in range(0, N, BQ):
         i = start + tl.arange(0, BQ)
         own, row = i < N, pair*N + i
-        q = tl.load(q_ptr + row[:, None]*K + kk, mask=own[:, None], other=0.)
-        g = tl.load(g_ptr + row[:, None]*V + vv, mask=own[:, None], other=0.)  # zeros: queries beyond the last add nothing to dv
+        q = _vectors(q_ptr, row, K, own)
+        g = _vectors(g_ptr, row, V, own)
         h = tl.load(h_ptr + row*H + y, mask=own, other=0.).to(tl.float32)
         w = tl.load(w_ptr + row[:, None]*W + x, mask=own[:, None] & live, other=0.).to(tl.float32)
         lse, delta = tl.load(lse_ptr + row, mask=own, other=0.), tl.load(delta_ptr + row, mask=own, other=0.)
-        p = tl.exp(_logits(q, k, h, w, live) - lse[:, None])
-        d = p*(tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])  # (6.8) D
+        p, d = _weights_and_gradients(q, k, v, g, h, w, live, lse, delta)
         dv += tl.dot(tl.trans(p).to(g.dtype), g, input_precision="ieee")
         dk += tl.dot(tl.trans(d).to(q.dtype), q, input_precision="ieee")
     tl.store(dk_ptr + at[:, None]*K + kk, dk, mask=live[:, None])

@@ -318,7 +318,7 @@ class _Table:
     "One offset table at work: all products between positions, its columns, and pairs of positions (own, P, others)."
     def __init__(self, table, slant, budget, scratch):
         self.table, self.slant, self.scratch, self.zeros = table, slant, scratch, {}
-        self.most = max(1, budget//(2*len(table)*slant.H*slant.W)) # positions whose windows fit into the budget
+        self.most = max(1, budget//(2*len(table)*slant.H*slant.W)) # positions whose windows fit into half the budget
 
     def _runs(self, own, most):
         start = own.start*self.slant.W
@@ -450,7 +450,7 @@ class Choice(NamedTuple):
     name: str    # "explicit" | "rows" | "channels" | "flat"
     reason: str  # one sentence
 
-BUDGET = dict(cpu=1 << 21, cuda=1 << 26) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
+BUDGET = dict(cpu=1 << 21, cuda=1 << 27) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
 
 SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # for each way: so few scores that writing them out is fastest
 

@@ -9,6 +9,8 @@ of keys for dk, dv, both from the saved log-sum-exp.
 
 Without a GPU, TRITON_INTERPRET=1 runs the kernels in numpy: slow, for small shapes, to check the numbers.
 """
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -141,4 +143,8 @@ def triton_rows(q, k, v, h, w):
     "softmax(q.k + h + w) v, (P, N, V). K and V must be powers of two from 16 on."
     for name, width in (("K", q.shape[1]), ("V", v.shape[1])):
         if width < 16 or width & (width - 1): raise ValueError(f"the kernels take {name} = 16, 32, 64, ...; this is {name} = {width}")
+    N, H, W = q.shape[2], h.shape[2], w.shape[2]
+    if N != H*W: raise ValueError(f"row part and column part are those of a map of H, W = {(H, W)} with {H*W} positions, the queries have {N}")
+    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"the kernels run on a GPU, the queries are on {q.device}; to check numbers without one, set TRITON_INTERPRET=1 before Triton is imported")
     return _Rows.apply(q, k, v, h, w)

@@ -22,9 +22,10 @@ for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16),
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         for a, b in zip(torch.autograd.grad(got, loud, g), torch.autograd.grad(want, loud, g)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5*max(scale, b.abs().max().item()))
-try: triton_rows(torch.randn(1, 8, 4), torch.randn(1, 8, 4), torch.randn(1, 16, 4), torch.randn(1, 4, 2), torch.randn(1, 4, 2))
-except ValueError as error: assert "K = 8" in str(error)
-else: raise AssertionError("a width that the kernels cannot take went through")
+for K, H, words in [(8, 2, "K = 8"), (16, 3, "6 positions, the queries have 4")]:      # each would read what is not there
+    try: triton_rows(torch.randn(1, K, 4), torch.randn(1, K, 4), torch.randn(1, 16, 4), torch.randn(1, 4, H), torch.randn(1, 4, 2))
+    except ValueError as error: assert words in str(error), error
+    else: raise AssertionError(f"a call with {words} went through")
 """
 
 

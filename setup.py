@@ -24,7 +24,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["lesa_nb", "lesa_nb.*"]),
-    package_data={"lesa_nb": ["py.typed", "explorer.html"]},
+    package_data={"lesa_nb": ["py.typed", "look/*.html"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -5,11 +5,11 @@ Written from the description (gathered vectors for the offsets, one concatenatio
 import torch
 from torch import einsum
 
-from lesa_nb.position import FactoredTable
+from lesa_nb.layers.position import FactoredTable
 
 
 def as_published(q, k, v, position, norm, size):
-    "The signature and numbers of `lesa_nb.context.explicit`."
+    "The signature and numbers of `lesa_nb.layers.context.explicit`."
     H, W = size
     content = einsum("bgci,bgcj->bgij", q, k)
     if isinstance(position, FactoredTable):

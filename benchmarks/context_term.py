@@ -12,9 +12,9 @@ import torch
 from as_published import as_published
 from common import arguments, chosen, peak_mb, save, seconds, start
 
-from lesa_nb.context import Context, explicit
-from lesa_nb.layer import POSITIONS
-from lesa_nb.streaming import streaming
+from lesa_nb.layers.context import Context, explicit
+from lesa_nb.layers.lesa import POSITIONS
+from lesa_nb.layers.blockwise import streaming
 
 QUESTION = "How much faster and leaner is the context term when it streams?"
 WAYS = dict(published=as_published, explicit=explicit, streaming=streaming)

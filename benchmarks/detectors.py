@@ -15,10 +15,10 @@ from common import arguments, chosen, peak_mb, save, seconds, start
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from lesa_nb.context import Context, explicit
-from lesa_nb.detection import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
-from lesa_nb.layer import attend_with
-from lesa_nb.streaming import attend
+from lesa_nb.layers.context import Context, explicit
+from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from lesa_nb.layers.lesa import attend_with
+from lesa_nb.layers.blockwise import attend
 
 QUESTION = "What does a training step of the published detectors cost, and what does streaming save?"
 DETECTORS = {"mask_rcnn": (mask_rcnn_lesa_resnet50, 1024), "htc": (htc_lesa_wrn50, 1280)}

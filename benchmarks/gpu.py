@@ -12,9 +12,9 @@ from importlib.util import find_spec
 import torch
 from common import arguments, peak_mb, save, seconds, start, timm_attention
 
-from lesa_nb import streaming as st
-from lesa_nb.context import explicit
-from lesa_nb.layer import LESA, attend_with
+from lesa_nb.layers import blockwise as st
+from lesa_nb.layers.context import explicit
+from lesa_nb.layers.lesa import LESA, attend_with
 
 QUESTION = "What does streaming attention do on a GPU?"
 
@@ -92,7 +92,7 @@ def layers(side, C, args, bf16):
 
 def training(steps):
     "The study's small networks, three seeds each, on the generated task that needs both terms."
-    from lesa_nb.study import INNER, train_small, twin_task
+    from lesa_nb.study.small import INNER, train_small, twin_task
 
     task = twin_task()
     facts = [train_small(task, term, steps=steps, seed=seed).facts for term in INNER for seed in range(1 if steps < 10 else 3)]

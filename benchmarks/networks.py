@@ -13,10 +13,10 @@ from as_published import as_published
 from common import arguments, chosen, peak_mb, save, seconds, start
 from torch.utils.flop_counter import FlopCounterMode
 
-from lesa_nb.context import Context, explicit
-from lesa_nb.inference import fuse
-from lesa_nb.layer import attend_with
-from lesa_nb.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.layers.context import Context, explicit
+from lesa_nb.weights.folding import fuse
+from lesa_nb.layers.lesa import attend_with
+from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 
 QUESTION = "What does LESA cost in a whole network, in images per second?"
 FAMILIES = {"resnet50": (lesa_resnet50, torchvision.models.resnet50), "wrn50": (lesa_wrn50, torchvision.models.wide_resnet50_2)}

@@ -12,9 +12,9 @@ import torch
 from common import arguments, chosen, peak_mb, save, seconds, start, timm_attention
 from torch import nn
 
-from lesa_nb.context import explicit
-from lesa_nb.layer import LESA, attend_with
-from lesa_nb.streaming import streaming
+from lesa_nb.layers.context import explicit
+from lesa_nb.layers.lesa import LESA, attend_with
+from lesa_nb.layers.blockwise import streaming
 
 QUESTION = "How do time and memory of one layer grow with the map?"
 

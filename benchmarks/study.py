@@ -4,9 +4,9 @@
     python benchmarks/study.py --collect            # only measure and gather what is finished
     python benchmarks/study.py --device cuda --full # full-size networks on 224 x 224 pictures
 
-Small networks of about equal size, trained alike (see nbs/22_study.ipynb) on the generated task, on harder versions of it
+Small networks of about equal size, trained alike (see nbs/3_training/19_three_networks.ipynb) on the generated task, on harder versions of it
 and on handwritten digits. Every finished run leaves its weights and its facts in benchmarks/runs/, so an interrupted study
-goes on where it stopped. What the networks do inside is measured afterwards, from the weights (nbs/22a_three_way.ipynb).
+goes on where it stopped. What the networks do inside is measured afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
 """
 import json
 import time
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from common import RESULTS, arguments, facts, save, start
 
-from lesa_nb import study
-from lesa_nb.data import find_twin
-from lesa_nb.resnet import lesa_resnet50
-from lesa_nb.three_way import LIMITS, name_of, score_table, study_row, verdicts
-from lesa_nb.training import adamw_onecycle, evaluate, save_weights, seed_everything, train_steps
+from lesa_nb.study import small as study
+from lesa_nb.data.pictures import find_twin
+from lesa_nb.models.resnet import lesa_resnet50
+from lesa_nb.study.seeds import LIMITS, name_of, score_table, study_row, verdicts
+from lesa_nb.engine.loop import adamw_onecycle, evaluate, save_weights, seed_everything, train_steps
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
 VARIANTS = {  # name -> knobs of find_twin; None: the digits

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from lesa_nb.data import digits
-from lesa_nb.imagenet import Batch, losses, validate
-from lesa_nb.resnet import ResNet
-from lesa_nb.runs import Task, fit
-from lesa_nb.training import Recipe
+from lesa_nb.data.pictures import digits
+from lesa_nb.tasks.classify import Batch, losses, validate
+from lesa_nb.models.resnet import ResNet
+from lesa_nb.engine.run import Task, fit
+from lesa_nb.engine.loop import Recipe
 
 RECIPE = Recipe("digits", epochs=4, batch_size=32, lr=.02, lr_batch=32, nesterov=True, weight_decay=1e-4, warmup_steps=3, ema=.9)
 
@@ -83,8 +83,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if what == "kill": kill_often(folder, int(rest[0]), int(rest[1]))
     if what == "metrics":  # 1,003 pictures, shared by all processes
-        from lesa_nb.runs import Training, _scores, processes
-        from lesa_nb.signals import Stop
+        from lesa_nb.engine.run import Training, _scores, processes
+        from lesa_nb.engine.signals import Stop
         import json
         with processes(torch.device("cpu")) as ranks:
             run = Training(make_task(valid=437, train=64)._replace(valid=Digits(1003)), RECIPE, seed=0, device=torch.device("cpu"), ranks=ranks)

@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from lesa_nb.layer import LESA
-from lesa_nb.resnet import STAGES, TERMS, Bottleneck, ResNet, lesa_resnet50, lesa_wrn50
+from lesa_nb.layers.lesa import LESA
+from lesa_nb.models.resnet import STAGES, TERMS, Bottleneck, ResNet, lesa_resnet50, lesa_wrn50
 
 SQUARE = [(n, n) for n in range(32, 257, 7)]
 OTHER = [(1, 1), (1, 300), (17, 31), (33, 64), (224, 224), (256, 128), (101, 255)]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lesa_nb import cli
-from lesa_nb.published import to_published
-from lesa_nb.resnet import lesa_resnet50, lesa_wrn50
-from lesa_nb.study import SmallNet
-from lesa_nb.training import save_weights
+from lesa_nb.cli import app as cli
+from lesa_nb.weights.published import to_published
+from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.study.small import SmallNet
+from lesa_nb.engine.loop import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = dict(arch="small", net=dict(term="lesa", classes=3, channels=3, size=64, patch=5), task="find the twin",
@@ -89,14 +89,14 @@ def test_wrong_use_ends_with_2(words, capsys):
 
 def test_interrupted_ends_with_130(monkeypatch, capsys):
     def stop(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr("lesa_nb.study.demo", stop)
+    monkeypatch.setattr("lesa_nb.study.small.demo", stop)
     status, out, err = run(capsys, "demo")
     assert status == 130 and err.strip() == "lesa: interrupted"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
     def bug(*args, **kwargs): raise AttributeError("a bug")
-    monkeypatch.setattr("lesa_nb.study.demo", bug)
+    monkeypatch.setattr("lesa_nb.study.small.demo", bug)
     with pytest.raises(AttributeError): cli.main(["demo"])
 
 
@@ -148,7 +148,7 @@ def test_explain_with_the_demos_weights(photo, weights, capsys):
 def test_explain_without_weights_says_untrained(photo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     titles = []
-    import lesa_nb.maps as maps
+    import lesa_nb.look.maps as maps
     draw = maps.explain_figure
     monkeypatch.setattr(maps, "explain_figure", lambda *args: titles.append(args[-1]) or draw(*args))
     status, said, err = run(capsys, "explain", photo, "--size", "64")

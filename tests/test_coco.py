@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from lesa_nb import coco
-from lesa_nb.coco import CocoFolder, collate, cross_check, detect, gather_results, make_coco, score_results, to_results, verify_coco, write_testdev
+from lesa_nb.data import coco
+from lesa_nb.data.coco import CocoFolder, collate, cross_check, detect, gather_results, make_coco, score_results, to_results, verify_coco, write_testdev
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -473,7 +473,7 @@ def test_all_eleven_faults_train_on(folder):
 def test_two_processes_gather_every_image_once(source, tmp_path):
     code = textwrap.dedent("""
         import os, sys, torch.distributed as dist
-        from lesa_nb.coco import CocoFolder, gather_results, score_results
+        from lesa_nb.data.coco import CocoFolder, gather_results, score_results
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
         dataset = CocoFolder(sys.argv[2], "val2017")

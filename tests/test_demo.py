@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lesa_nb import cli, study
-from lesa_nb.maps import lesa_layers
-from lesa_nb.training import read_facts
+from lesa_nb.cli import app as cli
+
+from lesa_nb.study import small as study
+from lesa_nb.look.maps import lesa_layers
+from lesa_nb.engine.loop import read_facts
 
 TASKS = {"digits": "digits", "find the twin": "twin"}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from golden_weights import GOLDEN, error, filled, image
 
-from lesa_nb.detection import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
-from lesa_nb.heads import MaskRCNN, paste, roi_features
-from lesa_nb.proposals import pick_first
-from lesa_nb.published import load_published, published_names, to_published
-from lesa_nb.pyramid import Backbone, Pyramid, backbone_from_classifier
+from lesa_nb.models.htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
+from lesa_nb.models.rpn import pick_first
+from lesa_nb.weights.published import load_published, published_names, to_published
+from lesa_nb.models.pyramid import Backbone, Pyramid, backbone_from_classifier
 
 MEAN, STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
 DETECTORS = {"mask_rcnn": mask_rcnn_lesa_resnet50, "htc": htc_lesa_wrn50}
@@ -281,7 +281,7 @@ def test_pictures_of_many_sizes_feel_nothing_of_each_other(kind):
 
 def test_no_padded_position_can_be_looked_at():
     "Every key of the context term is a position of the picture itself. Padded to a common size, a picture would look at the padding."
-    from lesa_nb.layer import LESA
+    from lesa_nb.layers.lesa import LESA
     model = small(keep_ratio=True).eval()
     layer = next(part for part in model.modules() if isinstance(part, LESA))
     seen = []

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lesa_nb import explorer as module
-from lesa_nb.explorer import LIMIT, attention_layers, explorer, read_page
-from lesa_nb.maps import look
-from lesa_nb.resnet import lesa_resnet50
-from lesa_nb.study import SmallNet
+from lesa_nb.look import explorer as module
+from lesa_nb.look.explorer import LIMIT, attention_layers, explorer, read_page
+from lesa_nb.look.maps import look
+from lesa_nb.models.resnet import lesa_resnet50
+from lesa_nb.study.small import SmallNet
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,6 +172,6 @@ def test_the_network_is_left_as_it_was(networks, photo):
 
 
 def test_importing_needs_no_plotting():
-    code = "import sys, lesa_nb.explorer; print('matplotlib' in sys.modules)"
+    code = "import sys, lesa_nb.look.explorer; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr

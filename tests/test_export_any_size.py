@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.export import Dim
 
-from lesa_nb.inference import export_onnx
-from lesa_nb.layer import POSITIONS
-from lesa_nb.position import fit_offsets
-from lesa_nb.resnet import ResNet, lesa_resnet50
+from lesa_nb.weights.folding import export_onnx
+from lesa_nb.layers.lesa import POSITIONS
+from lesa_nb.layers.position import fit_offsets
+from lesa_nb.models.resnet import ResNet, lesa_resnet50
 
 SIZES = [(32, 32), (64, 64), (65, 97), (200, 40), (192, 192)]
 

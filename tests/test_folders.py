@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from lesa_nb import folders
-from lesa_nb.data import IMAGENET_MEAN, IMAGENET_STD
-from lesa_nb.folders import (
+from lesa_nb.data import folders
+from lesa_nb.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+from lesa_nb.data.folders import (
     AUGMENTS, PICTURE_FAULTS, PICTURE_FORMATS, PICTURE_TASKS, ClassFolder, class_folders, class_names, loader_speed, make_digits,
     make_pictures, open_picture, same_classes, seeded, shown, train_transform, valid_transform, verify_pictures)
 
@@ -306,7 +306,7 @@ def attempt(dataset, index):
 
 def test_printing_in_a_plain_terminal(folder):
     broken(folder)
-    code = "import sys; from lesa_nb.folders import verify_pictures; print(verify_pictures(sys.argv[1]))"
+    code = "import sys; from lesa_nb.data.folders import verify_pictures; print(verify_pictures(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, timeout=120,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -470,7 +470,7 @@ def test_loader_speed_counts_and_refuses(source):
 
 
 def test_importing_draws_and_evaluates_nothing():
-    code = "import sys, lesa_nb.folders; print([m for m in ('matplotlib', 'sklearn', 'pycocotools', 'torchmetrics') if m in sys.modules])"
+    code = "import sys, lesa_nb.data.folders; print([m for m in ('matplotlib', 'sklearn', 'pycocotools', 'torchmetrics') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from golden_weights import GOLDEN, error, filled, image
 
-from lesa_nb.layer import LESA
-from lesa_nb.published import load_published, published_names
-from lesa_nb.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.layers.lesa import LESA
+from lesa_nb.weights.published import load_published, published_names
+from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 
 LAYERS = {
     "layer_flat": dict(in_channels=32, out_channels=32, fmap=5, heads=4),

@@ -55,7 +55,7 @@ def test_source_archive_can_be_built_and_tested(archives):
     names = {name.partition("/")[2] for name in tarfile.open(archives[0]).getnames()}
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "lesa_nb/py.typed", "tools/test.py"):
         assert name in names, name
-    notebooks = {f"nbs/{path.name}" for path in (ROOT / "nbs").glob("*.ipynb")}
+    notebooks = {str(path.relative_to(ROOT)) for path in (ROOT / "nbs").rglob("*.ipynb")}
     assert notebooks and notebooks <= names
     junk = [name for name in names if re.search(r"(^|/)(out|\.venv[^/]*|__pycache__|\.git|\.ipynb_checkpoints)(/|$)|\.pyc$", name)]
     assert junk == []
@@ -63,11 +63,11 @@ def test_source_archive_can_be_built_and_tested(archives):
 
 def test_wheel_holds_the_package_and_nothing_else(archives):
     names = zipfile.ZipFile(archives[1]).namelist()
-    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name)]
+    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/look/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name)]
     assert strange == []
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lesa_nb").rglob("*.py")}
     assert modules and modules <= set(names)
-    assert "lesa_nb/py.typed" in names and "lesa_nb/explorer.html" in names
+    assert "lesa_nb/py.typed" in names and "lesa_nb/look/explorer.html" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
@@ -135,16 +135,16 @@ def imported(python, names, cwd, **variables):
 
 def test_importing_brings_in_no_plotting_no_network(installed, tmp_path):
     "From the installed wheel; no display, and a home folder that cannot be written."
-    modules = sorted(f"lesa_nb.{path.stem}" for path in (ROOT / "lesa_nb").glob("*.py") if not path.stem.startswith("_"))
-    modules.remove("lesa_nb.viz")  # the one that draws
-    seen = imported(installed, ["lesa_nb", "lesa_nb.layer", *modules], tmp_path, HOME="/dev/null/home", DISPLAY="")
+    modules = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "lesa_nb").rglob("*.py") if not path.stem.startswith("_"))
+    modules.remove("lesa_nb.look.figures")  # the one that draws
+    seen = imported(installed, ["lesa_nb", "lesa_nb.layers.lesa", *modules], tmp_path, HOME="/dev/null/home", DISPLAY="")
     assert str(installed.parent.parent) in seen["file"]  # the wheel, not the source tree
     assert seen["refused"] == []
     assert {name: heavy for name, heavy in seen["found"].items() if heavy} == {}
 
 
 def test_drawing_works_without_display_and_home(installed, tmp_path):
-    code = "from lesa_nb.viz import draw_map; draw_map(); import matplotlib.pyplot as plt; plt.savefig('map.png')"
+    code = "from lesa_nb.look.figures import draw_map; draw_map(); import matplotlib.pyplot as plt; plt.savefig('map.png')"
     env = clean_environment(HOME="/dev/null/home", DISPLAY="", TMPDIR=str(tmp_path))
     env.pop("MPLBACKEND", None)
     env.pop("MPLCONFIGDIR", None)
@@ -165,11 +165,11 @@ def python_sources():
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     yield "setup.py", (ROOT / "setup.py").read_text(encoding="utf-8")
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1):
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and not re.search(r"^\s*[%!]", source, re.MULTILINE):
-                yield f"nbs/{path.name}, cell {number}", source
+                yield f"{path.relative_to(ROOT)}, cell {number}", source
 
 
 def test_syntax_of_the_oldest_python():
@@ -224,7 +224,7 @@ def test_fresh_environments(archives, tmp_path):
         done = subprocess.run(pip, cwd=source, capture_output=True, text=True, env=clean_environment())
         assert done.returncode == 0, done.stderr[-3000:]
         code = (
-            "import torch, lesa_nb, sklearn; from lesa_nb.layer import LESA;"
+            "import torch, lesa_nb, sklearn; from lesa_nb.layers.lesa import LESA;"
             "print(LESA(16, 16, 4)(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4), lesa_nb.__file__)"
         )
         done = subprocess.run([str(inside), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())

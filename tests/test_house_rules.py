@@ -139,6 +139,6 @@ def test_a_cell_that_draws_needs_its_picture(source):
     assert rules.undrawn(notebook(source, outputs=[PNG])) == []
 
 
-@pytest.mark.parametrize("source", ["#| export\ndef show_maps(x):\n    draw_map()", "from lesa_nb.viz import show_maps", "x = 1"])
+@pytest.mark.parametrize("source", ["#| export\ndef show_maps(x):\n    draw_map()", "from lesa_nb.look.figures import show_maps", "x = 1"])
 def test_a_cell_that_only_names_a_drawing_needs_none(source):
     assert rules.undrawn(notebook(source)) == []

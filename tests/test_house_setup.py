@@ -125,7 +125,7 @@ def test_readme_is_made_from_the_index(tmp_path):
     cells = [
         words("# lesa\n> One picture\n\n![map](../Images/map.png) <img src=\"../Images/b.png\">\n[next](01_a.ipynb) [web](https://x.org/a) [here](#b)"),
         code("#| hide\nimport secret", text),
-        code("#| echo: true\nfrom lesa_nb.layer import LESA\nLESA(8, 8, 4)", text, figure),
+        code("#| echo: true\nfrom lesa_nb.layers.lesa import LESA\nLESA(8, 8, 4)", text, figure),
         words("```\n[left](alone)\n```\n\n\n\n| a | b |\n|---|---|\n| 1 | 2 |"),
     ]
     (tmp_path / "nbs").mkdir()
@@ -141,7 +141,7 @@ def test_readme_is_made_from_the_index(tmp_path):
     readme = made[0].decode()
     for part in (
         "![map](Images/map.png)", 'src="Images/b.png"', "[next](nbs/01_a.ipynb)", "[web](https://x.org/a)", "[here](#b)",
-        "```python\nfrom lesa_nb.layer import LESA\nLESA(8, 8, 4)\n```", "![](Images/readme-1.png)", "[left](alone)", "| 1 | 2 |",
+        "```python\nfrom lesa_nb.layers.lesa import LESA\nLESA(8, 8, 4)\n```", "![](Images/readme-1.png)", "[left](alone)", "| 1 | 2 |",
     ):
         assert part in readme, f"{part}\n--- not in ---\n{readme}"
     for part in ("secret", "0.123", "echo", "data:", "\n\n\n"):

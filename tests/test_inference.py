@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from lesa_nb import inference
-from lesa_nb.context import Context, explicit
-from lesa_nb.inference import NORMS, Scale, export_onnx, export_program, fold, fuse, scale_and_shift
-from lesa_nb.layer import LESA, POSITIONS, attend_with
-from lesa_nb.local import DeformableConv2d
-from lesa_nb.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
-from lesa_nb.streaming import attend, streaming
+from lesa_nb.weights import folding as inference
+from lesa_nb.layers.context import Context, explicit
+from lesa_nb.weights.folding import NORMS, Scale, export_onnx, export_program, fold, fuse, scale_and_shift
+from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
+from lesa_nb.layers.local import DeformableConv2d
+from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
+from lesa_nb.layers.blockwise import attend, streaming
 
 
 def lived_in(part, seed=0):

@@ -10,9 +10,9 @@ import torch
 from golden_weights import filled
 from test_golden import keys_and_shapes, read
 
-from lesa_nb.layer import LESA
-from lesa_nb.published import load_published, published_names, read_published, to_published
-from lesa_nb.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.layers.lesa import LESA
+from lesa_nb.weights.published import load_published, published_names, read_published, to_published
+from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 
 
 @pytest.fixture(scope="module")
@@ -239,5 +239,5 @@ def test_conv_control_reads_torchvision():
 
 def test_import_is_light():
     "Reading weights pulls in no plotting."
-    code = "import sys, lesa_nb.published, lesa_nb.resnet; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, lesa_nb.weights.published, lesa_nb.models.resnet; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

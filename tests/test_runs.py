@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from lesa_nb.runs import SharedNorm, fit, read_checkpoint, read_log, save_checkpoint, share_norms
-from lesa_nb.signals import Stop, Stopped
-from lesa_nb.training import read_facts
+from lesa_nb.engine.run import SharedNorm, fit, read_checkpoint, read_log, save_checkpoint, share_norms
+from lesa_nb.engine.signals import Stop, Stopped
+from lesa_nb.engine.loop import read_facts
 from small_runs import RECIPE, make_task, net
 
 HERE = Path(__file__).resolve().parent
@@ -144,7 +144,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 # ---- row 14: what goes wrong in the numbers
 
 def test_nan_at_step_7(tmp_path, straight):
-    from lesa_nb.runs import step_keys
+    from lesa_nb.engine.run import step_keys
     poisoned = step_keys(128, RECIPE, 0, 1)[3][5]  # epoch 1, step 3: the eighth step
     with pytest.raises(FloatingPointError) as caught: train(tmp_path, task=make_task(poisoned=poisoned), minutes=0.)
     text = str(caught.value)
@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
-    from lesa_nb.runs import step_keys
+    from lesa_nb.engine.run import step_keys
     broken = step_keys(128, RECIPE, 0, 0)[2][7]
     with pytest.raises(ValueError) as caught: train(tmp_path, task=make_task(broken=broken), workers=workers)
     text = str(caught.value)
@@ -230,7 +230,7 @@ def test_switches(tmp_path, straight, changes):
 def test_mixing_is_part_of_the_random_state(tmp_path):
     from functools import partial
 
-    from lesa_nb.imagenet import _mixer, losses
+    from lesa_nb.tasks.classify import _mixer, losses
     recipe = replace(RECIPE, mixup=.2, cutmix=1.)
     task = make_task(recipe)._replace(losses=partial(losses, recipe=recipe, mix=_mixer(recipe, 10)))
     train(tmp_path/"straight", task=task, recipe=recipe, until=2)
@@ -289,7 +289,7 @@ def test_shared_norms_over_two_processes_equal_one_batch(tmp_path):
     code = """
 import sys, torch
 from torch import nn
-from lesa_nb.runs import processes, share_norms
+from lesa_nb.engine.run import processes, share_norms
 from small_runs import net
 with processes(torch.device("cpu")) as ranks:
     torch.manual_seed(0)

@@ -7,10 +7,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from lesa_nb.context import Context, explicit, head_widths
-from lesa_nb.layer import LESA, POSITIONS
-from lesa_nb.resnet import ResNet
-from lesa_nb.streaming import content_moments, score_scale, streaming
+from lesa_nb.layers.context import Context, explicit, head_widths
+from lesa_nb.layers.lesa import LESA, POSITIONS
+from lesa_nb.models.resnet import ResNet
+from lesa_nb.layers.blockwise import content_moments, score_scale, streaming
 
 TABLES = list(POSITIONS)
 # batch, height, width of the map; height, width of the table: one pixel, one row, smaller, equal, larger, mixed

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lesa_nb import study, three_way
+from lesa_nb.study import small as study
+
+from lesa_nb.study import seeds as three_way
 
 STEPS = 2
 

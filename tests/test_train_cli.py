@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lesa_nb import cli
-from lesa_nb.folders import make_pictures
-from lesa_nb.runs import read_checkpoint, read_log
+from lesa_nb.cli import app as cli
+from lesa_nb.data.folders import make_pictures
+from lesa_nb.engine.run import read_checkpoint, read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--network", "small", "--image-size", "64", "--position", "factored", "--augment", "gentle", "--device", "cpu", "--no-tensorboard", "--batch-size", "8"]

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lesa_nb.coco import CocoFolder, make_coco, score_results, to_results
-from lesa_nb.heads import mask_targets, paste, sample_rois
-from lesa_nb.published import to_published
-from lesa_nb.pyramid import backbone_from_classifier, prepare
-from lesa_nb.resnet import ResNet
-from lesa_nb.runs import fit, loader
-from lesa_nb.train_coco import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, build_detector, coco_task, evaluate_coco, export_testdev,
+from lesa_nb.data.coco import CocoFolder, make_coco, score_results, to_results
+from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
+from lesa_nb.weights.published import to_published
+from lesa_nb.models.pyramid import backbone_from_classifier, prepare
+from lesa_nb.models.resnet import ResNet
+from lesa_nb.engine.run import fit, loader
+from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, build_detector, coco_task, evaluate_coco, export_testdev,
                                 load_detector, start_backbone, told)
-from lesa_nb.training import adamw_onecycle, save_weights
+from lesa_nb.engine.loop import adamw_onecycle, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("mask_rcnn", "htc")
@@ -328,8 +328,8 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
         from dataclasses import replace
         from pathlib import Path
         import torch
-        from lesa_nb.runs import fit
-        from lesa_nb.train_coco import RECIPES, coco_task
+        from lesa_nb.engine.run import fit
+        from lesa_nb.tasks.detect import RECIPES, coco_task
         data, out = sys.argv[1:]
         task = coco_task(data, model="htc", size="small", image_size=64, valid="train2017", say=lambda text: None)
         recipe = replace(RECIPES["small"], epochs=1, batch_size=4, lr=1e-12, warmup_steps=0)   # nothing is learned: both score the same weights

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
 
 CHECK = """
 import torch
-from lesa_nb.streaming import _explicit_rows
+from lesa_nb.layers.blockwise import _explicit_rows
 from triton_rows import triton_rows
 
 torch.manual_seed(0)

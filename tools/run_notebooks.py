@@ -70,7 +70,7 @@ def main():
 
 def run_all(args):
     failed = 0
-    for path in args.notebooks or sorted(ROOT.glob("nbs/*.ipynb")):
+    for path in args.notebooks or sorted(ROOT.glob("nbs/**/*.ipynb")):
         try:
             print(f"{run(path.resolve(), args.timeout, write=not args.check):6.1f} s  {path.name}", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -33,7 +33,8 @@ from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.maps import cell_of, look
 from ..weights.published import load_published, published_names, read_published
-from ..models.pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
+from ..models.pyramid import Backbone, Pyramid, prepare
+from ..weights.start import Started, backbone_from_classifier
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
 from ..engine.loop import Recipe, load_weights, read_facts

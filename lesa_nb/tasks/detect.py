@@ -127,6 +127,7 @@ def build_detector(
     image_size: int | None = None, # pictures are brought to this size; None: as published, or 128 for a small one
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape
     semantic: bool = True, # learn from stuff maps as well, if the model can
+    resize_in_training: bool = True, # False: in training the pictures come at the network's size
 ) -> MaskRCNN:
     "One of the detectors, large or small."
     for word, value, known in (("model", model, MODELS), ("size", size, SIZES), ("term", term, TERMS)):
@@ -136,9 +137,8 @@ def build_detector(
     side = image_size or (published if size == "published" else 128)
     pyramid = Pyramid(Backbone(image_size=side, term=term, **dict(widen=widen) | backbone), channels)
     options = dict(semantic=semantic) if model == "htc" else {}
-    detector = kind(pyramid, num_classes=num_classes, image_size=side, keep_ratio=keep_ratio, width=width, **options)
-    if proposals: detector.rpn.keep = {True: proposals, False: proposals}
-    return detector
+    if proposals: options |= {name: dict.fromkeys(("training", "testing"), n) for name, n in zip(("pre_nms_top_n", "post_nms_top_n"), proposals)}
+    return kind(pyramid, num_classes=num_classes, image_size=side, keep_ratio=keep_ratio, resize_in_training=resize_in_training, width=width, **options)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-14
 def _in_their_names(tensors, backbone):
@@ -260,8 +260,7 @@ def coco_task(
 
     def build():
         if chief and pictures.dropped: say("left out of training: " + ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items())))
-        detector = build_detector(**net)
-        detector.resizes = augment != "jitter"
+        detector = build_detector(**net, resize_in_training=augment != "jitter")
         if start is not None:
             started = start_backbone(detector, start, convert=convert)
             if chief: say(f"backbone from {start}\n{told(started)}")

@@ -358,11 +358,11 @@ def show_scores(
     "AP of each class, and precision against recall at two thresholds."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import COLORS, _Once
+    from lesa_nb.look.figures import COLORS, new_figure
     kinds = ["box", "mask"] if scores.mask else ["box"]
     every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
     shown = sorted(every["box"], key=every["box"].get, reverse=True)[:classes]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", FigureClass=_Once)
+    fig, (left, right) = new_figure(1, 2, size=(7, 2.4))
     hues = dict(box=COLORS["local"], mask=COLORS["context"])
     for i, kind in enumerate(kinds):
         left.barh(np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1), [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
@@ -404,11 +404,11 @@ def show_contexts(
     "Some objects of a picture and what the middle of each attends to."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import _Once, overlay
+    from lesa_nb.look.figures import new_figure, overlay
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(1.25*len(labels), 1.4 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(1, len(labels), size=(1.25*len(labels), 1.4 + .3*bool(title)), squeeze=False)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

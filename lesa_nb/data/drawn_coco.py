@@ -1,8 +1,6 @@
 """A small COCO folder, drawn: discs, squares and triangles with boxes, outlines, crowds and stuff maps."""
 import json
 import math
-import os
-import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..io.atomic import atomic_folder
 from .coco import run_lengths
 from .coco_file import NO_STUFF
 
@@ -151,18 +150,12 @@ def make_coco(
     side in pixels, 64 at least. The same seed draws the same folder. Returns the folder.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists already and is not empty; choose another folder")
     if size < 64:
         raise ValueError(f"size must be at least 64 pixels to have room for shapes, got {size}")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part/"annotations").mkdir(parents=True)
     number = 1000
-    for place, (split, count) in enumerate(dict(train2017=train, val2017=val, test2017=test).items()):
-        content, number = _draw_split(part, split, place, count, size, seed, number)
-        (part/"annotations"/f"{_NAMES[split]}.json").write_text(json.dumps(content), encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    os.replace(part, folder)
+    with atomic_folder(folder) as part:
+        (part/"annotations").mkdir()
+        for place, (split, count) in enumerate(dict(train2017=train, val2017=val, test2017=test).items()):
+            content, number = _draw_split(part, split, place, count, size, seed, number)
+            (part/"annotations"/f"{_NAMES[split]}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

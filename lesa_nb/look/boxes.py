@@ -44,13 +44,10 @@ def show_batch(
     masks and scores. `names`: of the labels 1, 2, ... `threshold`: draw what scores at least this. `cols`: images in a
     row, each `size` inches wide.
     """
-    import matplotlib.pyplot as plt  # here, so that training needs no plotting
-
-    from .figures import _Once
+    from .figures import new_figure
     cols = min(cols, len(images))
     rows = -(-len(images)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(size*cols, size*rows + .45*bool(title)), layout="constrained",
-                             squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(rows, cols, size=(size*cols, size*rows + .45*bool(title)), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.coco import Categories, CocoFolder
 from ..data.coco_file import coco_tools, encode_segmentation, segmentation_fault
+from ..io.atomic import atomic_write
 
 # %% ../../nbs/5_detection/28_average_precision.ipynb #cell-08
 def to_results(
@@ -207,36 +207,29 @@ def write_testdev(
 ) -> Path: # the file
     "Check results and write them as COCO's server wants them; the file is replaced in one go or not at all."
     path, seen = Path(path), set()
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            separator = "["
-            for image_id, found in results.items() if isinstance(results, dict) else results:
-                size = list(dataset.size(image_id))
-                if image_id in seen: raise ValueError(f"{path}: image {image_id} comes twice")
-                if len(found) > limit: raise ValueError(f"{path}: image {image_id} has {len(found)} detections, at most {limit} may be sent")
-                seen.add(image_id)
-                for number, result in enumerate(found):
-                    where = f"{path}: image {image_id}, detection {number}"
-                    if result["image_id"] != image_id: raise ValueError(f"{where}: it says image_id {result['image_id']}")
-                    if result["category_id"] not in dataset.categories.ids:
-                        raise ValueError(f"{where}: category_id must be a number of {dataset.path.name}, {dataset.categories.ids}; found {result['category_id']}")
-                    if not 0 <= result["score"] <= 1: raise ValueError(f"{where}: score must lie in 0..1, found {result['score']}")
-                    if len(result["bbox"]) != 4 or not all(map(math.isfinite, result["bbox"])) or min(result["bbox"][2:]) < 0:
-                        raise ValueError(f"{where}: bbox must be x, y, width, height, found {result['bbox']}")
-                    rle = result.get("segmentation")
-                    if rle is not None and (rle["size"] != size or segmentation_fault(rle, *size)):
-                        raise ValueError(f"{where}: the mask's run lengths must fill the image, {size}; its size says {rle['size']}")
-                    file.write(separator + json.dumps(result, allow_nan=False))
-                    separator = ",\n"
-            missing = len(dataset) - len(seen)
-            if missing and not partial:
-                raise ValueError(f"{path}: {missing} of {len(dataset)} images of {dataset.split} are missing from the results; "
-                                 "run on all of them, or say partial=True")
-            file.write("]\n" if separator != "[" else "[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path, "w", what="the results") as file:
+        separator = "["
+        for image_id, found in results.items() if isinstance(results, dict) else results:
+            size = list(dataset.size(image_id))
+            if image_id in seen: raise ValueError(f"{path}: image {image_id} comes twice")
+            if len(found) > limit: raise ValueError(f"{path}: image {image_id} has {len(found)} detections, at most {limit} may be sent")
+            seen.add(image_id)
+            for number, result in enumerate(found):
+                where = f"{path}: image {image_id}, detection {number}"
+                if result["image_id"] != image_id: raise ValueError(f"{where}: it says image_id {result['image_id']}")
+                if result["category_id"] not in dataset.categories.ids:
+                    raise ValueError(f"{where}: category_id must be a number of {dataset.path.name}, {dataset.categories.ids}; found {result['category_id']}")
+                if not 0 <= result["score"] <= 1: raise ValueError(f"{where}: score must lie in 0..1, found {result['score']}")
+                if len(result["bbox"]) != 4 or not all(map(math.isfinite, result["bbox"])) or min(result["bbox"][2:]) < 0:
+                    raise ValueError(f"{where}: bbox must be x, y, width, height, found {result['bbox']}")
+                rle = result.get("segmentation")
+                if rle is not None and (rle["size"] != size or segmentation_fault(rle, *size)):
+                    raise ValueError(f"{where}: the mask's run lengths must fill the image, {size}; its size says {rle['size']}")
+                file.write(separator + json.dumps(result, allow_nan=False))
+                separator = ",\n"
+        missing = len(dataset) - len(seen)
+        if missing and not partial:
+            raise ValueError(f"{path}: {missing} of {len(dataset)} images of {dataset.split} are missing from the results; "
+                             "run on all of them, or say partial=True")
+        file.write("]\n" if separator != "[" else "[]\n")
     return path

@@ -47,11 +47,9 @@ def show_batch(
     from .figures import new_figure
     cols = min(cols, len(images))
     rows = -(-len(images)//cols)
-    fig, axes = new_figure(rows, cols, size=(size*cols, size*rows + .45*bool(title)), squeeze=False)
+    fig, axes = new_figure(rows, cols, size=(size*cols, size*rows + .45*bool(title)), title=title, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):
         _draw_objects(ax, image, target, names, threshold)
-    if title:
-        fig.suptitle(title, x=.01, ha="left", fontsize=10)
     return fig

@@ -17,7 +17,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from lesa_nb.data import folders
-from lesa_nb.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from lesa_nb.data.folders import (
     AUGMENTS, PICTURE_FAULTS, PICTURE_FORMATS, PICTURE_TASKS, ClassFolder, class_folders, class_names, loader_speed, make_digits,
     make_pictures, open_picture, same_classes, seeded, shown, train_transform, valid_transform, verify_pictures)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesa_nb.engine.run import SharedNorm, fit, read_checkpoint, read_log, save_checkpoint, share_norms
+from lesa_nb.engine.run import fit, read_checkpoint, read_log, save_checkpoint
 from lesa_nb.engine.signals import Stop, Stopped
 from lesa_nb.engine.loop import read_facts
 from small_runs import RECIPE, make_task, net
@@ -283,41 +283,6 @@ def ended(processes, seconds=120):
             for q in processes: q.kill()
             raise
     return [p.returncode for p in processes], outputs
-
-
-def test_shared_norms_over_two_processes_equal_one_batch(tmp_path):
-    code = """
-import sys, torch
-from torch import nn
-from lesa_nb.engine.run import processes, share_norms
-from small_runs import net
-with processes(torch.device("cpu")) as ranks:
-    torch.manual_seed(0)
-    model, x = net().double(), torch.randn(7, 3, 16, 16).double()
-    share_norms(model)
-    mine = [slice(0, 3), slice(3, 7)][ranks.rank]             # uneven shares
-    model(x[mine]).square().sum().backward()                  # the sum: gradients of the processes add up
-    for p in model.parameters(): torch.distributed.all_reduce(p.grad)
-    if ranks.rank == 0: torch.save(dict(grads={k: p.grad for k, p in model.named_parameters()}, buffers=dict(model.named_buffers())), sys.argv[1])
-"""
-    statuses, outputs = ended(two(["-c", code], tmp_path/"two.pt"))
-    assert statuses == [0, 0], outputs
-    found = torch.load(tmp_path/"two.pt", weights_only=True)
-    torch.manual_seed(0)
-    model, x = net().double(), torch.randn(7, 3, 16, 16).double()
-    model(x).square().sum().backward()
-    for name, p in model.named_parameters(): torch.testing.assert_close(found["grads"][name], p.grad, rtol=1e-7, atol=1e-9)
-    for name, b in model.named_buffers(): torch.testing.assert_close(found["buffers"][name], b, rtol=1e-9, atol=1e-9)
-
-
-def test_shared_norm_alone_is_a_batch_norm():
-    x = torch.randn(5, 4, 6)
-    for track, momentum in ((True, .1), (True, None), (False, .1)):
-        plain = nn.BatchNorm1d(4, track_running_stats=track, momentum=momentum)
-        shared = share_norms(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=track, momentum=momentum)))[0]
-        assert isinstance(shared, SharedNorm)
-        torch.testing.assert_close(shared(x), plain(x))
-        assert same(dict(shared.named_buffers()), dict(plain.named_buffers()))
 
 
 # ---- row 15: several processes

@@ -162,14 +162,14 @@ class _Network(NamedTuple):
 def _untrained():
     import torch
 
-    from lesa_nb.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
     from lesa_nb.models.resnet import lesa_resnet50
     torch.manual_seed(0)
     return _Network(lesa_resnet50().eval(), "UNTRAINED lesa_resnet50 (random weights, seed 0)", 3, IMAGENET_MEAN, IMAGENET_STD, 16, 448, 120)
 
 def _classifier(path):
     "A classification network: of the authors, or trained by `lesa train`."
-    from lesa_nb.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
     from lesa_nb.tasks.classify import NETWORKS, load_classifier
     model, facts = load_classifier(path)
     says = f"{NETWORKS[facts['network']].__name__} from {Path(path).name}"

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from .pictures import IMAGENET_MEAN, IMAGENET_STD, TWIN_CLASSES, Twins, _to_rgb, digits, find_twin
+from ..layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from .pictures import TWIN_CLASSES, Twins, _to_rgb, digits, find_twin
 
 # %% ../../nbs/3_training/15_folders.ipynb #cell-06
 #: question -> names of its classes, and the class of each picture of `find_twin`

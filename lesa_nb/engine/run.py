@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'SAVE', 'STOP', 'FAILED', 'step_keys', 'save_checkpoint', 'read_checkpoint', 'Ranks', 'shared_out',
-           'processes', 'pick_device', 'SharedNorm', 'share_norms', 'Task', 'loader', 'Training', 'claimed', 'read_log',
-           'fit', 'curves', 'live']
+           'processes', 'pick_device', 'Task', 'loader', 'Training', 'claimed', 'read_log', 'fit', 'curves', 'live']
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-02
 import contextlib
@@ -30,7 +29,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Dataset
 
 from .signals import Stop, Stopped
-from ..layers.blockwise import keep_books, over_processes
+from ..layers.norms import convert_sync_batchnorm
 from .loop import Recipe, averaged, build_optimizer, save_weights, seed_everything
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-06
@@ -156,34 +155,6 @@ def pick_device(
         torch.cuda.set_device(device)
     return device
 
-# %% ../../nbs/3_training/17_resume.ipynb #cell-15
-class SharedNorm(nn.SyncBatchNorm):
-    "Batch norm over the pictures of all processes, on any device, eq. (17.3)."
-    def forward(self,
-        x: Tensor, # B C ...
-    ) -> Tensor:
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if x.is_cuda or not self.training or alone: return super().forward(x)
-        C, others = x.shape[1], [d for d in range(x.ndim) if d != 1]
-        x64 = x.double()
-        count = x64.new_tensor([x.numel()/C])
-        sums = over_processes(self, torch.cat([x64.sum(others), x64.square().sum(others), count]))
-        count = sums[-1].detach()
-        mean_C, var_C = sums[:C]/count, sums[C:-1]/count - (sums[:C]/count)**2                              # (17.3)
-        if self.track_running_stats: keep_books(self, mean_C, var_C, count)
-        shape = [1, C] + [1]*(x.ndim - 2)
-        scale_C = (var_C + self.eps).rsqrt()*(self.weight.double() if self.affine else 1)
-        shift_C = (self.bias.double() if self.affine else 0) - mean_C*scale_C
-        return (x64*scale_C.view(shape) + shift_C.view(shape)).to(x.dtype)
-
-def share_norms(
-    model: nn.Module,
-) -> nn.Module: # the same object
-    "Let every batch norm count the pictures of all processes, the ones inside LESA too."
-    for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm): norm.__class__, norm.process_group = SharedNorm, None # the same parts, another way to add
-    return model
-
 # %% ../../nbs/3_training/17_resume.ipynb #cell-19
 class Task(NamedTuple):
     "Something to learn: what differs between classification and detection."
@@ -274,7 +245,7 @@ class Training:
         self.optimizer, self.schedule = build_optimizer(self.model, recipe, self.per_epoch)
         self.trained = self.model
         if ranks.size > 1: self.trained = DistributedDataParallel(self.model, device_ids=[device.index] if device.type == "cuda" else None)
-        if ranks.size > 1 and recipe.sync_norm: share_norms(self.model) # now: DistributedDataParallel refuses shared norms on a CPU
+        if ranks.size > 1 and recipe.sync_norm: convert_sync_batchnorm(self.model) # now: DistributedDataParallel refuses such norms on a CPU
         if recipe.compile: self.trained = torch.compile(self.trained)
         seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process has its own luck
         self.epoch = self.step = 0

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..data.pictures import IMAGENET_MEAN, IMAGENET_STD
+from ..layers.inputs import normalize
 from ..weights.published import load_published, read_published, to_published
 from .resnet import STAGES, ResNet
 
@@ -72,7 +72,7 @@ def prepare(
         H, W = old = tuple(image.shape[1:])
         if side is None: new = old
         else: new = tuple(max(1, round(n*side/max(old))) for n in old) if keep_ratio else (side, side)
-        x_3hw = (image - image.new_tensor(IMAGENET_MEAN)[:, None, None])/image.new_tensor(IMAGENET_STD)[:, None, None]
+        x_3hw = normalize(image)
         if new != old: x_3hw = F.interpolate(x_3hw[None], new, mode="bilinear", align_corners=False)[0] # (23.1)
         inputs.append(x_3hw)
         if target is None: continue

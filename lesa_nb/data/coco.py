@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from ..io.atomic import atomic_folder, atomic_write
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-06
 class Categories:
@@ -183,34 +183,29 @@ def make_coco(
 ) -> Path: # the folder
     "Draw a COCO folder with everything the real one has; it appears when it is complete."
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: exists already and is not empty; choose another folder")
     if size < 64: raise ValueError(f"size must be at least 64 pixels to have room for shapes, got {size}")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part/"annotations").mkdir(parents=True)
-    categories = [dict(id=number, name=name, supercategory="shape") for name, number in SHAPES.items()]
-    annotation_id = 1000
-    for place, (split, count) in enumerate(dict(train2017=train, val2017=val, test2017=test).items()):
-        (part/split).mkdir()
-        if split != "test2017": (part/"stuffthingmaps"/split).mkdir(parents=True)
-        images, annotations = [], []
-        for i in range(count):
-            image, stuff, found = _scene(np.random.default_rng([seed, place, i]), size, i, empty=i % 8 == 5, crowd=i % 8 == 3)
-            image_id = 100_000*(place + 1) + 7*i   # gaps here too
-            images.append(dict(id=image_id, file_name=f"{image_id:012d}.jpg", height=image.height, width=image.width))
-            image.save(part/split/images[-1]["file_name"], quality=90)
-            if split == "test2017": continue
-            stuff.save(part/"stuffthingmaps"/split/f"{image_id:012d}.png")
-            for annotation in found:
-                annotation_id += 1
-                annotations.append(dict(id=annotation_id, image_id=image_id, **annotation))
-        content = dict(info=dict(description=f"drawn by lesa_nb, seed {seed}"), images=images, categories=categories)
-        name = "image_info_test-dev2017" if split == "test2017" else f"instances_{split}"
-        if split != "test2017": content["annotations"] = annotations
-        (part/"annotations"/f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    if folder.exists(): folder.rmdir()
-    os.replace(part, folder)
+    with atomic_folder(folder) as part:
+        (part/"annotations").mkdir()
+        categories = [dict(id=number, name=name, supercategory="shape") for name, number in SHAPES.items()]
+        annotation_id = 1000
+        for place, (split, count) in enumerate(dict(train2017=train, val2017=val, test2017=test).items()):
+            (part/split).mkdir()
+            if split != "test2017": (part/"stuffthingmaps"/split).mkdir(parents=True)
+            images, annotations = [], []
+            for i in range(count):
+                image, stuff, found = _scene(np.random.default_rng([seed, place, i]), size, i, empty=i % 8 == 5, crowd=i % 8 == 3)
+                image_id = 100_000*(place + 1) + 7*i   # gaps here too
+                images.append(dict(id=image_id, file_name=f"{image_id:012d}.jpg", height=image.height, width=image.width))
+                image.save(part/split/images[-1]["file_name"], quality=90)
+                if split == "test2017": continue
+                stuff.save(part/"stuffthingmaps"/split/f"{image_id:012d}.png")
+                for annotation in found:
+                    annotation_id += 1
+                    annotations.append(dict(id=annotation_id, image_id=image_id, **annotation))
+            content = dict(info=dict(description=f"drawn by lesa_nb, seed {seed}"), images=images, categories=categories)
+            name = "image_info_test-dev2017" if split == "test2017" else f"instances_{split}"
+            if split != "test2017": content["annotations"] = annotations
+            (part/"annotations"/f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-16
@@ -783,36 +778,29 @@ def write_testdev(
 ) -> Path: # the file
     "Check results and write them as COCO's server wants them; the file is replaced in one go or not at all."
     path, seen = Path(path), set()
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            separator = "["
-            for image_id, found in results.items() if isinstance(results, dict) else results:
-                size = list(dataset.size(image_id))
-                if image_id in seen: raise ValueError(f"{path}: image {image_id} comes twice")
-                if len(found) > limit: raise ValueError(f"{path}: image {image_id} has {len(found)} detections, at most {limit} may be sent")
-                seen.add(image_id)
-                for number, result in enumerate(found):
-                    where = f"{path}: image {image_id}, detection {number}"
-                    if result["image_id"] != image_id: raise ValueError(f"{where}: it says image_id {result['image_id']}")
-                    if result["category_id"] not in dataset.categories.ids:
-                        raise ValueError(f"{where}: category_id must be a number of {dataset.path.name}, {dataset.categories.ids}; found {result['category_id']}")
-                    if not 0 <= result["score"] <= 1: raise ValueError(f"{where}: score must lie in 0..1, found {result['score']}")
-                    if len(result["bbox"]) != 4 or not all(map(math.isfinite, result["bbox"])) or min(result["bbox"][2:]) < 0:
-                        raise ValueError(f"{where}: bbox must be x, y, width, height, found {result['bbox']}")
-                    rle = result.get("segmentation")
-                    if rle is not None and (rle["size"] != size or _segmentation_fault(rle, *size)):
-                        raise ValueError(f"{where}: the mask's run lengths must fill the image, {size}; its size says {rle['size']}")
-                    file.write(separator + json.dumps(result, allow_nan=False))
-                    separator = ",\n"
-            missing = len(dataset) - len(seen)
-            if missing and not partial:
-                raise ValueError(f"{path}: {missing} of {len(dataset)} images of {dataset.split} are missing from the results; "
-                                 "run on all of them, or say partial=True")
-            file.write("]\n" if separator != "[" else "[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path, "w", what="the results") as file:
+        separator = "["
+        for image_id, found in results.items() if isinstance(results, dict) else results:
+            size = list(dataset.size(image_id))
+            if image_id in seen: raise ValueError(f"{path}: image {image_id} comes twice")
+            if len(found) > limit: raise ValueError(f"{path}: image {image_id} has {len(found)} detections, at most {limit} may be sent")
+            seen.add(image_id)
+            for number, result in enumerate(found):
+                where = f"{path}: image {image_id}, detection {number}"
+                if result["image_id"] != image_id: raise ValueError(f"{where}: it says image_id {result['image_id']}")
+                if result["category_id"] not in dataset.categories.ids:
+                    raise ValueError(f"{where}: category_id must be a number of {dataset.path.name}, {dataset.categories.ids}; found {result['category_id']}")
+                if not 0 <= result["score"] <= 1: raise ValueError(f"{where}: score must lie in 0..1, found {result['score']}")
+                if len(result["bbox"]) != 4 or not all(map(math.isfinite, result["bbox"])) or min(result["bbox"][2:]) < 0:
+                    raise ValueError(f"{where}: bbox must be x, y, width, height, found {result['bbox']}")
+                rle = result.get("segmentation")
+                if rle is not None and (rle["size"] != size or _segmentation_fault(rle, *size)):
+                    raise ValueError(f"{where}: the mask's run lengths must fill the image, {size}; its size says {rle['size']}")
+                file.write(separator + json.dumps(result, allow_nan=False))
+                separator = ",\n"
+        missing = len(dataset) - len(seen)
+        if missing and not partial:
+            raise ValueError(f"{path}: {missing} of {len(dataset)} images of {dataset.split} are missing from the results; "
+                             "run on all of them, or say partial=True")
+        file.write("]\n" if separator != "[" else "[]\n")
     return path

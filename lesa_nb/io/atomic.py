@@ -30,18 +30,14 @@ def _flush(path: str | PathLike) -> None:
         os.close(number)
 
 
-def _could_not_be_written(error: OSError, path: Path, beside: Path, what: str, advice: str) -> OSError | None:
-    """The error in a sentence that says what was kept; None if it is about something else than this file."""
+def _could_not_be_written(error: OSError, path: Path, beside: Path, what: str, advice: str) -> str | None:
+    """A sentence about the error that says what was kept; None if it is about something else than this file."""
     if error.errno is None or error.filename not in (None, str(beside), str(path)):
         return None
     kept = "the one before it is intact" if path.exists() else "there is none yet"
     advice = advice or "Make room, or choose another place"
     reason = error.strerror or str(error)
-    return type(error)(error.errno, f"{path}: {what} could not be written ({reason}); {kept}. {advice}")
-
-
-class _Written(OSError):
-    """An OSError whose text is a whole sentence."""
+    return f"{path}: {what} could not be written ({reason}); {kept}. {advice}"
 
 
 @contextlib.contextmanager
@@ -74,7 +70,7 @@ def atomic_path(path: str | PathLike, *, what: str = "the file", advice: str = "
         sentence = _could_not_be_written(error, path, beside, what, advice)
         if sentence is None:
             raise
-        raise _Written(sentence.strerror) from None
+        raise OSError(sentence) from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

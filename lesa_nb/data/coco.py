@@ -480,10 +480,10 @@ def show_batch(
     "Draw boxes, masks and names on the images; crowds are hatched."
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import _Once
+    from lesa_nb.look.figures import new_figure
     cols = min(cols, len(images))
     rows = -(-len(images)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(size*cols, size*rows + .45*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(rows, cols, size=(size*cols, size*rows + .45*bool(title)), squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):
         canvas = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy().copy()

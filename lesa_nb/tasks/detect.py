@@ -33,7 +33,8 @@ from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.maps import cell_of, look
 from ..weights.published import load_published, published_names, read_published
-from ..models.pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
+from ..models.pyramid import Backbone, Pyramid, prepare
+from ..weights.start import Started, backbone_from_classifier
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
 from ..engine.loop import Recipe
@@ -129,6 +130,7 @@ def build_detector(
     image_size: int | None = None, # pictures are brought to this size; None: as published, or 128 for a small one
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape
     semantic: bool = True, # learn from stuff maps as well, if the model can
+    resize_in_training: bool = True, # False: in training the pictures come at the network's size
 ) -> MaskRCNN:
     "One of the detectors, large or small."
     for word, value, known in (("model", model, MODELS), ("size", size, SIZES), ("term", term, TERMS)):
@@ -138,9 +140,8 @@ def build_detector(
     side = image_size or (published if size == "published" else 128)
     pyramid = Pyramid(Backbone(image_size=side, term=term, **dict(widen=widen) | backbone), channels)
     options = dict(semantic=semantic) if model == "htc" else {}
-    detector = kind(pyramid, num_classes=num_classes, image_size=side, keep_ratio=keep_ratio, width=width, **options)
-    if proposals: detector.rpn.keep = {True: proposals, False: proposals}
-    return detector
+    if proposals: options |= {name: dict.fromkeys(("training", "testing"), n) for name, n in zip(("pre_nms_top_n", "post_nms_top_n"), proposals)}
+    return kind(pyramid, num_classes=num_classes, image_size=side, keep_ratio=keep_ratio, resize_in_training=resize_in_training, width=width, **options)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-14
 def _in_their_names(tensors, backbone):
@@ -262,8 +263,7 @@ def coco_task(
 
     def build():
         if chief and pictures.dropped: say("left out of training: " + ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items())))
-        detector = build_detector(**net)
-        detector.resizes = augment != "jitter"
+        detector = build_detector(**net, resize_in_training=augment != "jitter")
         if start is not None:
             started = start_backbone(detector, start, convert=convert)
             if chief: say(f"backbone from {start}\n{told(started)}")
@@ -360,11 +360,11 @@ def show_scores(
     "AP of each class, and precision against recall at two thresholds."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import COLORS, _Once
+    from lesa_nb.look.figures import COLORS, new_figure
     kinds = ["box", "mask"] if scores.mask else ["box"]
     every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
     shown = sorted(every["box"], key=every["box"].get, reverse=True)[:classes]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", FigureClass=_Once)
+    fig, (left, right) = new_figure(1, 2, size=(7, 2.4))
     hues = dict(box=COLORS["local"], mask=COLORS["context"])
     for i, kind in enumerate(kinds):
         left.barh(np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1), [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
@@ -406,11 +406,11 @@ def show_contexts(
     "Some objects of a picture and what the middle of each attends to."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import _Once, overlay
+    from lesa_nb.look.figures import new_figure, overlay
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(1.25*len(labels), 1.4 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(1, len(labels), size=(1.25*len(labels), 1.4 + .3*bool(title)), squeeze=False)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

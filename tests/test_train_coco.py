@@ -26,7 +26,8 @@ from lesa_nb.models.resnet import ResNet
 from lesa_nb.engine.run import fit, loader
 from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, build_detector, coco_task, evaluate_coco, export_testdev,
                                 load_detector, start_backbone, told)
-from lesa_nb.engine.loop import adamw_onecycle, save_weights
+from lesa_nb.engine.loop import adamw_onecycle
+from lesa_nb.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("mask_rcnn", "htc")

@@ -38,7 +38,9 @@ from ..models.pyramid import Backbone, Pyramid, prepare
 from ..weights.start import Started, backbone_from_classifier
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
-from ..engine.loop import Recipe, load_weights, read_facts
+from ..engine.loop import Recipe
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -159,7 +161,7 @@ def start_backbone(
 ) -> Started: # what was dropped, converted and left as built
     "Fill a detector's backbone from the file of a classifier."
     if Path(source).suffix != ".safetensors": return backbone_from_classifier(detector, source, convert=convert)
-    read_facts(source) # speaks up if the file is of another kind
+    read_metadata(source) # speaks up if the file is of another kind
     backbone = next(part for part in detector.modules() if isinstance(part, Backbone))
     return backbone_from_classifier(detector, _in_their_names(load_file(source), backbone), convert=convert)
 
@@ -298,7 +300,7 @@ def load_detector(
         tensors = read_published(path)
         net = _published_net(tensors, path)
         return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its facts say arch = {facts.get('arch')!r})")
     try: detector = build_detector(**facts["net"])
     except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a detector that can be built ({error})") from None

@@ -194,8 +194,8 @@ def _open_network(weights):
     with open(weights, "rb") as file: head = file.read(9)
     ours = weights.suffix == ".safetensors" or head[8:] == b"{" # safetensors: eight bytes of length, then JSON
     if not ours: return _classifier(weights)
-    from lesa_nb.engine.loop import read_facts
-    return _classifier(weights) if read_facts(weights).get("arch") == "classifier" else _ours(weights)
+    from lesa_nb.io.tensors import read_metadata
+    return _classifier(weights) if read_metadata(weights).get("arch") == "classifier" else _ours(weights)
 
 def _pixel(text, picture):
     "Read 'X,Y' as row and column; the middle of the picture if nothing was chosen."

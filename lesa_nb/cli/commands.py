@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from lesa_nb.engine.signals import Stop
+from lesa_nb.io.atomic import atomic_json, atomic_path
 
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
@@ -206,7 +207,7 @@ def eval_imagenet(
     scores = score_folder(classifier, data, image_size=image_size, batch_size=batch_size, workers=how_many_workers(workers),
                           device=device, watch=lambda batches: tqdm(batches, unit="batch", disable=not is_chief()))
     say(f"{scores['pictures']:,} pictures: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, loss {scores['loss']:.4f}")
-    if out and is_chief(): out.write_text(json.dumps(dict(scores, weights=str(weights), data=str(data)), indent=1), encoding="utf-8")
+    if out and is_chief(): atomic_json(out, dict(scores, weights=str(weights), data=str(data)), what="the scores")
     return 0
 
 def verify_imagenet(
@@ -271,12 +272,12 @@ def export(
     sizes = dict(image_size=min(max(classifier.facts["image_size"], min_size), max_size), min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":
         from lesa_nb.weights.folding import export_onnx
-        export_onnx(classifier.model, out, **sizes)
+        with atomic_path(out, what="the network") as beside: export_onnx(classifier.model, beside, **sizes)
     else:
         import torch
 
         from lesa_nb.weights.folding import export_program
-        torch.export.save(export_program(classifier.model, **sizes), out)
+        with atomic_path(out, what="the network") as beside: torch.export.save(export_program(classifier.model, **sizes), beside)
     print(f"{out}: {classifier.facts['network']} for pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation")
     return 0
 
@@ -358,7 +359,7 @@ def eval_coco(
     if out:
         numbers = dict(box=scores.box, mask=scores.mask, classes={kind: scores.class_ap(kind) for kind in scores.precision}, weights=str(weights), data=str(data), split=split)
         finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None) # where there was nothing to find, JSON has no nan
-        out.write_text(json.dumps(finite, indent=1), encoding="utf-8")
+        atomic_json(out, finite, what="the scores")
     return 0
 
 def verify_coco_folder(
@@ -373,7 +374,7 @@ def verify_coco_folder(
         data: Folder in COCO's layout.
         workers: Pictures that are read at the same time.
     """
-    from lesa_nb.data.coco import verify_coco
+    from lesa_nb.data.verify_coco import verify_coco
     report = verify_coco(data, workers=workers)
     print(report)
     return 0 if report.ok else 1
@@ -397,7 +398,7 @@ def make_coco_folder(
         seed: Another seed, other pictures.
     """
     positive(train=train, val=val, test=test)
-    from lesa_nb.data.coco import make_coco
+    from lesa_nb.data.drawn_coco import make_coco
     folder = make_coco(out, train=train, val=val, test=test, size=size, seed=seed)
     print(f"{folder}: ready for lesa train coco --data {folder} --size small")
     return 0

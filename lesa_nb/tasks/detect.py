@@ -27,16 +27,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..data.coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
+from ..data.coco import Categories, CocoFolder, collate_detection
+from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
 from ..models.htc import HTC
 from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.maps import cell_of, look
 from ..weights.published import load_published, published_names, read_published
-from ..models.pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
+from ..models.pyramid import Backbone, Pyramid, prepare
+from ..weights.start import Started, backbone_from_classifier
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
-from ..engine.loop import Recipe, load_weights, read_facts
+from ..engine.loop import Recipe
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -157,7 +161,7 @@ def start_backbone(
 ) -> Started: # what was dropped, converted and left as built
     "Fill a detector's backbone from the file of a classifier."
     if Path(source).suffix != ".safetensors": return backbone_from_classifier(detector, source, convert=convert)
-    read_facts(source) # speaks up if the file is of another kind
+    read_metadata(source) # speaks up if the file is of another kind
     backbone = next(part for part in detector.modules() if isinstance(part, Backbone))
     return backbone_from_classifier(detector, _in_their_names(load_file(source), backbone), convert=convert)
 
@@ -214,7 +218,7 @@ def _percent(scores):
 
 def detector_losses(
     model: nn.Module, # a detector
-    batch: tuple[list[Tensor], list[dict]], # from `collate`
+    batch: tuple[list[Tensor], list[dict]], # from `collate_detection`
     device: torch.device,
 ) -> dict[str, Tensor]:
     "The losses of a batch, on a device."
@@ -275,7 +279,7 @@ def coco_task(
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate, detector_losses, validate, names_of,
+    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if size == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
@@ -296,7 +300,7 @@ def load_detector(
         tensors = read_published(path)
         net = _published_net(tensors, path)
         return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its facts say arch = {facts.get('arch')!r})")
     try: detector = build_detector(**facts["net"])
     except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a detector that can be built ({error})") from None
@@ -314,7 +318,7 @@ def _search(folder, split, weights, device, batch_size, workers, watch):
     dataset = CocoFolder(folder, split)
     detector, facts = load_detector(weights)
     _check_classes(facts, dataset, weights)
-    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate, num_workers=workers)
+    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
     return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(
@@ -357,11 +361,11 @@ def show_scores(
     "AP of each class, and precision against recall at two thresholds."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import COLORS, _Once
+    from lesa_nb.look.figures import COLORS, new_figure
     kinds = ["box", "mask"] if scores.mask else ["box"]
     every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
     shown = sorted(every["box"], key=every["box"].get, reverse=True)[:classes]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", FigureClass=_Once)
+    fig, (left, right) = new_figure(1, 2, size=(7, 2.4))
     hues = dict(box=COLORS["local"], mask=COLORS["context"])
     for i, kind in enumerate(kinds):
         left.barh(np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1), [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
@@ -403,11 +407,11 @@ def show_contexts(
     "Some objects of a picture and what the middle of each attends to."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import _Once, overlay
+    from lesa_nb.look.figures import new_figure, overlay
     boxes_n4, labels = found["boxes"][:count], found["labels"][:count].tolist()
     if not labels: raise ValueError("no boxes to look from: the detector found nothing on this picture")
     maps_nhw = context_maps(detector, image, boxes_n4, layer)
-    fig, axes = plt.subplots(1, len(labels), figsize=(1.25*len(labels), 1.4 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(1, len(labels), size=(1.25*len(labels), 1.4 + .3*bool(title)), squeeze=False)
     for ax, box, label, map_hw in zip(axes[0], boxes_n4.tolist(), labels, maps_nhw):
         x, y = (box[0] + box[2])/2, (box[1] + box[3])/2
         cell = cell_of((min(int(y), image.shape[1] - 1), min(int(x), image.shape[2] - 1)), image.shape[1:], map_hw.shape)

@@ -14,7 +14,7 @@ from lesa_nb.cli import app as cli
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 from lesa_nb.study.small import SmallNet
-from lesa_nb.engine.loop import save_weights
+from lesa_nb.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = dict(arch="small", net=dict(term="lesa", classes=3, channels=3, size=64, patch=5), task="find the twin",

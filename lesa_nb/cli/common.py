@@ -1,4 +1,5 @@
 """What several commands share: who talks, wrong use, workers, weights in a file. Nothing heavy is imported here."""
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,9 +43,9 @@ def progress(items: Iterable, unit: str) -> Any:
     return tqdm(items, unit=unit, disable=not is_main())
 
 
-def write_json(path: Path, numbers: dict) -> None:
-    "Numbers as JSON, which has no nan: where there was nothing to measure it says null."
-    import json
+def write_json(path: Path, numbers: dict, what: str) -> None:
+    "Numbers as JSON, which has no nan: where there was nothing to measure it says null. An error names `what` they are."
+    from lesa_nb.io.atomic import atomic_json
 
     finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
-    path.write_text(json.dumps(finite, indent=1), encoding="utf-8")
+    atomic_json(path, finite, what=what)

@@ -46,7 +46,7 @@ def eval_imagenet(
     percent = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
     echo(f"{scores['pictures']:,} pictures: {percent}, loss {scores['loss']:.4f}")
     if out and is_main():
-        write_json(out, dict(scores, weights=str(weights), data=str(data)))
+        write_json(out, dict(scores, weights=str(weights), data=str(data)), "the scores")
     return 0
 
 
@@ -86,5 +86,5 @@ def eval_coco(
     if out:
         classes = {kind: scores.class_ap(kind) for kind in scores.precision}
         numbers = dict(box=scores.box, mask=scores.mask, classes=classes)
-        write_json(out, dict(numbers, weights=str(weights), data=str(data), split=split))
+        write_json(out, dict(numbers, weights=str(weights), data=str(data), split=split), "the scores")
     return 0

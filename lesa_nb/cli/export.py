@@ -27,6 +27,7 @@ def export_classifier(
         raise UsageError(
             f"--min-size must be at least 17 and less than --max-size, got {min_size} and {max_size}"
         )
+    from lesa_nb.io.atomic import atomic_path
     from lesa_nb.tasks.classify import load_classifier
 
     classifier = load_classifier(weights)
@@ -35,13 +36,15 @@ def export_classifier(
     if out.suffix == ".onnx":
         from lesa_nb.weights.folding import export_onnx
 
-        export_onnx(classifier.model, out, **sizes)
+        with atomic_path(out, what="the network") as beside:
+            export_onnx(classifier.model, beside, **sizes)
     else:
         import torch
 
         from lesa_nb.weights.folding import export_program
 
-        torch.export.save(export_program(classifier.model, **sizes), out)
+        with atomic_path(out, what="the network") as beside:
+            torch.export.save(export_program(classifier.model, **sizes), beside)
     takes = f"pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation"
     print(f"{out}: {classifier.facts['network']} for {takes}")
     return 0

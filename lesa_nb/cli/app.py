@@ -2,6 +2,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -13,16 +14,16 @@ from lesa_nb.engine.signals import Stopped
 DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
 
 #: the commands of one word
-COMMANDS = {
+COMMANDS: dict[str, Callable] = {
     "check": check.check_machine,
     "demo": see.run_demo,
     "explain": see.explain_photo,
     "explore": see.explore_photo,
     "export": export.export_classifier,
-    "export-testdev": export.write_testdev,
+    "export-testdev": export.testdev_file,
 }
 #: the commands of two words: first word -> what it does, and the function behind each second word
-GROUPS = {
+GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
     "train": (
         "Train a network or a detector; --resume auto goes on where a run was stopped.",
         dict(imagenet=train.train_imagenet, coco=train.train_coco),
@@ -51,18 +52,18 @@ def build_app() -> SubcommandApp:
     for first, (summary, functions) in GROUPS.items():
         group = SubcommandApp()
         for second, function in functions.items():
-            group.command(function, name=second)
+            group.command(name=second)(function)
         app.command(group, name=first, help=summary)
     for name, function in COMMANDS.items():
-        app.command(function, name=name)
+        app.command(name=name)(function)
     return app
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a mistake becomes one line on stderr. LESA_DEBUG=1 shows the traceback instead.
 
-    `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine, 1 a mistake
-    in the matter, 2 in the use, 130 interrupted, 143 taken away.
+    `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine, 1 a
+    mistake in the matter, 2 in the use, 130 interrupted, 143 taken away.
     """
     if "matplotlib" not in sys.modules:
         os.environ["MPLBACKEND"] = "Agg"  # figures go to files: no display is needed

@@ -58,12 +58,8 @@ def requirements() -> list[Requirement]:
             if key == "requirements" or key.endswith("_requirements"):
                 extra = key.removesuffix("requirements").rstrip("_")
                 lines += [f'{word}; extra == "{extra}"' if extra else word for word in value.split()]
-    found = []
-    for line in lines:
-        name, floor, extra = (re.search(p, line) for p in (r"^[\w.-]+", r">=\s*([\d.]+)", r"extra == ['\"](\w+)"))
-        if name:
-            found.append(Requirement(name[0], floor[1] if floor else "", extra[1] if extra else ""))
-    return found
+    parts = r"^([\w.-]+)", r">=\s*([\d.]+)", r"extra == ['\"](\w+)"
+    return [Requirement(*("".join(re.findall(part, line)[:1]) for part in parts)) for line in lines]
 
 
 def _package(need: Requirement) -> Part:
@@ -131,8 +127,9 @@ def _machine() -> Iterator[Part]:
 
 
 def check_machine() -> int:
-    """Check the machine: versions, whether torch and torchvision fit together, GPUs, what is missing and how to install it.
+    """Check the machine: is everything there, and does it fit together?
 
+    Prints versions, whether torch and torchvision fit together, GPUs, what is missing and how to install it.
     Ends with status 0 if everything needed is there, else with 1.
     """
     parts = [*_packages(), _pair(), *_machine()]

@@ -44,7 +44,7 @@ def progress(items: Iterable, unit: str) -> Any:
 
 
 def write_json(path: Path, numbers: dict, what: str) -> None:
-    "Numbers as JSON, which has no nan: where there was nothing to measure it says null. An error names `what` they are."
+    "Numbers as JSON, which has no nan: it says null where there was nothing to measure. Errors say `what` they are."
     from lesa_nb.io.atomic import atomic_json
 
     finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)

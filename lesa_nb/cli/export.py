@@ -50,7 +50,7 @@ def export_classifier(
     return 0
 
 
-def write_testdev(
+def testdev_file(
     data: Annotated[Path, arg(metavar="DIR")],
     weights: Annotated[Path, arg(metavar="FILE")],
     out: Annotated[Path, arg(metavar="FILE.json")] = Path("detections_test-dev2017_lesa_results.json"),

@@ -122,7 +122,11 @@ class RunOptions:
         )
         if self.seed < 0 or self.minutes < 0 or (self.workers or 0) < 0:
             raise UsageError("--seed, --minutes and --workers must not be negative")
-        self.workers = worker_count(self.workers)
+
+    @property
+    def readers(self) -> int:
+        "Processes that read pictures ahead: what was asked for, or the cores there are, shared."
+        return worker_count(self.workers)
 
     def changed(self, recipe: Any, **more: Any) -> Any:
         "A recipe with what was asked for; `more` are other numbers of it, where None leaves one as it is."
@@ -147,7 +151,7 @@ class RunOptions:
             seed=self.seed,
             resume=self.resume == "auto",
             until=self.stop_after,
-            workers=self.workers,
+            workers=self.readers,
             minutes=self.minutes,
             device=self.device,
             stop=stop,
@@ -200,16 +204,16 @@ def train_imagenet(
 
         changes = dict(augment=augment, label_smoothing=label_smoothing, cutmix=cutmix)
         chosen = run.changed(find_recipe(recipe), compile=False if no_compile else None, **changes)
-        task = imagenet_task(
+        task: Any = imagenet_task(
             data, chosen, network=network, term=term, position=position, image_size=image_size, seed=run.seed
         )
         echo(
             f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
-            f"seed {run.seed}, {run.workers} worker(s)"
+            f"seed {run.seed}, {run.readers} worker(s)"
         )
         echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1))))
         if measure:
-            echo(say_speeds(speeds(task, chosen, workers=run.workers, device=run.device), run.workers))
+            echo(say_speeds(speeds(task, chosen, workers=run.readers, device=run.device), run.readers))
         else:
             run.train(task, chosen, out, stop)
     return 0
@@ -258,7 +262,7 @@ def train_coco(
 
         name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
         chosen = run.changed(RECIPES[name])
-        task = coco_task(
+        task: Any = coco_task(
             data,
             model=model,
             size=network,
@@ -275,7 +279,7 @@ def train_coco(
         net = task.facts["net"]
         echo(
             f"{model}, {network}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, "
-            f"seed {run.seed}, {run.workers} worker(s)"
+            f"seed {run.seed}, {run.readers} worker(s)"
         )
         echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1)), frozen=True))
         run.train(task, chosen, out, stop)

@@ -202,13 +202,16 @@ def overlay(
     pixel: tuple[float, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
 ) -> Figure | None:
-    """Lay a map over a grey image: the brighter, the larger.
+    """Lay a map over a grey image, cell by cell: the brighter, the larger.
 
     image: (3, H, W) or (1, H, W); numbers outside [0, 1] are stretched into it. values: (h, w), laid over the
     whole image. pixel: row and column *of the map* to ring; cell r of an h-row map has its middle at
     (r + 1/2) H/h - 1/2 on the image, because whole numbers are the centres of pixels.
-    ax: an axis of yours to draw on. Returns the figure; None if it is your axis.
+    ax: an axis of yours to draw on. vmin, vmax: ends of the colour scale; None: those of the map. Returns the figure; None if it is your axis.
     """
     picture, field = _array(image), _array(values)
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or field.ndim != 2:
@@ -220,7 +223,8 @@ def overlay(
         ax.set_title(title, fontsize=9)
     low, high = min(0, picture.min()), max(1, picture.max())
     ax.imshow((picture.mean(0) - low)/(high - low), "gray", vmin=0, vmax=1)
-    ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="bilinear")
+    ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="nearest",
+              vmin=vmin, vmax=vmax)
     if pixel is not None:
         mark(ax, ((pixel[0] + .5)*H/h - .5, (pixel[1] + .5)*W/w - .5))
     ax.axis("off")

@@ -211,7 +211,8 @@ def overlay(
     image: (3, H, W) or (1, H, W); numbers outside [0, 1] are stretched into it. values: (h, w), laid over the
     whole image. pixel: row and column *of the map* to ring; cell r of an h-row map has its middle at
     (r + 1/2) H/h - 1/2 on the image, because whole numbers are the centres of pixels.
-    ax: an axis of yours to draw on. vmin, vmax: ends of the colour scale; None: those of the map. Returns the figure; None if it is your axis.
+    ax: an axis of yours to draw on. vmin, vmax: ends of the colour scale; None: those of the map.
+    Returns the figure; None if it is your axis.
     """
     picture, field = _array(image), _array(values)
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or field.ndim != 2:

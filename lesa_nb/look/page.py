@@ -18,6 +18,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lesa_nb.io.atomic import atomic_text
+
 __all__ = ["ROW_STATISTICS", "Page", "View", "as_picture", "make_page", "pack_view", "read_page", "unpack_view"]
 
 #: Of each row of the weights: the largest weight, where it lies, how decided the row is, its weight on itself.
@@ -100,8 +102,7 @@ class Page(NamedTuple):
         path = Path(path)
         if path.is_dir(): raise ValueError(f"{path}: a folder; expected the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html, encoding="utf-8")
-        return path
+        return atomic_text(path, self.html, what="the page")
 
     def __repr__(self) -> str:
         return f"Explorer, a page of {len(self.html)/1e6:.1f} MB"
@@ -113,7 +114,7 @@ class Page(NamedTuple):
 
 
 def as_picture(photo: Any) -> Image.Image:
-    """An image of any mode, or a tensor (3, H, W) or (1, H, W) in [0, 1], as an RGB image. ValueError: another shape."""
+    """An image of any mode, or a tensor (3 or 1, H, W) in [0, 1], as an RGB image. ValueError: another shape."""
     if isinstance(photo, Image.Image):
         return photo.convert("RGB")
     if getattr(photo, "ndim", 0) != 3 or photo.shape[0] not in (1, 3):

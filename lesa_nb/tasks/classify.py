@@ -24,7 +24,9 @@ from ..data.folders import ClassFolder, class_folders, class_names, loader_speed
 from ..weights.published import load_published, read_published
 from ..models.resnet import ResNet, lesa_resnet50, lesa_wrn50
 from ..engine.run import Task, loader, pick_device, processes, shared_out
-from ..engine.loop import Recipe, build_optimizer, load_weights, read_facts
+from ..engine.loop import Recipe, build_optimizer
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-05
 def small(
@@ -157,7 +159,7 @@ def load_classifier(
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file of weights")
     with open(path, "rb") as file: ours = file.read(9)[8:] == b"{" # safetensors: eight bytes of length, then JSON
     if not ours: return _published_classifier(path)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "classifier": raise ValueError(f"{path}: holds no classifier (its facts say arch = {facts.get('arch')!r})")
     return Classifier(load_weights(_built(facts, path), path).eval(), facts)
 

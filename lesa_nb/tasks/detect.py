@@ -27,17 +27,21 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..data.coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
+from ..data.coco import Categories, CocoFolder, collate_detection
+from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
 from ..models.htc import HTC
 from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
-from ..look.maps import cell_of, look
+from ..look.capture import capture_layer
+from ..look.maps import cell_of
 from ..weights.published import load_published, published_names, read_published
 from ..models.pyramid import Backbone, Pyramid, prepare
 from ..weights.start import Started, backbone_from_classifier
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
-from ..engine.loop import Recipe, load_weights, read_facts
+from ..engine.loop import Recipe
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -158,7 +162,7 @@ def start_backbone(
 ) -> Started: # what was dropped, converted and left as built
     "Fill a detector's backbone from the file of a classifier."
     if Path(source).suffix != ".safetensors": return backbone_from_classifier(detector, source, convert=convert)
-    read_facts(source) # speaks up if the file is of another kind
+    read_metadata(source) # speaks up if the file is of another kind
     backbone = next(part for part in detector.modules() if isinstance(part, Backbone))
     return backbone_from_classifier(detector, _in_their_names(load_file(source), backbone), convert=convert)
 
@@ -215,7 +219,7 @@ def _percent(scores):
 
 def detector_losses(
     model: nn.Module, # a detector
-    batch: tuple[list[Tensor], list[dict]], # from `collate`
+    batch: tuple[list[Tensor], list[dict]], # from `collate_detection`
     device: torch.device,
 ) -> dict[str, Tensor]:
     "The losses of a batch, on a device."
@@ -276,7 +280,7 @@ def coco_task(
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate, detector_losses, validate, names_of,
+    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if size == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
@@ -297,7 +301,7 @@ def load_detector(
         tensors = read_published(path)
         net = _published_net(tensors, path)
         return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its facts say arch = {facts.get('arch')!r})")
     try: detector = build_detector(**facts["net"])
     except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a detector that can be built ({error})") from None
@@ -315,7 +319,7 @@ def _search(folder, split, weights, device, batch_size, workers, watch):
     dataset = CocoFolder(folder, split)
     detector, facts = load_detector(weights)
     _check_classes(facts, dataset, weights)
-    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate, num_workers=workers)
+    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
     return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(
@@ -382,11 +386,11 @@ def context_maps(
     detector: MaskRCNN,
     image: Float[Tensor, "3 H W"], # RGB in [0, 1]
     boxes_n4: Float[Tensor, "n 4"], # xyxy, in pixels of the image
-    layer: str | None = None, # of the backbone, a name from `lesa_layers`; None: the last one
+    layer: str | None = None, # of the backbone, a name from `attention_layers`; None: the last one
 ) -> Float[Tensor, "n h w"]:
     "What the middle of each box attends to, mean of the heads, eq. (29.5)."
     (x_3HW,), _ = prepare([image], side=detector.image_size, keep_ratio=detector.keep_ratio)
-    seen = look(detector.pyramid.backbone, x_3HW[None], layer)
+    seen = capture_layer(detector.pyramid.backbone, x_3HW[None], layer)
     (H, W), middles_n2 = image.shape[1:], (boxes_n4[:, :2] + boxes_n4[:, 2:])/2
     pixels = [(min(int(y), H - 1), min(int(x), W - 1)) for x, y in middles_n2.clamp_min(0).tolist()]
     return torch.stack([seen.attention(*cell_of(p, (H, W), seen.size))[0].mean(0) for p in pixels])      # (29.5)

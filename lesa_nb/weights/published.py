@@ -7,15 +7,13 @@ __all__ = ['published_names', 'to_published', 'read_published', 'load_published'
 
 # %% ../../nbs/2_networks/11_published.ipynb #cell-02
 import os
-import pickle
-import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from ..io.tensors import read_pth
 from ..layers.lesa import LESA
 from ..layers.position import FlatTable
 from .names import TABLES_OF_NAMES
@@ -65,29 +63,12 @@ def to_published(
 # %% ../../nbs/2_networks/11_published.ipynb #cell-23
 _WRAPPERS = ("net", "state_dict") # where a checkpoint keeps its tensors, eq. (11.3)
 
-def _load(path):
-    "Whatever the file at `path` holds; a ValueError that names the file if it is no file of weights."
-    path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"no checkpoint at {path}: expected a .pth file")
-    if path.is_dir(): raise ValueError(f"cannot read {path}: expected a .pth file, found a folder; name the file inside it")
-    if path.stat().st_size == 0: raise ValueError(f"cannot read {path}: expected a .pth file, found an empty one; copy or download it again")
-    try: return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError: raise # the system's own message says it all
-    except Exception as error: # foreign bytes make the reader stumble in a dozen ways
-        called = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if called: raise ValueError(
-            f"refused {path}: unpickling it would run code, it asks for {called[1]}; expected only tensors and plain containers. "
-            "If you trust its author, save the tensors alone there: torch.save(model.state_dict(), path)") from error
-        reason = (str(error).splitlines() or [""])[0].split(". ")[0]
-        raise ValueError(f"cannot read {path}: expected a checkpoint written by torch.save, found something else or a damaged one; "
-                         f"copy or download it again ({type(error).__name__}: {reason})") from error
-
 def read_published(
     source: str | os.PathLike | Mapping, # path of a .pth, or what it holds
 ) -> dict[str, Tensor]: # the authors' names without "module."
     "The tensors of a checkpoint, unwrapped, read without running any code in it, eq. (11.3)."
     if isinstance(source, Mapping): found, what = source, "the given dictionary"
-    elif isinstance(source, (str, os.PathLike)): found, what = _load(source), str(source)
+    elif isinstance(source, (str, os.PathLike)): found, what = read_pth(source), str(source)
     else: raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping): found = found[wrapper]    # (11.3)

@@ -127,7 +127,7 @@ def test_interrupted_ends_with_130(monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesa_nb.study.small.demo", stop)
+    monkeypatch.setattr("lesa_nb.study.demo.train_demo", stop)
     status, out, err = run(capsys, "demo")
     assert status == 130 and err.strip() == "lesa: interrupted"
 
@@ -136,7 +136,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
     def bug(*args, **kwargs):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr("lesa_nb.study.small.demo", bug)
+    monkeypatch.setattr("lesa_nb.study.demo.train_demo", bug)
     with pytest.raises(AttributeError):
         cli.main(["demo"])
 

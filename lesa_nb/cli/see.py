@@ -46,11 +46,12 @@ def run_demo(
         raise UsageError(f"--steps must be at least 1, got {steps}")
     if seed < 0:
         raise UsageError(f"--seed must be at least 0, got {seed}")
-    from lesa_nb.study import small as study
+    from lesa_nb.study import demo
+    from lesa_nb.study.small import result_table
 
     few: dict[str, Any] = dict(steps=4, batch_size=16, valid=64) if quick else dict(steps=steps)
-    metrics = study.demo(out, seed=seed, watch=_progress, **few)
-    print(f"\n{study.table(metrics['results'])}\n")
+    metrics = demo.train_demo(out, seed=seed, watch=_progress, **few)
+    print(f"\n{result_table(metrics['results'])}\n")
     if quick:
         print("a quick run: nothing was learned, these accuracies say only that everything runs")
     else:

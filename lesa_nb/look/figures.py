@@ -232,14 +232,15 @@ def overlay(
     return fig
 
 _LAYER = dict( # left, top, width, height; number of the notebook; what it says; hue
-    layer=(44, 36, 678, 228, "08", "all of LESA, a drop-in for a 3×3 convolution", "lesa"),
+    layer=(44, 36, 678, 228, "09", "all of LESA, a drop-in for a 3×3 convolution", "lesa"),
     terms=(58, 124, 80, 58, "02", "one sum,\ntwo parts", "lesa"),
     local=(172, 68, 342, 48, "03", "grouped 3×3, then 1×1: a pixel and its ring", "local"),
     attention=(172, 172, 88, 48, "01", "q, k, v", "context"),
     position=(296, 202, 88, 48, "04", "q·r, k·r", "context"),
     context=(416, 138, 98, 48, "05", "softmax, then v", "context"),
-    streaming=(416, 202, 98, 48, "06", "no N×N tensor", "context"),
-    fusion=(546, 84, 164, 86, "07", "", "gate"), #  is written into it
+    moments=(416, 202, 98, 48, "06", "σ without scores", "context"),
+    blockwise=(546, 202, 164, 48, "07", "no N×N tensor", "context"),
+    fusion=(546, 84, 164, 86, "08", "", "gate"), #  is written into it
 )
 _BUILT = dict( # equal boxes in a row, so only: number, what it says
     resnet=("09", "the network"), published=("10", "their weights"), data=("11", "pictures"), training=("12", "the loop"),
@@ -302,7 +303,8 @@ def draw_map(
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, 760), ylim=(350, 0)) # one unit is one pixel, downwards
     ax.axis("off")
     ax.plot((82, 684), (318, 318), color=_tint(COLORS["lesa"], .3), lw=1, zorder=0) # the reading order
-    ax.plot((465, 465), (187, 201), color=ink, lw=1.3, ls=":")                      # context = streaming
+    ax.plot((465, 465), (187, 201), color=ink, lw=1.3, ls=":")                      # context = moments, then blocks
+    ax.plot((515, 545), (226, 226), color=ink, lw=1.3, ls=":")
     for name in _BOXES: _draw_box(ax, name, lit, name in bright)
     _draw_formula(ax, lit, "fusion" in bright)
     for corners in _ARROWS:

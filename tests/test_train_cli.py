@@ -76,7 +76,7 @@ def test_eval_gives_the_runs_number(run, data, tmp_path):
 
 def test_explain_opens_the_weights(run, data, tmp_path):
     done = lesa("explain", next((data/"val"/"low").iterdir()), "--weights", run[1]/"best.safetensors", "--out", tmp_path/"a.png")
-    assert done.returncode == 0 and "small from best.safetensors, top-1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "small_resnet from best.safetensors, top-1" in done.stdout, done.stderr
 
 
 def test_refusals(run, data, tmp_path, capsys):

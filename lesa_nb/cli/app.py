@@ -170,9 +170,10 @@ def _untrained():
 def _classifier(path):
     "A classification network: of the authors, or trained by `lesa train`."
     from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
-    from lesa_nb.tasks.classify import NETWORKS, load_classifier
+    from lesa_nb.models.registry import CLASSIFIERS
+    from lesa_nb.tasks.classify import load_classifier
     model, facts = load_classifier(path)
-    says = f"{NETWORKS[facts['network']].__name__} from {Path(path).name}"
+    says = f"{CLASSIFIERS[facts['network']].__name__} from {Path(path).name}"
     if facts["term"] != "lesa": says += f", term {facts['term']}"
     if facts.get("scores"): says += f", top-1 {facts['scores']['top1']:.1f} %"
     patch = 8 if facts["network"] == "small" else 16

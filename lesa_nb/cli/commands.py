@@ -318,7 +318,7 @@ def train_coco(
         from lesa_nb.tasks.detect import RECIPES, coco_task
         from lesa_nb.engine.loop import say_recipe
         chosen = run.changed(RECIPES["small" if size == "small" else model + "_modern"*(recipe == "modern")])
-        task = coco_task(data, model=model, size=size, term=term, image_size=image_size, augment=chosen.augment, semantic=not no_semantic, start=start,
+        task = coco_task(data, model=model, network=size, term=term, image_size=image_size, augment=chosen.augment, semantic=not no_semantic, start=start,
                          convert=convert, seed=run.seed, missing=missing, say=say)
         net = task.facts["net"]
         say(f"{model}, {size}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, seed {run.seed}, {run.workers} worker(s)")

@@ -11,7 +11,8 @@ from lesa_nb.models.htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
 from lesa_nb.models.rpn import first_sampler
 from lesa_nb.weights.published import load_published, published_names, to_published
-from lesa_nb.models.pyramid import Backbone, Pyramid, backbone_from_classifier
+from lesa_nb.models.pyramid import Backbone, Pyramid
+from lesa_nb.weights.start import backbone_from_classifier
 
 MEAN, STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
 DETECTORS = {"mask_rcnn": mask_rcnn_lesa_resnet50, "htc": htc_lesa_wrn50}

@@ -15,16 +15,20 @@ import torch
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lesa_nb.data.coco import CocoFolder, make_coco, score_results, to_results
+from lesa_nb.data.coco import CocoFolder
+from lesa_nb.data.drawn_coco import make_coco
+from lesa_nb.tasks.coco_eval import score_results, to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
-from lesa_nb.models.pyramid import backbone_from_classifier, prepare
+from lesa_nb.models.pyramid import prepare
+from lesa_nb.weights.start import backbone_from_classifier
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.engine.run import fit, loader
 from lesa_nb.models.registry import build_detector
 from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev,
                                 load_detector, start_backbone, told)
-from lesa_nb.engine.loop import adamw_onecycle, save_weights
+from lesa_nb.engine.loop import adamw_onecycle
+from lesa_nb.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("mask_rcnn", "htc")

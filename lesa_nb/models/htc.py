@@ -18,7 +18,6 @@ from torchvision.ops import roi_align
 from .mask_rcnn import (BoxHead, ImageFeatures, MaskHead, MaskRCNN, Sampled, best_boxes, box_losses, mask_loss, mask_targets,
                            roi_features, sample_rois)
 from .rpn import RPN, BoxCoder, full_precision
-from ..weights.published import TABLES_OF_NAMES
 from .pyramid import Backbone, Pyramid
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-08
@@ -68,10 +67,6 @@ class SemanticHead(nn.Module):
         s_BChw = sum(lateral(m).relu() for lateral, m in zip(self.laterals, resized))                    # (26.3) s_0
         for conv in self.convs: s_BChw = conv(s_BChw).relu()                                             # (26.3) s_k
         return full_precision(self.classify(s_BChw)), self.embed(s_BChw).relu()                          # (26.3) t, e
-
-TABLES_OF_NAMES[SemanticHead] = {**{f"laterals.{i}": f"lateral_convs.{i}.conv" for i in range(5)},
-                                 **{f"convs.{i}": f"convs.{i}.conv" for i in range(4)},
-                                 "embed": "conv_embedding.conv", "classify": "conv_logits"}
 
 def stuff_loss(
     logits: Sequence[Float[Tensor, "1 classes h w"]], # of each picture

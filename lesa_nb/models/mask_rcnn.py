@@ -18,7 +18,6 @@ from torchvision.ops import box_iou, roi_align
 
 from .rpn import (RPN, STRIDES, BoxCoder, RPNOutput, assign, full_precision, grouped_nms, random_sampler, sample,
                                 smooth_distance)
-from ..weights.published import TABLES_OF_NAMES
 from .pyramid import Pyramid, prepare
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-09
@@ -68,8 +67,6 @@ class BoxHead(nn.Module):
     ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n k 4"]]: # logits, background last; steps, k = classes or 1
         v_nF = self.hidden(cuts_nCSS.flatten(1))                                                         # (25.3)
         return full_precision(self.classify(v_nF)), full_precision(self.move(v_nF)).unflatten(1, (-1, 4))
-
-TABLES_OF_NAMES[BoxHead] = {"hidden.0": "shared_fcs.0", "hidden.2": "shared_fcs.1", "classify": "fc_cls", "move": "fc_reg"}
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-15
 class Sampled(NamedTuple):
@@ -147,9 +144,6 @@ class MaskHead(nn.Module):
     ) -> Float[Tensor, "n classes 28 28"]: # logits
         return full_precision(self.draw(self.enlarge(features_nCSS).relu()))                              # (25.6) m
 
-TABLES_OF_NAMES[MaskHead] = {**{f"convs.{k}": f"convs.{k}.conv" for k in range(4)}, "enlarge": "upsample", "draw": "conv_logits",
-                             "flow": "conv_res.conv"}
-
 def mask_targets(
     masks_THW: Bool[Tensor, "T H W"], # of the objects
     sampled: Sampled,
@@ -205,15 +199,6 @@ class ImageFeatures(NamedTuple):
     maps: list[Float[Tensor, "1 C h w"]] # the pyramid
     rpn: RPNOutput # scores and steps of the anchors
     stuff: tuple[Tensor, Tensor] | None = None # class logits and features of every eighth pixel, in HTC
-
-def _all_names():
-    "Our name of each part of a detector -> the authors'."
-    levels = range(4)
-    return {"pyramid.backbone": "backbone",
-            **{f"pyramid.fpn.inner_blocks.{i}.0": f"neck.lateral_convs.{i}.conv" for i in levels},
-            **{f"pyramid.fpn.layer_blocks.{i}.0": f"neck.fpn_convs.{i}.conv" for i in levels},
-            "rpn.head.conv.0.0": "rpn_head.rpn_conv", "rpn.head.cls_logits": "rpn_head.rpn_cls", "rpn.head.bbox_pred": "rpn_head.rpn_reg",
-            "box_head": "roi_head.bbox_head", "mask_head": "roi_head.mask_head", "semantic_head": "roi_head.semantic_head"}
 
 class MaskRCNN(nn.Module):
     "Propose, look into the boxes, name them, draw them: eqs. (25.1) to (25.10) on a pyramid of LESA features."
@@ -319,5 +304,3 @@ class MaskRCNN(nn.Module):
             boxes_d4 = boxes_d4*boxes_d4.new_tensor([W/w, H/h]*2)                                        # (23.2), backwards
             found.append(dict(boxes=boxes_d4, labels=class_d + 1, scores=scores_d, masks=paste(masks_dSS, boxes_d4, (H, W))[:, None]))
         return found
-
-TABLES_OF_NAMES[MaskRCNN] = _all_names()

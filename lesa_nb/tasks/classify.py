@@ -25,7 +25,9 @@ from ..weights.published import load_published, read_published
 from ..models.registry import CLASSIFIERS, build_classifier
 from ..models.resnet import ResNet
 from ..engine.run import Task, loader, pick_device, processes, shared_out
-from ..engine.loop import Recipe, build_optimizer, load_weights, read_facts
+from ..engine.loop import Recipe, build_optimizer
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-05
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
@@ -146,7 +148,7 @@ def load_classifier(
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file of weights")
     with open(path, "rb") as file: ours = file.read(9)[8:] == b"{" # safetensors: eight bytes of length, then JSON
     if not ours: return _published_classifier(path)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "classifier": raise ValueError(f"{path}: holds no classifier (its facts say arch = {facts.get('arch')!r})")
     return Classifier(load_weights(_built(facts, path), path).eval(), facts)
 

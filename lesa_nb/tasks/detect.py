@@ -27,15 +27,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..data.coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
+from ..data.coco import Categories, CocoFolder, collate_detection
+from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
 from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.maps import cell_of, look
 from ..weights.published import load_published, published_names, read_published
-from ..models.pyramid import Backbone, Pyramid, Started, backbone_from_classifier, prepare
+from ..models.pyramid import Backbone, prepare
 from ..models.registry import DETECTORS, build_detector
+from ..weights.start import Started, backbone_from_classifier
 from ..engine.run import Task, pick_device
-from ..engine.loop import Recipe, load_weights, read_facts
+from ..engine.loop import Recipe
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -121,7 +125,7 @@ def start_backbone(
 ) -> Started: # what was dropped, converted and left as built
     "Fill a detector's backbone from the file of a classifier."
     if Path(source).suffix != ".safetensors": return backbone_from_classifier(detector, source, convert=convert)
-    read_facts(source) # speaks up if the file is of another kind
+    read_metadata(source) # speaks up if the file is of another kind
     backbone = next(part for part in detector.modules() if isinstance(part, Backbone))
     return backbone_from_classifier(detector, _in_their_names(load_file(source), backbone), convert=convert)
 
@@ -178,7 +182,7 @@ def _percent(scores):
 
 def detector_losses(
     model: nn.Module, # a detector
-    batch: tuple[list[Tensor], list[dict]], # from `collate`
+    batch: tuple[list[Tensor], list[dict]], # from `collate_detection`
     device: torch.device,
 ) -> dict[str, Tensor]:
     "The losses of a batch, on a device."
@@ -239,7 +243,7 @@ def coco_task(
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate, detector_losses, validate, names_of,
+    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if network == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
@@ -260,7 +264,7 @@ def load_detector(
         tensors = read_published(path)
         net = _published_net(tensors, path)
         return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its facts say arch = {facts.get('arch')!r})")
     try: detector = build_detector(**facts["net"])
     except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a detector that can be built ({error})") from None
@@ -278,7 +282,7 @@ def _search(folder, split, weights, device, batch_size, workers, watch):
     dataset = CocoFolder(folder, split)
     detector, facts = load_detector(weights)
     _check_classes(facts, dataset, weights)
-    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate, num_workers=workers)
+    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
     return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(

@@ -374,7 +374,7 @@ def verify_coco_folder(
         data: Folder in COCO's layout.
         workers: Pictures that are read at the same time.
     """
-    from lesa_nb.data.coco import verify_coco
+    from lesa_nb.data.verify_coco import verify_coco
     report = verify_coco(data, workers=workers)
     print(report)
     return 0 if report.ok else 1
@@ -398,7 +398,7 @@ def make_coco_folder(
         seed: Another seed, other pictures.
     """
     positive(train=train, val=val, test=test)
-    from lesa_nb.data.coco import make_coco
+    from lesa_nb.data.drawn_coco import make_coco
     folder = make_coco(out, train=train, val=val, test=test, size=size, seed=seed)
     print(f"{folder}: ready for lesa train coco --data {folder} --size small")
     return 0

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..data.coco import Categories, CocoFolder, Scores, collate, detect, gather_results, score_results, write_testdev
+from ..data.coco import Categories, CocoFolder, collate_detection
+from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
 from ..models.htc import HTC
 from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
@@ -217,7 +218,7 @@ def _percent(scores):
 
 def detector_losses(
     model: nn.Module, # a detector
-    batch: tuple[list[Tensor], list[dict]], # from `collate`
+    batch: tuple[list[Tensor], list[dict]], # from `collate_detection`
     device: torch.device,
 ) -> dict[str, Tensor]:
     "The losses of a batch, on a device."
@@ -278,7 +279,7 @@ def coco_task(
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate, detector_losses, validate, names_of,
+    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if size == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
@@ -317,7 +318,7 @@ def _search(folder, split, weights, device, batch_size, workers, watch):
     dataset = CocoFolder(folder, split)
     detector, facts = load_detector(weights)
     _check_classes(facts, dataset, weights)
-    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate, num_workers=workers)
+    batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
     return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(

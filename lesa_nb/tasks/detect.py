@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'MODELS', 'SIZES', 'RECIPES', 'LargeScaleJitter', 'TrainPictures', 'ValidPictures', 'build_detector',
-           'start_backbone', 'told', 'calibrate', 'detector_losses', 'names_of', 'coco_task', 'load_detector',
-           'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps', 'show_contexts']
+           'calibrate', 'detector_losses', 'names_of', 'coco_task', 'load_detector', 'evaluate_coco', 'export_testdev',
+           'show_scores', 'context_maps', 'show_contexts']
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-02
 import math
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
@@ -33,9 +32,9 @@ from ..models.htc import HTC
 from ..data.folders import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.maps import cell_of, look
-from ..weights.published import load_published, published_names, read_published
+from ..weights.published import load_published, read_published
 from ..models.pyramid import Backbone, Pyramid, prepare
-from ..weights.start import Started, backbone_from_classifier
+from ..weights.start import start_backbone
 from ..models.resnet import TERMS
 from ..engine.run import Task, pick_device
 from ..engine.loop import Recipe
@@ -145,34 +144,6 @@ def build_detector(
     return kind(pyramid, num_classes=num_classes, image_size=side, keep_ratio=keep_ratio, resize_in_training=resize_in_training, width=width, **options)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-14
-def _in_their_names(tensors, backbone):
-    "A classifier's tensors in our names -> the authors'; what the backbone does not have keeps its last word."
-    theirs = {ours: name for name, ours in published_names(backbone).items()}
-    def name(ours):
-        if ours in theirs: return theirs[ours]
-        return ours.replace("context.position.table", "relative").replace("context.position.height", "rel_height").replace("context.position.width", "rel_width")
-    return {name(ours): tensor for ours, tensor in tensors.items()}
-
-def start_backbone(
-    detector: nn.Module,
-    source: str | PathLike, # an ImageNet run: authors' .pth, or .safetensors of this library
-    *,
-    convert: str | None = None, # for flat position tables: "drop" or "slice", see `backbone_from_classifier`
-) -> Started: # what was dropped, converted and left as built
-    "Fill a detector's backbone from the file of a classifier."
-    if Path(source).suffix != ".safetensors": return backbone_from_classifier(detector, source, convert=convert)
-    read_metadata(source) # speaks up if the file is of another kind
-    backbone = next(part for part in detector.modules() if isinstance(part, Backbone))
-    return backbone_from_classifier(detector, _in_their_names(load_file(source), backbone), convert=convert)
-
-def told(
-    started: Started,
-) -> str: # a paragraph
-    "What happened to a checkpoint's tensors, by name."
-    parts = [("dropped", "not used", started.dropped), ("converted", "cut to the part that has a counterpart", started.converted),
-             ("fresh", "not in the checkpoint, as built", started.fresh)]
-    return "\n".join(f"{name} ({why}): {len(keys)}" + (f": {', '.join(keys)}" if keys else "") for name, why, keys in parts)
-
 @torch.no_grad()
 def calibrate(
     detector: MaskRCNN,
@@ -267,7 +238,7 @@ def coco_task(
         detector = build_detector(**net, resize_in_training=augment != "jitter")
         if start is not None:
             started = start_backbone(detector, start, convert=convert)
-            if chief: say(f"backbone from {start}\n{told(started)}")
+            if chief: say(f"backbone from {start}\n{started.format()}")
             return detector
         calibrate(detector, [pictures.picture(i) for i in pictures.image_ids[:4]])
         if chief and size == "published": say("no ImageNet run to start from: the backbone starts from random numbers, and its stem and first stage stay there. "

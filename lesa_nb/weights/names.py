@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TypeVar
 
-__all__ = ["LAYER_NAMES", "TABLES_OF_NAMES", "translate", "unwrapped", "in_our_names", "is_published", "WRAPPERS"]
+__all__ = ["LAYER_NAMES", "TABLES_OF_NAMES", "translate", "unwrap", "in_our_names", "is_published"]
 
 _T = TypeVar("_T")
 
@@ -75,9 +76,6 @@ _MARKS = {
     "LESA": "qkv_transform",
 }
 
-#: what wrappers put in front of the names of a module: DataParallel and its kin, torch.compile
-WRAPPERS = ("module.", "_orig_mod.")
-
 
 def translate(path: str, table: Mapping[str, str]) -> str:
     """A path of words with its first words replaced, if the table has them.
@@ -90,12 +88,27 @@ def translate(path: str, table: Mapping[str, str]) -> str:
     return path if part is None else table[part] + path[len(part):]
 
 
-def unwrapped(key: str) -> str:
-    """A name without what wrappers have put in: `module.` in front, `_orig_mod.` anywhere."""
-    words = [word for word in key.split(".") if word != "_orig_mod"]
-    while words[:1] == ["module"]:
-        del words[0]
-    return ".".join(words)
+def unwrap(tensors: Mapping[str, _T], what: str | PathLike) -> tuple[dict[str, _T], tuple[str, ...]]:
+    """Names without what wrappers have put in: `module.` in front, `_orig_mod.` anywhere; and which of both there were.
+
+    Args:
+        tensors: Names as they are stored.
+        what: Where they are from, for the error's sentence.
+
+    Raises:
+        ValueError: A name is there with and without a wrapper's word.
+    """
+    renamed, stripped = {}, set()
+    for key, tensor in tensors.items():
+        words = [word for word in key.split(".") if word != "_orig_mod"]
+        stripped |= {"_orig_mod."} if len(words) < len(key.split(".")) else set()
+        while words[:1] == ["module"]:
+            stripped.add("module.")
+            del words[0]
+        renamed[".".join(words)] = tensor
+    if len(renamed) < len(tensors):
+        raise ValueError(f"{what} holds some names twice, with and without 'module.' or '_orig_mod.': which are meant?")
+    return renamed, tuple(sorted(stripped, reverse=True))
 
 
 def _places(keys, mark: str) -> list[str]:
@@ -115,7 +128,7 @@ def in_our_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
     Index buffers of flat tables, which hold no news, are left out. Names that are ours already stay as they are.
 
     Args:
-        tensors: Names without what wrappers put in, see `unwrapped`.
+        tensors: Names without what wrappers put in, see `unwrap`.
     """
     renamed = dict(tensors)
     for kind, mark in _MARKS.items():
@@ -123,7 +136,6 @@ def in_our_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
         for place in _places(renamed, mark):
             p = f"{place}." if place else ""
             renamed.pop(f"{p}flatten_index", None)
-            renamed = {
-                p + translate(key[len(p):], table) if key.startswith(p) else key: tensor for key, tensor in renamed.items()
-            }
+            renamed = {p + translate(key[len(p):], table) if key.startswith(p) else key: tensor
+                       for key, tensor in renamed.items()}
     return renamed

@@ -14,7 +14,7 @@ else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all lab notebooks sync dev hooks clean
+.PHONY: help demo test test-all check lab notebooks sync dev hooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,10 +29,13 @@ test: ## prove everything: notebooks, tests, files made from the notebooks
 test-all: ## the same and the slow tests (installs the package in fresh environments: minutes and gigabytes)
 	@$(proof) -- python tools/test.py --slow $(ARGS)
 
+check: ## what keeps the house in order, without running anything: make check ARGS=layers
+	@$(dev) -- python tools/check_house.py $(ARGS)
+
 lab: ## open the notebooks in JupyterLab; saving leaves them clean
 	@$(dev) -- jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --ServerApp.preferred_dir=nbs $(ARGS)
 
-notebooks: ## run the notebooks and save their figures: make notebooks ARGS=nbs/03_local.ipynb
+notebooks: ## run the notebooks and save their figures: make notebooks ARGS=nbs/1_layer/03_local.ipynb
 	@$(dev) -- python tools/run_notebooks.py $(ARGS)
 	@$(dev) -- nbdev_clean
 

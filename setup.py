@@ -1,4 +1,5 @@
 """Package facts come from settings.ini; nothing is declared twice."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

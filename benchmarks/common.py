@@ -18,6 +18,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that reads the al
 
 import torch  # noqa: E402
 
+from lesa_nb.io.atomic import atomic_text  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("OUT", ROOT/"benchmarks"/"results"))
 
@@ -120,8 +122,5 @@ def save(name, question, rows, args, summary=lambda rows: {}, **more):
     run = dict(question=question, **facts(args.device), **more, rows=rows)
     if getattr(args, "only", None): run["rows"] = merged(path, run)
     run |= summary(run["rows"])
-    text = json.dumps(run, indent=1)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    part.replace(path)
+    atomic_text(path, json.dumps(run, indent=1) + "\n")
     print(f"-> {path}")

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from common import RESULTS, arguments, facts, save, start
 
+from lesa_nb.io.atomic import atomic_json
 from lesa_nb.study import small as study
 from lesa_nb.data.pictures import find_twin
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study.seeds import LIMITS, name_of, score_table, study_row, verdicts
-from lesa_nb.engine.loop import adamw_onecycle, evaluate, save_weights, seed_everything, train_steps
+from lesa_nb.engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
+from lesa_nb.weights.files import save_weights
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
 VARIANTS = {  # name -> knobs of find_twin; None: the digits
@@ -74,9 +76,7 @@ def train(path, wanted, args):
     losses = [round(sum(part)/len(part), 4) for part in (run.losses[i:i + window] for i in range(0, len(run.losses), window))]
     save_weights(run.model, path.with_suffix(".safetensors"), **run.facts)
     where = {key: value for key, value in facts(args.device).items() if key in ("date", "commit", "torch", "device", "threads")}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dict(recipe=wanted, **where, facts=run.facts, curve=run.curve, losses=losses, losses_every=window)))
-    part.replace(path.with_suffix(".json"))
+    atomic_json(path.with_suffix(".json"), dict(recipe=wanted, **where, facts=run.facts, curve=run.curve, losses=losses, losses_every=window), indent=None)
 
 
 def measured(path, found):
@@ -90,7 +90,7 @@ def measured(path, found):
     right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
     if abs(right - row["accuracy"]*row["pictures"]) > 2: raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
     row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
-    kept.write_text(json.dumps(row))
+    atomic_json(kept, row, indent=None)
     return row
 
 

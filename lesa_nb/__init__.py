@@ -1,1 +1,51 @@
+"""LESA, locally enhanced self-attention: to learn from and to use.
+
+    import lesa_nb
+    layer = lesa_nb.LESA(64, 64, fmap=14)
+
+The names below are loaded when they are first used, so that `import lesa_nb` takes no time and brings in nothing heavy.
+"""
 __version__ = "0.1.0"
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what an editor and a type checker see
+    from lesa_nb.layers.lesa import LESA, attend_with
+    from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+    from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+    from lesa_nb.weights.published import load_published
+
+#: public name -> the module that owns it
+_OWNERS = {
+    "LESA": "layers.lesa",
+    "attend_with": "layers.lesa",
+    "htc_lesa_wrn50": "models.htc",
+    "lesa_resnet50": "models.resnet",
+    "lesa_wrn50": "models.resnet",
+    "load_published": "weights.published",
+    "mask_rcnn_lesa_resnet50": "models.htc",
+}
+
+__all__ = [
+    "LESA",
+    "attend_with",
+    "htc_lesa_wrn50",
+    "lesa_resnet50",
+    "lesa_wrn50",
+    "load_published",
+    "mask_rcnn_lesa_resnet50",
+]
+
+
+def __getattr__(name: str) -> Any:
+    "Load the module that owns a public name (PEP 562)."
+    if name not in _OWNERS:
+        raise AttributeError(f"module 'lesa_nb' has no attribute {name!r}")
+    value = getattr(import_module(f"lesa_nb.{_OWNERS[name]}"), name)
+    globals()[name] = value  # the next time it is found at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OWNERS})

@@ -1,4 +1,5 @@
 """Shared by all tests: no display, nothing written to the home folder, GPU tests only where there is a GPU."""
+
 import os
 import tempfile
 from pathlib import Path

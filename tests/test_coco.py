@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from lesa_nb.data import coco
-from lesa_nb.data.coco import CocoFolder, collate, cross_check, detect, gather_results, make_coco, score_results, to_results, verify_coco, write_testdev
+from lesa_nb.data.coco import CocoFolder, collate_detection
+from lesa_nb.data.drawn_coco import make_coco
+from lesa_nb.data.verify_coco import verify_coco
+from lesa_nb.tasks.coco_eval import cross_check, detect, gather_results, score_results, to_results, write_testdev
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -227,19 +230,10 @@ def test_duplicate_image_id_is_fatal(folder):
         CocoFolder(folder)
 
 
-def test_seeds_draw_folders(tmp_path):
-    read = [(make_coco(tmp_path / name, train=2, val=1, test=0, size=64, seed=seed) / "annotations/instances_train2017.json").read_bytes()
-            for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    assert read[0] == read[1] != read[2]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="at least 64"):
-        make_coco(tmp_path / "d", size=32)
-
-
 def test_loader_processes_read_the_same(source):
     dataset = CocoFolder(source, training=True, semantic=True)
     for workers in 0, 2:
-        batches = list(DataLoader(dataset, 5, collate_fn=collate, num_workers=workers))
+        batches = list(DataLoader(dataset, 5, collate_fn=collate_detection, num_workers=workers))
         assert [len(images) for images, _ in batches] == [5, 5, 4]
         flat = [pair for images, targets in batches for pair in zip(images, targets)]
         for (image, target), (wanted, other) in zip(flat, dataset):
@@ -388,7 +382,7 @@ def test_testdev_file(source, tmp_path):
     from faster_coco_eval.core import mask
     dataset = CocoFolder(source, "test-dev2017")
     model = Middle().train()
-    path = write_testdev(tmp_path / "ü; 1.json", dataset, detect(model, DataLoader(dataset, 2, collate_fn=collate), dataset))
+    path = write_testdev(tmp_path / "ü; 1.json", dataset, detect(model, DataLoader(dataset, 2, collate_fn=collate_detection), dataset))
     assert model.training and set(model.modes) == {False}
     sent = json.loads(path.read_text())
     assert len(sent) == 100 * len(dataset) and {r["category_id"] for r in sent} == {90} and {r["image_id"] for r in sent} == set(dataset.image_ids)
@@ -459,7 +453,7 @@ def test_all_eleven_faults_train_on(folder):
     model = MaskRCNN(backbone, 4, rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.,),)), min_size=96, max_size=96,
                      rpn_pre_nms_top_n_train=100, rpn_post_nms_top_n_train=50, box_batch_size_per_image=32, **pool)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    loader = DataLoader(dataset, 2, shuffle=True, collate_fn=collate)
+    loader = DataLoader(dataset, 2, shuffle=True, collate_fn=collate_detection)
     steps = 0
     while steps < 20:
         for images, targets in loader:
@@ -473,7 +467,8 @@ def test_all_eleven_faults_train_on(folder):
 def test_two_processes_gather_every_image_once(source, tmp_path):
     code = textwrap.dedent("""
         import os, sys, torch.distributed as dist
-        from lesa_nb.data.coco import CocoFolder, gather_results, score_results
+        from lesa_nb.data.coco import CocoFolder
+        from lesa_nb.tasks.coco_eval import gather_results, score_results
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
         dataset = CocoFolder(sys.argv[2], "val2017")

@@ -9,7 +9,7 @@ from lesa_nb.cli import app as cli
 
 from lesa_nb.study import small as study
 from lesa_nb.look.maps import lesa_layers
-from lesa_nb.engine.loop import read_facts
+from lesa_nb.io.tensors import read_metadata
 
 TASKS = {"digits": "digits", "find the twin": "twin"}
 
@@ -66,7 +66,7 @@ def test_weights_give_the_accuracy_that_they_claim(demo):
     for name, task in tasks.items():
         for term in study.INNER:
             model, facts = study.load_small(folder/f"{name}_{term}.safetensors")
-            assert facts == read_facts(folder/f"{name}_{term}.safetensors")
+            assert facts == read_metadata(folder/f"{name}_{term}.safetensors")
             assert study.evaluate(model, study.chunks(task.valid, 128)) == pytest.approx(facts["accuracy"], abs=1.5/facts["pictures"])
             assert len(lesa_layers(model)) == (2 if term == "lesa" else 0)
 

@@ -9,9 +9,10 @@ from golden_weights import GOLDEN, error, filled, image
 
 from lesa_nb.models.htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
-from lesa_nb.models.rpn import pick_first
+from lesa_nb.models.rpn import first_sampler
 from lesa_nb.weights.published import load_published, published_names, to_published
-from lesa_nb.models.pyramid import Backbone, Pyramid, backbone_from_classifier
+from lesa_nb.models.pyramid import Backbone, Pyramid
+from lesa_nb.weights.start import start_backbone
 
 MEAN, STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
 DETECTORS = {"mask_rcnn": mask_rcnn_lesa_resnet50, "htc": htc_lesa_wrn50}
@@ -30,7 +31,7 @@ class Recorded:
         with np.load(GOLDEN/f"{name}.npz") as archive:
             self.golden = {key: archive[key] for key in archive.files}
         self.htc = name == "htc"
-        self.model = DETECTORS[name](image_size=256)
+        self.model = DETECTORS[name](image_size=256, sampler=first_sampler)
         empty = {}
         for line in self.golden["keys"]:
             key, rest = str(line).split(" (")
@@ -45,7 +46,7 @@ class Recorded:
             self.target["semantic"] = self.tensor("gt_semantic_seg").repeat_interleave(8, 0).repeat_interleave(8, 1)
         with torch.no_grad():
             self.maps = self.model.pyramid.backbone(self.x)
-            self.scene, = self.model.eval().look(self.x)
+            self.features, = self.model.eval().extract(self.x)
 
     def tensor(self, key):
         return torch.from_numpy(self.golden[key])
@@ -60,33 +61,33 @@ def recorded(request):
 
 
 def test_features_and_proposals(recorded):
-    for name, maps in (("backbone", recorded.maps), ("fpn", recorded.scene.maps)):
+    for name, maps in (("backbone", recorded.maps), ("fpn", recorded.features.maps)):
         for i, (tensor, every) in enumerate(zip(maps, SAMPLES[name], strict=True)):
             assert recorded.error(tensor[:, ::every], f"{name}.{i}") < 1e-5
-    for i, (logits, deltas) in enumerate(zip(recorded.scene.guess.logits, recorded.scene.guess.deltas, strict=True)):
+    for i, (logits, deltas) in enumerate(zip(recorded.features.rpn.logits, recorded.features.rpn.deltas, strict=True)):
         side = 64 >> i
         assert recorded.error(logits.view(side, side, 3).permute(2, 0, 1), f"rpn.cls.{i}") < 1e-5
         assert recorded.error(deltas.view(side, side, 12).permute(2, 0, 1), f"rpn.reg.{i}") < 1e-5
-    boxes, scores = recorded.model.eval().rpn.propose(recorded.scene.guess)
+    boxes, scores = recorded.model.eval().rpn.propose(recorded.features.rpn)
     want = recorded.tensor("proposals")
     assert len(boxes) == 1000 and (boxes[:100] - want[:, :4]).abs().max() < 1e-2 and (scores[:100] - want[:, 4]).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_heads_on_fixed_boxes(recorded):
-    model, scene, rois = recorded.model.eval(), recorded.scene, recorded.tensor("fixed_rois")
+    model, features, rois = recorded.model.eval(), recorded.features, recorded.tensor("fixed_rois")
     if recorded.htc:
-        assert recorded.error(scene.stuff[0][:, ::4], "semantic.pred") < 1e-5 and recorded.error(scene.stuff[1][:, ::4], "semantic.feat") < 1e-5
-        cuts = model.cut(scene, rois, 14)
-        for i, (head, features) in enumerate(zip(model.mask_head, model.mask_features(cuts, 3), strict=True)):
-            assert recorded.error(features[:, ::32], f"mask_head.{i}.res_feat") < 1e-5
-            assert recorded.error(head(features)[:, ::16], f"mask_head.{i}.logits") < 1e-5
-        found = {f"bbox_head.{i}": head(model.cut(scene, rois, 7)) for i, head in enumerate(model.box_head)}
+        assert recorded.error(features.stuff[0][:, ::4], "semantic.pred") < 1e-5 and recorded.error(features.stuff[1][:, ::4], "semantic.feat") < 1e-5
+        cuts = model.cut(features, rois, 14)
+        for i, (head, of_stage) in enumerate(zip(model.mask_head, model.mask_features(cuts, 3), strict=True)):
+            assert recorded.error(of_stage[:, ::32], f"mask_head.{i}.res_feat") < 1e-5
+            assert recorded.error(head(of_stage)[:, ::16], f"mask_head.{i}.logits") < 1e-5
+        found = {f"bbox_head.{i}": head(model.cut(features, rois, 7)) for i, head in enumerate(model.box_head)}
     else:
-        cuts = roi_features(scene.maps, rois, 14)
-        assert recorded.error(roi_features(scene.maps, rois, 7)[:, ::8], "bbox_feats") < 1e-5
+        cuts = roi_features(features.maps, rois, 14)
+        assert recorded.error(roi_features(features.maps, rois, 7)[:, ::8], "bbox_feats") < 1e-5
         assert recorded.error(model.mask_head(model.mask_head.features(cuts))[:, ::8], "mask_head.logits") < 1e-5
-        found = {"bbox_head": model.box_head(roi_features(scene.maps, rois, 7))}
+        found = {"bbox_head": model.box_head(roi_features(features.maps, rois, 7))}
     assert recorded.error(cuts[:, ::16], "mask_feats") < 1e-5
     for name, (logits, deltas) in found.items():
         assert recorded.error(logits, f"{name}.cls") < 1e-5 and recorded.error(deltas.flatten(1), f"{name}.reg") < 1e-5
@@ -99,12 +100,12 @@ def by_class(labels):
 @torch.no_grad()
 def test_detections(recorded):
     "From fixed proposals with masks, and through the public call."
-    model, scene = recorded.model.eval(), recorded.scene
-    boxes, scores, classes = model.find(scene, recorded.tensor("fixed_proposals")[:105])
+    model, features = recorded.model.eval(), recorded.features
+    boxes, scores, classes = model.predict_boxes(features, recorded.tensor("fixed_proposals")[:105])
     order, want = by_class(classes), recorded.tensor("fp_final.bboxes")
     assert torch.equal(classes[order], recorded.tensor("fp_final.labels").long())
     assert (boxes[order] - want[:, :4]).abs().max() < 1e-2 and (scores[order] - want[:, 4]).abs().max() < 1e-5
-    masks = paste(model.draw(scene, boxes, classes), boxes, (256, 256))[order] >= .5
+    masks = paste(model.predict_masks(features, boxes, classes), boxes, (256, 256))[order] >= .5
     kept = torch.from_numpy(np.unpackbits(recorded.golden["fp_final.masks"], axis=1)).view(20, 256, 256).bool()
     assert (masks[:20] != kept).float().mean() < 1e-4
     assert (masks.sum((1, 2)) - recorded.tensor("fp_final.mask_areas")).abs().max() <= 4
@@ -118,10 +119,9 @@ def test_detections(recorded):
 def test_losses_and_gradients(recorded):
     "On fixed proposals, and a whole training step that samples the first boxes."
     model = recorded.model.train()
-    model.pick = pick_first
     target = recorded.target | dict(classes=recorded.target["labels"] - 1)
     with torch.no_grad():
-        found = model.roi_losses([recorded.scene], [recorded.tensor("fixed_proposals")], [target])
+        found = model.roi_losses([recorded.features], [recorded.tensor("fixed_proposals")], [target])
     for name, value in zip(recorded.golden["fixedprops.losses"].tolist(), recorded.golden["fixedprops.values"], strict=True):
         assert abs(found[name].item() - value) <= 1e-5*abs(value), name
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running_" in name or "num_batches" in name}
@@ -168,7 +168,7 @@ def test_refused_weights_change_nothing():
     load_published(twin, {f"module.{k}": v for k, v in good.items()})
     assert torch.equal(twin.box_head.classify.weight, model.box_head.classify.weight)
     with pytest.raises(ValueError, match="found no Backbone"):
-        backbone_from_classifier(torch.nn.Linear(1, 1), good)
+        start_backbone(torch.nn.Linear(1, 1), good)
 
 
 @pytest.mark.parametrize("keep_ratio", [False, True])
@@ -272,10 +272,10 @@ def test_pictures_of_many_sizes_feel_nothing_of_each_other(kind):
     model = small(kind, keep_ratio=True).eval()
     inputs = [torch.randn(3, *size) for size in ((64, 48), (48, 64), (64, 48), (64, 20))]
     with torch.no_grad():
-        together = model.scenes(inputs)
-        for x, scene in zip(inputs, together, strict=True):
-            alone, = model.scenes([x])
-            for a, b in zip([*scene.maps, *scene.guess.logits, *scene.guess.deltas], [*alone.maps, *alone.guess.logits, *alone.guess.deltas], strict=True):
+        together = model.extract_mixed(inputs)
+        for x, features in zip(inputs, together, strict=True):
+            alone, = model.extract_mixed([x])
+            for a, b in zip([*features.maps, *features.rpn.logits, *features.rpn.deltas], [*alone.maps, *alone.rpn.logits, *alone.rpn.deltas], strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -288,24 +288,23 @@ def test_no_padded_position_can_be_looked_at():
     layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.randn(3, 64, 20)
     with torch.no_grad():
-        (scene, _), apart = model.scenes([x, torch.randn(3, 64, 64)]), list(seen)
+        (features, _), apart = model.extract_mixed([x, torch.randn(3, 64, 64)]), list(seen)
         narrow = min(apart, key=lambda a: a.shape[3])
         weights = layer.context.weights(narrow)
         assert weights.shape[-1] == narrow.shape[2]*narrow.shape[3]
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-        padded, = model.scenes([torch.nn.functional.pad(x, (0, 44))])
-    h, w = scene.maps[2].shape[2:]
-    assert (padded.maps[2][..., :h, :w - 1] - scene.maps[2][..., :w - 1]).abs().max() > 1e-3  # so padding would not have been harmless
+        padded, = model.extract_mixed([torch.nn.functional.pad(x, (0, 44))])
+    h, w = features.maps[2].shape[2:]
+    assert (padded.maps[2][..., :h, :w - 1] - features.maps[2][..., :w - 1]).abs().max() > 1e-3  # so padding would not have been harmless
 
 
 def test_training_takes_pictures_as_they_are_if_told_so():
-    model = small(keep_ratio=True).train()
     sizes = []
-    model.pyramid.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[2:])))
-    target = dict(boxes=torch.tensor([[3., 4, 20, 20]]), labels=torch.tensor([2]), masks=torch.ones(1, 24, 32))
-    model([torch.rand(3, 24, 32)], [target])
-    model.resizes = False
-    model([torch.rand(3, 24, 32)], [target])
+    for resize in (True, False):
+        model = small(keep_ratio=True, resize_in_training=resize).train()
+        model.pyramid.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[2:])))
+        target = dict(boxes=torch.tensor([[3., 4, 20, 20]]), labels=torch.tensor([2]), masks=torch.ones(1, 24, 32))
+        model([torch.rand(3, 24, 32)], [target])
     with torch.no_grad():
         model.eval()([torch.rand(3, 24, 32)])
     assert sizes == [(48, 64), (24, 32), (48, 64)]

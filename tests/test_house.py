@@ -1,4 +1,5 @@
 """The test command itself: whatever could pass without proof must fail, and be named."""
+
 import json
 import os
 import re
@@ -71,7 +72,11 @@ def drive(folder, *options, **variables):
     "Run the driver; returns (exit status, output, lines that passed, lines that failed, the repeated failures)."
     done = subprocess.run(
         [sys.executable, str(DRIVER), "--root", str(folder), *options],
-        capture_output=True, text=True, encoding="utf-8", timeout=900, env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=900,
+        env={**os.environ, **variables},
     )
     output = done.stdout
     assert not done.stderr, done.stderr
@@ -100,11 +105,15 @@ def faulty(tmp_path_factory):
             "06_untested.ipynb": notebook("x = 1", "y = x"),
             "07_unrun.ipynb": notebook(("raw", "---\nskip_exec: true\n---"), *TESTS, "assert False"),
             "08_flagged.ipynb": notebook("#| slow\nassert False", *TESTS),
-            "09_julia.ipynb": notebook(*TESTS, "assert False", kernel={"display_name": "j", "language": "julia", "name": "j"}),
+            "09_julia.ipynb": notebook(
+                *TESTS, "assert False", kernel={"display_name": "j", "language": "julia", "name": "j"}
+            ),
             "10_bare.ipynb": notebook(*TESTS, figure=False),
             "_hidden.ipynb": notebook("assert False"),
             "11_broken.ipynb": "{ not a notebook",
-            "12_text.ipynb": notebook("x = 1", outputs=[{"output_type": "stream", "name": "stdout", "text": ["hello"]}]),
+            "12_text.ipynb": notebook(
+                "x = 1", outputs=[{"output_type": "stream", "name": "stdout", "text": ["hello"]}]
+            ),
             "13_large.ipynb": notebook("x = 1", outputs=[{**FIGURE, "data": {"image/png": PNG + "A" * 300_000}}]),
             "14_export.ipynb": notebook("x = 1", "assert False\nimport nbdev; nbdev.nbdev_export()"),
             "15_mistyped.ipynb": notebook("x = (", *TESTS),
@@ -173,14 +182,20 @@ def test_driver_names_what_proves_nothing(faulty, says):
 
 def test_driver_stops_a_notebook_that_hangs(tmp_path):
     pid_file = tmp_path / "pid"
-    hang = "import subprocess, time\n" \
-        f"child = subprocess.Popen(['sleep', '3600'])\nopen({str(pid_file)!r}, 'w').write(str(child.pid))\ntime.sleep(3600)"
+    hang = (
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '3600'])\n"
+        f"open({str(pid_file)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(3600)"
+    )
     folder = project(tmp_path / "p", {"01_hangs.ipynb": notebook(*TESTS, hang)})
     _, _, _, failed, repeated = drive(folder, "--only", "notebooks", "--timeout", "5")
     assert "nbs/01_hangs.ipynb" in failed
     assert "nbs/01_hangs.ipynb: did not end within 5 s and was stopped" in repeated
     if pid_file.exists():  # a slow machine may not get that far in 5 s; what a notebook started goes with it
-        alive = subprocess.run(["ps", "-o", "stat=", "-p", pid_file.read_text()], capture_output=True, text=True).stdout.strip()
+        alive = subprocess.run(
+            ["ps", "-o", "stat=", "-p", pid_file.read_text()], capture_output=True, text=True
+        ).stdout.strip()
         assert not alive or alive.startswith("Z")  # gone, or dead and not yet collected
 
 
@@ -192,7 +207,9 @@ def test_driver_fails_where_there_is_nothing_to_test(tmp_path):
 
 
 def test_driver_fails_where_nothing_matches(tmp_path):
-    folder = project(tmp_path / "p", {"_01_a.ipynb": notebook(*TESTS), "sub/02_b.ipynb": notebook(*TESTS)}, recursive=True)
+    folder = project(
+        tmp_path / "p", {"_01_a.ipynb": notebook(*TESTS), "sub/02_b.ipynb": notebook(*TESTS)}, recursive=True
+    )
     write(folder / "nbs" / "sub" / ".notest", "")
     _, output, _, failed, _ = drive(folder, "--only", "notebooks")
     assert "every notebook was run  0 of 2" in failed
@@ -232,7 +249,9 @@ def test_after(n): assert n
     folder = project(tmp_path / "p", tests=tests)
     write(folder / "pytest.ini", "[pytest]\nmarkers = slow: slow\n")
     _, output, passed, failed, repeated = drive(folder, "--only", "pytest", "--timeout", "8")
-    names = [f"tests/test_a.py::test_{name}" for name in ("good", "after[1]", "after[2]")] + ["tests/test_c.py::test_last"]
+    names = [f"tests/test_a.py::test_{name}" for name in ("good", "after[1]", "after[2]")] + [
+        "tests/test_c.py::test_last"
+    ]
     assert sorted(passed.splitlines()) == sorted(names)
     for name, says in {
         "test_a.py::test_bad": "one is not two",
@@ -248,7 +267,7 @@ def test_after(n): assert n
     assert "not run here: 1 tests" in output
 
 
-MODULE = ["#| default_exp part", "#| export\ndef double(x):\n    \"Twice `x`.\"\n    return 2 * x", *TESTS]
+MODULE = ["#| default_exp part", '#| export\ndef double(x):\n    "Twice `x`."\n    return 2 * x', *TESTS]
 INDEX = notebook("#| hide\nimport toy", "from toy.part import double\ndouble(1)")
 
 
@@ -260,16 +279,23 @@ def sound(tmp_path_factory):
         {"01_part.ipynb": notebook(*MODULE), "index.ipynb": INDEX},
         {"test_part.py": "from toy.part import double\ndef test_double(): assert double(2) == 4\n"},
     )
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import sync\nfor step in sync.STEPS: sync.run_step(step, sys.argv[2])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import sync\nfor s in sync.STEPS: sync.run_step(s, sys.argv[2])"
     subprocess.run([sys.executable, "-c", code, str(DRIVER.parent), str(folder)], check=True)
     return folder
 
 
 def test_driver_passes_a_sound_project_anywhere(sound):
-    "Also: a home folder that cannot be written, no display, no way to the network, an odd folder name, IN_TEST left set."
+    "Also: a home folder that cannot be written, no display, no network, an odd folder name, IN_TEST left set."
     nowhere = "http://127.0.0.1:9"
     status, output, passed, failed, _ = drive(
-        sound, HOME="/dev/null/home", DISPLAY="", LANG="C", LC_ALL="C", http_proxy=nowhere, https_proxy=nowhere, IN_TEST="1"
+        sound,
+        HOME="/dev/null/home",
+        DISPLAY="",
+        LANG="C",
+        LC_ALL="C",
+        http_proxy=nowhere,
+        https_proxy=nowhere,
+        IN_TEST="1",
     )
     assert status == 0 and not failed, output
     assert "nbs/01_part.ipynb  6 cells" in passed

@@ -1,4 +1,5 @@
 """The package as others get it: wheel, source archive, imports without side effects, every supported Python."""
+
 import ast
 import configparser
 import email
@@ -23,7 +24,11 @@ FACTS = SETTINGS["DEFAULT"]
 
 def clean_environment(**more):
     "Without the variables by which the tests see the source tree."
-    return {**{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}, "PYTHONNOUSERSITE": "1", **more}
+    return {
+        **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
+        "PYTHONNOUSERSITE": "1",
+        **more,
+    }
 
 
 def copy_of_the_project(folder):
@@ -53,17 +58,36 @@ def test_built_with_a_current_setuptools():
 
 def test_source_archive_can_be_built_and_tested(archives):
     names = {name.partition("/")[2] for name in tarfile.open(archives[0]).getnames()}
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "lesa_nb/py.typed", "tools/test.py"):
+    for name in (
+        "settings.ini",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "lesa_nb/py.typed",
+        "tools/test.py",
+    ):
         assert name in names, name
     notebooks = {str(path.relative_to(ROOT)) for path in (ROOT / "nbs").rglob("*.ipynb")}
     assert notebooks and notebooks <= names
-    junk = [name for name in names if re.search(r"(^|/)(out|\.venv[^/]*|__pycache__|\.git|\.ipynb_checkpoints)(/|$)|\.pyc$", name)]
+    junk = [
+        name
+        for name in names
+        if re.search(r"(^|/)(out|\.venv[^/]*|__pycache__|\.git|\.ipynb_checkpoints)(/|$)|\.pyc$", name)
+    ]
     assert junk == []
 
 
 def test_wheel_holds_the_package_and_nothing_else(archives):
     names = zipfile.ZipFile(archives[1]).namelist()
-    strange = [name for name in names if not re.match(r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/look/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name)]
+    strange = [
+        name
+        for name in names
+        if not re.match(
+            r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/look/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name
+        )
+    ]
     assert strange == []
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lesa_nb").rglob("*.py")}
     assert modules and modules <= set(names)
@@ -83,7 +107,16 @@ def test_metadata_of_the_wheel(archives):
     runtime = {re.match(r"[\w-]+", line)[0].lower() for line in needed if "extra ==" not in line}
     assert "torch>=2.10" in [line.replace(" ", "") for line in needed]
     assert {"torch", "torchvision", "numpy"} <= runtime
-    assert not runtime & {"nbdev", "fastcore", "execnb", "jupyterlab", "ipykernel", "nbconvert", "pytest", "scikit-learn"}
+    assert not runtime & {
+        "nbdev",
+        "fastcore",
+        "execnb",
+        "jupyterlab",
+        "ipykernel",
+        "nbconvert",
+        "pytest",
+        "scikit-learn",
+    }
     assert "lesa = lesa_nb.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
@@ -94,7 +127,9 @@ def installed(archives, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     python = venv / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install"]
-    done = subprocess.run([*pip, "--no-deps", "--no-index", str(archives[1])], capture_output=True, text=True, env=clean_environment())
+    done = subprocess.run(
+        [*pip, "--no-deps", "--no-index", str(archives[1])], capture_output=True, text=True, env=clean_environment()
+    )
     assert done.returncode == 0, done.stderr
     site = next(venv.glob("lib/python*/site-packages"))
     import torch
@@ -104,7 +139,19 @@ def installed(archives, tmp_path_factory):
 
 
 # What `import` may not bring in: it takes time, needs a display or a network, or is for authors only.
-HEAVY = ("matplotlib", "pycocotools", "sklearn", "skimage", "pandas", "IPython", "nbdev", "fastcore", "execnb", "jupyterlab", "pytest")
+HEAVY = (
+    "matplotlib",
+    "pycocotools",
+    "sklearn",
+    "skimage",
+    "pandas",
+    "IPython",
+    "nbdev",
+    "fastcore",
+    "execnb",
+    "jupyterlab",
+    "pytest",
+)
 IMPORTS = """
 import importlib, json, sys
 refused = []
@@ -126,7 +173,12 @@ print(json.dumps({"found": found, "refused": refused, "file": sys.modules["lesa_
 def imported(python, names, cwd, **variables):
     done = subprocess.run(
         [str(python), "-I", "-c", IMPORTS, json.dumps(HEAVY), *names],
-        cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=clean_environment(**variables), timeout=200,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=clean_environment(**variables),
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no warning either
@@ -135,26 +187,43 @@ def imported(python, names, cwd, **variables):
 
 def test_importing_brings_in_no_plotting_no_network(installed, tmp_path):
     "From the installed wheel; no display, and a home folder that cannot be written."
-    modules = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "lesa_nb").rglob("*.py") if not path.stem.startswith("_"))
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "lesa_nb").rglob("*.py")
+        if not path.stem.startswith("_")
+    )
     modules.remove("lesa_nb.look.figures")  # the one that draws
-    seen = imported(installed, ["lesa_nb", "lesa_nb.layers.lesa", *modules], tmp_path, HOME="/dev/null/home", DISPLAY="")
+    seen = imported(
+        installed, ["lesa_nb", "lesa_nb.layers.lesa", *modules], tmp_path, HOME="/dev/null/home", DISPLAY=""
+    )
     assert str(installed.parent.parent) in seen["file"]  # the wheel, not the source tree
     assert seen["refused"] == []
     assert {name: heavy for name, heavy in seen["found"].items() if heavy} == {}
 
 
 def test_drawing_works_without_display_and_home(installed, tmp_path):
-    code = "from lesa_nb.look.figures import draw_map; draw_map(); import matplotlib.pyplot as plt; plt.savefig('map.png')"
+    code = (
+        "from lesa_nb.look.figures import draw_map; draw_map(); import matplotlib.pyplot as plt; plt.savefig('map.png')"
+    )
     env = clean_environment(HOME="/dev/null/home", DISPLAY="", TMPDIR=str(tmp_path))
     env.pop("MPLBACKEND", None)
     env.pop("MPLCONFIGDIR", None)
-    done = subprocess.run([str(installed), "-I", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [str(installed), "-I", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
 def test_the_command_is_installed(installed, tmp_path):
-    done = subprocess.run([str(installed.with_name("lesa")), "--help"], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [str(installed.with_name("lesa")), "--help"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     for command in ("demo", "check", "explain"):
         assert command in done.stdout
@@ -178,14 +247,30 @@ def test_syntax_of_the_oldest_python():
     assert len(sources) > 20
     for name, source in sources:
         ast.parse(source, name, feature_version=oldest)
-    ast.parse((ROOT / "tools" / "in_env.py").read_text(encoding="utf-8"), feature_version=(3, 6))  # to say that it is too old
+    ast.parse(
+        (ROOT / "tools" / "in_env.py").read_text(encoding="utf-8"), feature_version=(3, 6)
+    )  # to say that it is too old
 
 
 def test_ruff_finds_nothing():
     ruff = Path(sys.executable).with_name("ruff")
     done = subprocess.run(
-        [str(ruff), "check", "--no-cache", "--select", "E9,F", "--ignore", "F722,F821", "lesa_nb", "tools", "tests", "setup.py"],
-        cwd=ROOT, capture_output=True, text=True,
+        [
+            str(ruff),
+            "check",
+            "--no-cache",
+            "--select",
+            "E9,F",
+            "--ignore",
+            "F722,F821",
+            "lesa_nb",
+            "tools",
+            "tests",
+            "setup.py",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -197,6 +282,7 @@ def test_versions_agree():
 
 
 # Slow: really fresh environments, with their own torch
+
 
 def other_pythons():
     "This Python, and the oldest and newest supported ones that this machine has."
@@ -213,7 +299,7 @@ def other_pythons():
 
 @pytest.mark.slow
 def test_fresh_environments(archives, tmp_path):
-    "Newest setuptools (built apart from the environment), own torch: from the source archive, and as `make demo` installs."
+    "Newest setuptools (built apart), own torch: from the source archive, and as `make demo` installs."
     source = copy_of_the_project(tmp_path / ODD)
     for number, python in enumerate(other_pythons()):
         venv = tmp_path / f"{ODD} {number}"
@@ -227,8 +313,12 @@ def test_fresh_environments(archives, tmp_path):
             "import torch, lesa_nb, sklearn; from lesa_nb.layers.lesa import LESA;"
             "print(LESA(16, 16, 4)(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4), lesa_nb.__file__)"
         )
-        done = subprocess.run([str(inside), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
+        done = subprocess.run(
+            [str(inside), "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=clean_environment()
+        )
         assert done.stdout.startswith("True") and str(venv) in done.stdout, done.stdout + done.stderr
-        done = subprocess.run([str(venv / "bin" / "lesa"), "check"], cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
+        done = subprocess.run(
+            [str(venv / "bin" / "lesa"), "check"], cwd=tmp_path, capture_output=True, text=True, env=clean_environment()
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         shutil.rmtree(venv)

@@ -1,10 +1,13 @@
 """What counts as a skipped cell, an early exit, a test that cannot fail, a figure: rule by rule."""
+
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))  # at the end: tools/test.py must not hide Python's own `test`
+sys.path.append(
+    str(Path(__file__).resolve().parent.parent / "tools")
+)  # at the end: tools/test.py must not hide Python's own `test`
 import notebook_rules as rules
 
 sys.path.pop()
@@ -78,7 +81,10 @@ def test_what_runs_is_not_called_skipped(source):
 
 
 def test_front_matter_and_raw_cells():
-    nb = {"metadata": {}, "cells": [{"cell_type": "raw", "source": "---\nskip_exec: true\n---"}, {"cell_type": "raw", "source": "f()"}]}
+    nb = {
+        "metadata": {},
+        "cells": [{"cell_type": "raw", "source": "---\nskip_exec: true\n---"}, {"cell_type": "raw", "source": "f()"}],
+    }
     assert rules.skipped(nb) == ["cell 1: skip_exec", "cell 2: a raw cell is never run"]
     nb["cells"] = [{"cell_type": "markdown", "source": "# T\n- skip_exec: true"}]
     assert rules.skipped(nb) == ["cell 1: skip_exec"]
@@ -139,6 +145,8 @@ def test_a_cell_that_draws_needs_its_picture(source):
     assert rules.undrawn(notebook(source, outputs=[PNG])) == []
 
 
-@pytest.mark.parametrize("source", ["#| export\ndef show_maps(x):\n    draw_map()", "from lesa_nb.look.figures import show_maps", "x = 1"])
+@pytest.mark.parametrize(
+    "source", ["#| export\ndef show_maps(x):\n    draw_map()", "from lesa_nb.look.figures import show_maps", "x = 1"]
+)
 def test_a_cell_that_only_names_a_drawing_needs_none(source):
     assert rules.undrawn(notebook(source)) == []

@@ -1,4 +1,5 @@
 """Environments, README, hooks and the CI script: what stands around the tests."""
+
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ def load(script):
 
 
 # tools/in_env.py: here with copies of it in small projects, where nothing can be installed
+
 
 @pytest.fixture
 def small(tmp_path):
@@ -81,7 +83,9 @@ def test_an_environment_out_of_date_is_made_again(small):
     done = in_env(small, ".venv", "dev", *SHOW)
     assert "making the environment .venv" in done.stdout
     assert not (small / ".venv" / "old").exists()
-    assert done.returncode == 1 and "pip could not install lesa_nb" in done.stderr  # there is no project to install here
+    assert (
+        done.returncode == 1 and "pip could not install lesa_nb" in done.stderr
+    )  # there is no project to install here
     assert "Traceback" not in done.stderr
     assert stamp.read_text() == "making\n"  # and so the next run starts again
 
@@ -111,19 +115,29 @@ def test_an_old_python_is_told_so(small):
 
 # README
 
+
 def test_readme_is_made_from_the_index(tmp_path):
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
     figure = {"output_type": "display_data", "metadata": {}, "data": {"image/png": png}}
     text = {"output_type": "stream", "name": "stdout", "text": ["0.123 s\n"]}
 
     def code(source, *outputs):
-        return {"cell_type": "code", "metadata": {}, "execution_count": None, "source": source, "outputs": list(outputs)}
+        return {
+            "cell_type": "code",
+            "metadata": {},
+            "execution_count": None,
+            "source": source,
+            "outputs": list(outputs),
+        }
 
     def words(source):
         return {"cell_type": "markdown", "metadata": {}, "source": source}
 
     cells = [
-        words("# lesa\n> One picture\n\n![map](../Images/map.png) <img src=\"../Images/b.png\">\n[next](01_a.ipynb) [web](https://x.org/a) [here](#b)"),
+        words(
+            '# lesa\n> One picture\n\n![map](../Images/map.png) <img src="../Images/b.png">\n'
+            "[next](01_a.ipynb) [web](https://x.org/a) [here](#b)"
+        ),
         code("#| hide\nimport secret", text),
         code("#| echo: true\nfrom lesa_nb.layers.lesa import LESA\nLESA(8, 8, 4)", text, figure),
         words("```\n[left](alone)\n```\n\n\n\n| a | b |\n|---|---|\n| 1 | 2 |"),
@@ -140,8 +154,15 @@ def test_readme_is_made_from_the_index(tmp_path):
     assert made[0] == made[1]
     readme = made[0].decode()
     for part in (
-        "![map](Images/map.png)", 'src="Images/b.png"', "[next](nbs/01_a.ipynb)", "[web](https://x.org/a)", "[here](#b)",
-        "```python\nfrom lesa_nb.layers.lesa import LESA\nLESA(8, 8, 4)\n```", "![](Images/readme-1.png)", "[left](alone)", "| 1 | 2 |",
+        "![map](Images/map.png)",
+        'src="Images/b.png"',
+        "[next](nbs/01_a.ipynb)",
+        "[web](https://x.org/a)",
+        "[here](#b)",
+        "```python\nfrom lesa_nb.layers.lesa import LESA\nLESA(8, 8, 4)\n```",
+        "![](Images/readme-1.png)",
+        "[left](alone)",
+        "| 1 | 2 |",
     ):
         assert part in readme, f"{part}\n--- not in ---\n{readme}"
     for part in ("secret", "0.123", "echo", "data:", "\n\n\n"):
@@ -156,6 +177,7 @@ def test_readme_is_made_from_the_index(tmp_path):
 
 # git
 
+
 def test_hooks_merge_notebooks_and_guard_commits(tmp_path):
     clone = tmp_path / ODD
     shutil.copytree(ROOT / "tools", clone / "tools", ignore=shutil.ignore_patterns("__pycache__"))
@@ -167,7 +189,14 @@ def test_hooks_merge_notebooks_and_guard_commits(tmp_path):
     (clone / "settings.ini").write_text(settings.replace("version = 0.1.0", "version = 0.0.1"), encoding="utf-8")
     (clone / ".gitignore").write_text("__pycache__/\n")
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    env.update(HOME=str(tmp_path), GIT_CONFIG_NOSYSTEM="1", GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b")
+    env.update(
+        HOME=str(tmp_path),
+        GIT_CONFIG_NOSYSTEM="1",
+        GIT_AUTHOR_NAME="a",
+        GIT_AUTHOR_EMAIL="a@b",
+        GIT_COMMITTER_NAME="a",
+        GIT_COMMITTER_EMAIL="a@b",
+    )
 
     def git(*arguments, ok=True):
         done = subprocess.run(["git", *arguments], cwd=clone, env=env, capture_output=True, text=True)
@@ -176,7 +205,14 @@ def test_hooks_merge_notebooks_and_guard_commits(tmp_path):
 
     def write(first, output, clean=True):
         cells = [
-            {"cell_type": "code", "execution_count": None if clean else 3, "id": f"c{i}", "metadata": {}, "outputs": [], "source": [source]}
+            {
+                "cell_type": "code",
+                "execution_count": None if clean else 3,
+                "id": f"c{i}",
+                "metadata": {},
+                "outputs": [],
+                "source": [source],
+            }
             for i, source in enumerate([first, "b = 2", "c = 3"])
         ]
         cells[2]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": output}}]
@@ -217,6 +253,7 @@ def test_hooks_merge_notebooks_and_guard_commits(tmp_path):
 
 # CI
 
+
 @pytest.mark.parametrize(
     "recipe, status, last",
     [
@@ -232,7 +269,9 @@ def test_ci_ends_with_the_closing_line(tmp_path, recipe, status, last):
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
     (folder / "Makefile").write_text(f"test:\n\t{recipe}\n")
     env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    done = subprocess.run([str(folder / ".ci" / "run")], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [str(folder / ".ci" / "run")], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (status, last), done.stdout
     assert done.stdout.splitlines().count(last) == 1
 

@@ -6,6 +6,7 @@
 Both use the nbdev of the environment that runs this script, the version that settings.ini asks for and CI tests with.
 `nbdev_install_hooks` would use whatever nbdev is on the PATH, and would write to the home folder.
 """
+
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ MARK = "# lesa_nb: installed by `make hooks`"
 
 
 def git(*arguments):
-    return subprocess.run(["git", *arguments], cwd=project.ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=project.ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def quoted(path):

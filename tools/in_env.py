@@ -8,6 +8,7 @@ The environment is made once and made again, from nothing, when settings.ini, se
 its stamp. An environment that this script did not make is added to, never emptied.
 Only the standard library, and syntax that an old Python can read, so that it can say that it is too old.
 """
+
 import argparse
 import os
 import shutil
@@ -54,7 +55,12 @@ def is_ready(venv, extra):
     if stamped_at(venv) < newest(os.path.join(ROOT, name) for name in FACTS):
         return False
     try:
-        return subprocess.call([python_of(venv), "-c", "import lesa_nb"], cwd=venv, env=environment(venv), stderr=subprocess.DEVNULL) == 0
+        return (
+            subprocess.call(
+                [python_of(venv), "-c", "import lesa_nb"], cwd=venv, env=environment(venv), stderr=subprocess.DEVNULL
+            )
+            == 0
+        )
     except OSError:
         return False
 
@@ -87,7 +93,10 @@ def create(venv):
         import ensurepip  # noqa: F401  (Debian and Ubuntu ship it apart)
         import venv as _  # noqa: F401
     except ImportError:
-        stop("%s cannot make virtual environments: install its venv package (Debian, Ubuntu: python3-venv)" % sys.executable)
+        stop(
+            "%s cannot make virtual environments: install its venv package (Debian, Ubuntu: python3-venv)"
+            % sys.executable
+        )
     print("making the environment %s with Python %d.%d" % ((venv,) + sys.version_info[:2]))
     sys.stdout.flush()
     if os.path.isdir(venv):
@@ -121,7 +130,9 @@ def sources_changed(venv, extra):
     if stamp_of(venv) == "dev":
         return False  # editable: it is the sources
     package = os.path.join(ROOT, "lesa_nb")
-    return newest(os.path.join(folder, f) for folder, _, files in os.walk(package) for f in files if f.endswith(".py")) > stamped_at(venv)
+    return newest(
+        os.path.join(folder, f) for folder, _, files in os.walk(package) for f in files if f.endswith(".py")
+    ) > stamped_at(venv)
 
 
 def main():
@@ -136,7 +147,10 @@ def main():
     args = parser.parse_args(options)
 
     if sys.version_info[:2] < OLDEST:
-        stop("lesa_nb needs Python %d.%d or newer, this is %s (%s): name another one with PYTHON=" % (OLDEST + (sys.version.split()[0], sys.executable)))
+        stop(
+            "lesa_nb needs Python %d.%d or newer, this is %s (%s): name another one with PYTHON="
+            % (OLDEST + (sys.version.split()[0], sys.executable))
+        )
     if sys.version_info[:2] > NEWEST_TRIED:
         print("note: lesa_nb is tested up to Python %d.%d" % NEWEST_TRIED)
 

@@ -1,4 +1,5 @@
 """What a notebook must keep to so that running it proves something. Reads the files only; runs nothing."""
+
 import ast
 import base64
 import re
@@ -63,7 +64,9 @@ def _is_script_end(node):
 def _at_top(node, exported):
     "Every node that runs when the cell runs: not the bodies of functions and classes."
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)) or (exported and _is_script_end(child)):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)) or (
+            exported and _is_script_end(child)
+        ):
             continue
         yield child
         yield from _at_top(child, exported)
@@ -77,7 +80,9 @@ def _never(node):
         return isinstance(node.operand, ast.Constant) and bool(node.operand.value)
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
         return any(map(_never, node.values))
-    return isinstance(node, (ast.List, ast.Tuple, ast.Dict)) and not (getattr(node, "elts", None) or getattr(node, "keys", None))
+    return isinstance(node, (ast.List, ast.Tuple, ast.Dict)) and not (
+        getattr(node, "elts", None) or getattr(node, "keys", None)
+    )
 
 
 def skipped(notebook, test_flags=()):
@@ -109,7 +114,10 @@ def skipped(notebook, test_flags=()):
         code = body(cell).strip()
         if not parsed.body and code:
             found.append(f"cell {i}: nothing but comments")
-        if parsed.body and all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str) for n in parsed.body):
+        if parsed.body and all(
+            isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)
+            for n in parsed.body
+        ):
             found.append(f"cell {i}: nothing but a string")
         for node in _at_top(parsed, exported=bool(_export.search(source))):
             if isinstance(node, ast.Call) and _name(node) in _exits:
@@ -142,14 +150,20 @@ def hollow(notebook):
     for i, cell in code_cells(notebook):
         for node in _tests(cell):
             if isinstance(node, ast.Assert):
-                if (isinstance(node.test, ast.Constant) and node.test.value) or (isinstance(node.test, ast.Tuple) and node.test.elts):
+                if (isinstance(node.test, ast.Constant) and node.test.value) or (
+                    isinstance(node.test, ast.Tuple) and node.test.elts
+                ):
                     found.append(f"cell {i}: `{ast.unparse(node)}` is always true")
             elif len(node.args) > 1 and ast.dump(node.args[0]) == ast.dump(node.args[1]):
-                if not any(isinstance(n, ast.Call) for n in ast.walk(node.args[0])):  # calling twice is a test of its own
+                if not any(
+                    isinstance(n, ast.Call) for n in ast.walk(node.args[0])
+                ):  # calling twice is a test of its own
                     found.append(f"cell {i}: `{ast.unparse(node)}` compares a thing with itself")
         parsed = tree(cell)
         for node in ast.walk(parsed) if parsed else ():
-            if not isinstance(node, ast.Try) or not any(isinstance(n, ast.Assert) for part in node.body for n in ast.walk(part)):
+            if not isinstance(node, ast.Try) or not any(
+                isinstance(n, ast.Assert) for part in node.body for n in ast.walk(part)
+            ):
                 continue
             for handler in node.handlers:
                 names = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} if handler.type else {""}
@@ -160,7 +174,9 @@ def hollow(notebook):
 
 
 def figures(notebook):
-    return sum("image/png" in output.get("data", {}) for _, cell in code_cells(notebook) for output in cell.get("outputs", []))
+    return sum(
+        "image/png" in output.get("data", {}) for _, cell in code_cells(notebook) for output in cell.get("outputs", [])
+    )
 
 
 def undrawn(notebook):

@@ -1,4 +1,5 @@
 """Which files belong to the project, and a copy of them: for checks that must not touch the working tree."""
+
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,11 @@ _IGNORED_FOLDERS = {"out", "build", "dist", "__pycache__", "_docs", "_proc", "ru
 
 
 def _is_ignored(folder):
-    return folder in _IGNORED_FOLDERS or folder.endswith(".egg-info") or (folder.startswith(".") and folder not in {".ci", ".github"})
+    return (
+        folder in _IGNORED_FOLDERS
+        or folder.endswith(".egg-info")
+        or (folder.startswith(".") and folder not in {".ci", ".github"})
+    )
 
 
 def files(root=ROOT):
@@ -18,7 +23,10 @@ def files(root=ROOT):
     root = Path(root)
     try:
         listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=root,
+            capture_output=True,
+            check=True,
         ).stdout
         names = [Path(name) for name in listing.decode("utf-8", "surrogateescape").split("\0") if name]
     except (OSError, subprocess.CalledProcessError):

@@ -7,6 +7,7 @@ Cells marked `#| hide` are left out, the directives of the others too. Pictures 
 links written for the notebook's folder are rewritten for the project's.
 The same notebook gives the same bytes: text output is dropped, only pictures are kept.
 """
+
 import base64
 import re
 import sys

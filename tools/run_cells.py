@@ -4,6 +4,7 @@
 
 A process of its own per notebook: a notebook that ends its process, or never ends, takes nothing else with it.
 """
+
 import json
 import sys
 import time
@@ -50,7 +51,12 @@ def count_cells(report):
             report["executed"].append(now[0])
         else:
             error = result.exception
-            report["error"] = {"cell": now[0], "type": type(error).__name__, "message": str(error), "line": cell_line(error)}
+            report["error"] = {
+                "cell": now[0],
+                "type": type(error).__name__,
+                "message": str(error),
+                "line": cell_line(error),
+            }
         return result
 
     CaptureShell.run_all, CaptureShell.cell, CaptureShell._run = counting_run_all, counting_cell, counting_run

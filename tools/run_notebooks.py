@@ -6,6 +6,7 @@
 
 Figures (PNG) stay in the committed notebook; every other output goes, so that a diff shows what a person changed.
 """
+
 import argparse
 import os
 import sys

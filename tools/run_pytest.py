@@ -4,6 +4,7 @@
 
 Tests named in done.txt are left out: after a test that hung or killed its process, the others still get their turn.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ class Reporter:
 
     def pytest_collectreport(self, report):
         if report.failed:
-            self.write(event="end", test=f"{report.nodeid} (collecting)", passed=False, seconds=0, text=str(report.longrepr))
+            self.write(
+                event="end", test=f"{report.nodeid} (collecting)", passed=False, seconds=0, text=str(report.longrepr)
+            )
 
     def pytest_deselected(self, items):
         self.write(event="deselected", tests=[item.nodeid for item in items])

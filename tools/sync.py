@@ -1,8 +1,9 @@
 """Bring everything that is made from the notebooks up to date: package, clean notebooks, README.
 
-    python tools/sync.py              # nbdev_export, nbdev_clean, README.md
-    python tools/sync.py --check      # do it on a copy; list what would change, exit 1 if anything would
+python tools/sync.py              # nbdev_export, nbdev_clean, README.md
+python tools/sync.py --check      # do it on a copy; list what would change, exit 1 if anything would
 """
+
 import argparse
 import difflib
 import os
@@ -26,7 +27,9 @@ def run_step(step, root):
     "Run one step in `root`; returns its output, raises CalledProcessError."
     arguments = STEPS[step] + ([str(root)] if step == "README.md" else [])
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev_export does nothing where IN_TEST is set
-    result = subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300
+    )
     output = result.stdout + result.stderr
     if result.returncode:
         raise subprocess.CalledProcessError(result.returncode, step, output)

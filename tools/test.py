@@ -12,6 +12,7 @@
 
 The last line is `N passed, N failed`; the exit status is 1 if anything failed, and 130 if it was interrupted.
 """
+
 import argparse
 import json
 import os
@@ -77,7 +78,9 @@ def kill(process):
 
 
 def start(command, root, env, log):
-    process = subprocess.Popen(command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
     LIVE.add(process)
     return process
 
@@ -89,9 +92,25 @@ def finish(process):
 
 def child_environment(root, scratch, jobs):
     "The same for everybody: no settings from the home folder, nothing written there, no display."
-    drop = {"IN_TEST", "MPLBACKEND", "DISPLAY", "WAYLAND_DISPLAY", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTEST_ADDOPTS"}
+    drop = {
+        "IN_TEST",
+        "MPLBACKEND",
+        "DISPLAY",
+        "WAYLAND_DISPLAY",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "PYTHONWARNINGS",
+        "PYTEST_ADDOPTS",
+    }
     env = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("GIT_")}
-    for variable in ("MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+    for variable in (
+        "MPLCONFIGDIR",
+        "IPYTHONDIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_CACHE_HOME",
+    ):
         (scratch / variable).mkdir()
         env[variable] = str(scratch / variable)
     env["PYTHONPATH"] = str(root)  # the tree in front of us, wherever an editable install may point
@@ -103,8 +122,9 @@ def child_environment(root, scratch, jobs):
 
 # Notebooks
 
+
 def found_and_matched(root, copy):
-    "Every notebook of the project, those that nbdev's own search would test, and the flags that it takes as a sign to skip."
+    "Every notebook, those that nbdev's own search would test, and the flags that it takes as a sign to skip."
     from nbdev.config import get_config
     from nbdev.doclinks import nbglob
 
@@ -150,7 +170,9 @@ def run_notebook(path, notebook, root, scratch, env, timeout):
         return f"cell {position}: {error}\nat: {report['error']['line']}", tail, seconds, executed
     if not report["passed"]:
         return "nbdev's test function says it failed", tail, seconds, executed
-    missed = [f"cell {position}" for i, (position, cell) in enumerate(cells) if i not in executed and rules.holds_code(cell)]
+    missed = [
+        f"cell {position}" for i, (position, cell) in enumerate(cells) if i not in executed and rules.holds_code(cell)
+    ]
     if missed:
         return f"passed without running everything: {', '.join(missed)} not executed", tail, seconds, executed
     return "", "", seconds, executed
@@ -173,7 +195,13 @@ def test_notebooks(board, project_root, scratch, env, timeout, jobs):
 
     def one(path):
         problem, details, seconds, executed[path] = run_notebook(path, notebooks[path], root, scratch, env, timeout)
-        board.add(str(path.relative_to(root)), problem, seconds, f"{len(executed[path])} cells", f"{problem}\n{details}".strip())
+        board.add(
+            str(path.relative_to(root)),
+            problem,
+            seconds,
+            f"{len(executed[path])} cells",
+            f"{problem}\n{details}".strip(),
+        )
 
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -187,7 +215,12 @@ def test_notebooks(board, project_root, scratch, env, timeout, jobs):
         board.add(name, "\n".join(problems if len(problems) < 2 else [f"{len(problems)} times"] + problems), note=note)
 
     def per_notebook(rule, only=lambda path: True):
-        return [f"{path.relative_to(root)}: {problem}" for path, nb in notebooks.items() if only(path) for problem in rule(path, nb)]
+        return [
+            f"{path.relative_to(root)}: {problem}"
+            for path, nb in notebooks.items()
+            if only(path)
+            for problem in rule(path, nb)
+        ]
 
     def is_component(path):
         return rules.COMPONENT.match(path.name)
@@ -211,14 +244,19 @@ def test_notebooks(board, project_root, scratch, env, timeout, jobs):
     tests = {path: rules.count_tests(nb) for path, nb in notebooks.items()}
     check(
         f"at least {rules.TESTS_PER_COMPONENT} tests in every component notebook",
-        per_notebook(lambda path, nb: [f"{tests[path]} tests"] if tests[path] < rules.TESTS_PER_COMPONENT else [], is_component),
+        per_notebook(
+            lambda path, nb: [f"{tests[path]} tests"] if tests[path] < rules.TESTS_PER_COMPONENT else [], is_component
+        ),
         f"{sum(tests.values())} asserts and test calls",
     )
     check("no test that cannot fail", per_notebook(lambda path, nb: rules.hollow(nb)))
     figures = sum(rules.figures(nb) for nb in notebooks.values())
     check(
         "figures in every component notebook",
-        per_notebook(lambda path, nb: [] if rules.figures(nb) else ["no figure is saved in it: run `make notebooks`"], is_component),
+        per_notebook(
+            lambda path, nb: [] if rules.figures(nb) else ["no figure is saved in it: run `make notebooks`"],
+            is_component,
+        ),
         f"{figures} figures",
     )
     check("every cell that draws has its picture", per_notebook(lambda path, nb: rules.undrawn(nb)))
@@ -241,17 +279,34 @@ def test_notebooks(board, project_root, scratch, env, timeout, jobs):
 
 # tests/
 
+
 def test_pytest(board, root, scratch, env, timeout, slow):
     events, done, log_file = scratch / "events.jsonl", scratch / "done.txt", scratch / "pytest.log"
     print(f"\ntests ({'all of them' if slow else 'but for the slow ones'}, {timeout:g} s each at most)", flush=True)
     env = {**env, "MPLBACKEND": "Agg"}
-    arguments = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", str(root), "-m", "" if slow else "not slow"]
+    arguments = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        "--rootdir",
+        str(root),
+        "-m",
+        "" if slow else "not slow",
+    ]
     ended, deselected, read = set(), set(), 0
     while True:
         done.write_text("\n".join(ended), encoding="utf-8")
         events.touch()
         with open(log_file, "wb") as log:
-            command = [sys.executable, str(TOOLS / "run_pytest.py"), str(events), str(done), *arguments, str(root / "tests")]
+            command = [
+                sys.executable,
+                str(TOOLS / "run_pytest.py"),
+                str(events),
+                str(done),
+                *arguments,
+                str(root / "tests"),
+            ]
             process = start(command, root, env, log)
             running, since, hung, finished = None, time.monotonic(), False, False
             while not finished:
@@ -272,8 +327,16 @@ def test_pytest(board, root, scratch, env, timeout, slow):
                             running = None
                             ended.add(event["test"])
                             text = event["text"].strip()
-                            last = next((line[1:].strip() for line in text.splitlines() if line.startswith("E ")), first_line(text))
-                            board.add(event["test"], "" if event["passed"] else last or "failed", event["seconds"], details=text)
+                            last = next(
+                                (line[1:].strip() for line in text.splitlines() if line.startswith("E ")),
+                                first_line(text),
+                            )
+                            board.add(
+                                event["test"],
+                                "" if event["passed"] else last or "failed",
+                                event["seconds"],
+                                details=text,
+                            )
                 if not finished and time.monotonic() - since > timeout:
                     hung, finished = True, True
                 if not finished:
@@ -285,7 +348,11 @@ def test_pytest(board, root, scratch, env, timeout, slow):
             board.add("pytest", f"did nothing for {timeout:g} s and was stopped", details=tail)
             break
         if running is not None:  # it hung, or it took the whole process with it: the rest still gets its turn
-            problem = f"did not end within {timeout:g} s and was stopped" if hung else f"ended pytest itself (status {process.returncode})"
+            problem = (
+                f"did not end within {timeout:g} s and was stopped"
+                if hung
+                else f"ended pytest itself (status {process.returncode})"
+            )
             ended.add(running)
             board.add(running, problem, details=f"{problem}\n{tail}")
             continue
@@ -295,13 +362,18 @@ def test_pytest(board, root, scratch, env, timeout, slow):
     if not ended:
         board.add("pytest finds tests", "no test was found: nothing was tested", details=f"no test was found\n{tail}")
     if deselected - ended:
-        print(f"  not run here: {len(deselected - ended)} tests (`make test-all` adds the slow ones; some need a GPU)", flush=True)
+        print(
+            f"  not run here: {len(deselected - ended)} tests (`make test-all` adds the slow ones; some need a GPU)",
+            flush=True,
+        )
 
 
 def test_sync(board, root):
     print("\nfiles made from the notebooks", flush=True)
     for step, different in sync.changes(root):
-        problem = "\n".join(["not up to date: run `make sync` and commit what it changes"] + different) if different else ""
+        problem = (
+            "\n".join(["not up to date: run `make sync` and commit what it changes"] + different) if different else ""
+        )
         board.add(f"{step} changes nothing", problem)
 
 

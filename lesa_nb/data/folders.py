@@ -10,7 +10,6 @@ __all__ = ['PICTURE_TASKS', 'PICTURE_FORMATS', 'PICTURE_FAULTS', 'AUGMENTS', 'ma
 # %% ../../nbs/3_training/15_folders.ipynb #cell-02
 import io
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from ..layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from ..io.atomic import atomic_folder
 from .pictures import TWIN_CLASSES, Twins, _to_rgb, digits, find_twin
 
 # %% ../../nbs/3_training/15_folders.ipynb #cell-06
@@ -41,22 +41,6 @@ PICTURE_TASKS: dict[str, tuple[tuple[str, ...], Callable[[Twins], Tensor]]] = {
     "both": (tuple(f"{colour}-{corner}" for colour in TWIN_CLASSES for corner in ("high", "low")),
              lambda twins: 2*twins.labels + (twins.turns[:, 0] < 2))}
 _MARGIN, _LONGER = 5, 16 # pixels around the scene of 64, pixels that are added to one side of two pictures in three
-
-@contextmanager
-def _in_one_go(folder):
-    "A folder to write into, which gets its name when all is written; without that nothing of it stays."
-    folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{shown(folder)}: exists already and is not empty; choose another folder")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.exists(): folder.rmdir()
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 def _save(image_CHW, path, size):
     "Write a picture as PNG, its shorter side `size` pixels long; pixels become squares."
@@ -90,7 +74,7 @@ def make_pictures(
     if size < 32: raise ValueError(f"size must be at least 32 pixels, or marks cannot be told apart; got {size}")
     if seed < 0: raise ValueError(f"seed must be 0 or more, got {seed}")
     names, answer = PICTURE_TASKS[task]
-    with _in_one_go(folder) as part:
+    with atomic_folder(folder) as part:
         for place, (split, count) in enumerate((("train", train), ("val", val))):
             generator = torch.Generator().manual_seed(_mixed(seed, place, 0))
             drawn = Counter()
@@ -111,7 +95,7 @@ def make_digits(
 ) -> Path: # the folder
     "Write scikit-learn's handwritten digits as a folder of PNG files, classes 0 to 9."
     split = digits(channels=3, seed=seed)
-    with _in_one_go(folder) as part:
+    with atomic_folder(folder) as part:
         for name, pictures in (("train", split.train), ("val", split.valid)):
             for i, (image_CHW, label) in enumerate(zip(pictures.images*split.std + split.mean, pictures.labels.tolist())):
                 _save(image_CHW, part/name/str(label)/f"{i:05d}.png", size)

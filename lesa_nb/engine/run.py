@@ -30,7 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .signals import Stop, Stopped
 from ..layers.norms import convert_sync_batchnorm
-from .loop import Recipe, averaged, build_optimizer, save_weights, seed_everything
+from .loop import Recipe, averaged, build_optimizer, seed_everything
+from ..io.atomic import atomic_json, atomic_text
+from ..io.tensors import read_pth, save_pth, save_tensors
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-06
 def step_keys(
@@ -56,28 +58,13 @@ def save_checkpoint(
     path: str | PathLike,
 ):
     "Write a checkpoint in one go or not at all."
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error: # torch calls a full disk a RuntimeError
-        with contextlib.suppress(OSError): beside.unlink(missing_ok=True)
-        kept = "the one before it is intact" if path.exists() else "there is none yet"
-        raise OSError(f"{path}: the checkpoint could not be written ({error}); {kept}. Make room, or choose another folder, and resume") from None
+    save_pth(content, path, what="the checkpoint", advice="Make room, or choose another folder, and resume")
 
 def read_checkpoint(
     path: str | PathLike, # written by `save_checkpoint`
 ) -> dict:
     "Read a checkpoint; nothing in it is executed."
-    try: content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise FileNotFoundError(f"{path}: no such file") from None
-    except Exception as error: # a torn archive, a foreign pickle: torch has many words for them
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{path}: not a checkpoint that can be read safely ({reason})") from None
+    content = read_pth(path)
     if not isinstance(content, dict) or "facts" not in content: raise ValueError(f"{path}: no checkpoint of a run; it says nothing about its network")
     return content
 
@@ -363,9 +350,7 @@ class _Log:
     def __init__(self, folder, run, tensorboard):
         self.run, self.every, self.board = run, max(1, run.per_epoch//100), None
         known = [e for e in read_log(folder) if (e.get("epoch", 0), e.get("step", 0)) <= (run.epoch, run.step)]
-        beside = folder/"log.jsonl.part"
-        beside.write_text("".join(json.dumps(event) + "\n" for event in known), encoding="utf-8")
-        os.replace(beside, folder/"log.jsonl")
+        atomic_text(folder/"log.jsonl", "".join(json.dumps(event) + "\n" for event in known), what="the log")
         self.file = open(folder/"log.jsonl", "a", encoding="utf-8")
         if tensorboard:
             try: from torch.utils.tensorboard import SummaryWriter
@@ -419,10 +404,8 @@ def _in_memory(run, parts):
 def _export(run, path):
     "Weights with their facts, inside and beside."
     facts = run.facts()
-    save_weights(run.shown, path, **facts)
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    os.replace(beside, path.with_suffix(".json"))
+    save_tensors(run.shown.state_dict(), path, facts, what="the weights")
+    atomic_json(path.with_suffix(".json"), facts)
 
 def fit(
     task: Task,

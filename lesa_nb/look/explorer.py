@@ -26,6 +26,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from ..io.atomic import atomic_text
 from ..data.pictures import fitted
 from ..layers.lesa import LESA
 from .maps import cell_of, strength
@@ -182,8 +183,7 @@ class Explorer(NamedTuple):
         path = Path(path)
         if path.is_dir(): raise ValueError(f"{path}: a folder; expected the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html, encoding="utf-8")
-        return path
+        return atomic_text(path, self.html, what="the page")
 
     def __repr__(self): return f"Explorer, a page of {len(self.html)/1e6:.1f} MB"
 

@@ -67,9 +67,9 @@ def show_gallery(
     "The same picture and position before several networks: dependence above, attention below."
     import matplotlib.pyplot as plt # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import _Once, overlay
+    from lesa_nb.look.figures import new_figure, overlay
     n, tall = len(networks), shown_CHW.shape[1]/shown_CHW.shape[2]
-    fig, axes = plt.subplots(2, n, figsize=(1.95*n, 3.9*tall + .7 + .3*bool(title)), layout="constrained", squeeze=False, FigureClass=_Once)
+    fig, axes = new_figure(2, n, size=(1.95*n, 3.9*tall + .7 + .3*bool(title)), squeeze=False)
     for (top, bottom), (name, network) in zip(axes.T, networks.items()):
         with torch.no_grad(): size = tuple(network(x_1CHW).shape[2:])
         cell = cell_of(pixel, tuple(x_1CHW.shape[2:]), size)

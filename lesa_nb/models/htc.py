@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from .mask_rcnn import (BoxHead, MaskHead, MaskRCNN, Sampled, Scene, best_boxes, box_losses, mask_loss, mask_targets,
+from .mask_rcnn import (BoxHead, ImageFeatures, MaskHead, MaskRCNN, Sampled, best_boxes, box_losses, mask_loss, mask_targets,
                            roi_features, sample_rois)
 from .rpn import RPN, BoxCoder, full_precision
-from ..weights.published import TABLES_OF_NAMES
 from .pyramid import Backbone, Pyramid
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-08
@@ -69,10 +68,6 @@ class SemanticHead(nn.Module):
         for conv in self.convs: s_BChw = conv(s_BChw).relu()                                             # (26.3) s_k
         return full_precision(self.classify(s_BChw)), self.embed(s_BChw).relu()                          # (26.3) t, e
 
-TABLES_OF_NAMES[SemanticHead] = {**{f"laterals.{i}": f"lateral_convs.{i}.conv" for i in range(5)},
-                                 **{f"convs.{i}": f"convs.{i}.conv" for i in range(4)},
-                                 "embed": "conv_embedding.conv", "classify": "conv_logits"}
-
 def stuff_loss(
     logits: Sequence[Float[Tensor, "1 classes h w"]], # of each picture
     semantic: Sequence[Int[Tensor, "H W"]], # the stuff map of each, values below `classes`, or 255 for unknown
@@ -95,36 +90,36 @@ class HTC(MaskRCNN):
         *,
         semantic: bool = True, # learn from stuff maps
         stages: Sequence[Stage] = STAGES_OF_HTC,
-        **options, # num_classes, image_size, keep_ratio, width: see `MaskRCNN`
+        **options, # num_classes, image_size, keep_ratio and the others of `MaskRCNN`
     ):
-        self.stages, self.learns_stuff = tuple(stages), semantic
+        self.stages, self.uses_semantic = tuple(stages), semantic
         super().__init__(pyramid, **options)
 
-    def _add_heads(self, channels, width):
-        self.rpn = RPN(channels, beta=1/9, inside=True, training=(2000, 2000))
+    def _add_heads(self, channels, width, rpn_options):
+        self.rpn = RPN(channels, beta=1/9, inside=True, **dict(post_nms_top_n=dict(training=2000, testing=1000)) | rpn_options)
         self.box_head = nn.ModuleList(BoxHead(self.num_classes, channels, width=width, agnostic=True) for _ in self.stages)
         self.mask_head = nn.ModuleList(MaskHead(self.num_classes, channels, flow=i > 0) for i in range(len(self.stages)))
-        self.semantic_head = SemanticHead(channels) if self.learns_stuff else None
+        self.semantic_head = SemanticHead(channels) if self.uses_semantic else None
         self.coders, self.threshold = [BoxCoder(stage.stds) for stage in self.stages], .001
 
-    def look(self,
+    def extract(self,
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised pictures of one size
-    ) -> list[Scene]:
+    ) -> list[ImageFeatures]:
         "Pyramid, proposal network and stuff, for every picture."
-        scenes = super().look(x_BCHW)
-        if self.semantic_head is None: return scenes
-        t_BKhw, e_BChw = self.semantic_head([torch.cat(level) for level in zip(*(scene.maps for scene in scenes))])
-        return [scene._replace(stuff=(t_BKhw[i:i + 1], e_BChw[i:i + 1])) for i, scene in enumerate(scenes)]
+        all_features = super().extract(x_BCHW)
+        if self.semantic_head is None: return all_features
+        t_BKhw, e_BChw = self.semantic_head([torch.cat(level) for level in zip(*(features.maps for features in all_features))])
+        return [features._replace(stuff=(t_BKhw[i:i + 1], e_BChw[i:i + 1])) for i, features in enumerate(all_features)]
 
     def cut(self,
-        scene: Scene,
+        features: ImageFeatures,
         boxes_n4: Float[Tensor, "n 4"],
         size: int, # S: 7 for boxes, 14 for masks
     ) -> Float[Tensor, "n C S S"]:
         "What the heads see of each box, eq. (26.5)."
-        cuts_nCSS = roi_features(scene.maps, boxes_n4, size)
-        if scene.stuff is None: return cuts_nCSS
-        e_1Chw = scene.stuff[1]
+        cuts_nCSS = roi_features(features.maps, boxes_n4, size)
+        if features.stuff is None: return cuts_nCSS
+        e_1Chw = features.stuff[1]
         stuff_nCSS = roi_align(e_1Chw, [boxes_n4.to(e_1Chw.dtype)], 14, 1/8, aligned=True)
         return cuts_nCSS + F.adaptive_avg_pool2d(stuff_nCSS, size)                                       # (26.5)
 
@@ -138,55 +133,55 @@ class HTC(MaskRCNN):
         return features
 
     def roi_losses(self,
-        scenes: Sequence[Scene],
+        all_features: Sequence[ImageFeatures],
         proposals: Sequence[Float[Tensor, "n 4"]],
         targets: Sequence[dict], # boxes, masks, classes from 0, and semantic
     ) -> dict[str, Float[Tensor, ""]]:
         "Losses of the stuff map and of all stages."
         truths, classes = [t["boxes"] for t in targets], [t["classes"] for t in targets]
-        losses = dict(loss_semantic_seg=stuff_loss([s.stuff[0] for s in scenes], [t["semantic"] for t in targets])) if self.learns_stuff else {}
-        def match(boxes, stage): return [sample_rois(b, truth, stage.threshold, self.pick) for b, truth in zip(boxes, truths)]
+        losses = dict(loss_semantic_seg=stuff_loss([s.stuff[0] for s in all_features], [t["semantic"] for t in targets])) if self.uses_semantic else {}
+        def match(boxes, stage): return [sample_rois(b, truth, stage.threshold, self.sampler) for b, truth in zip(boxes, truths)]
         for i, (stage, coder) in enumerate(zip(self.stages, self.coders)):
             sampled = match(proposals, stage)
-            cuts_nCSS = torch.cat([self.cut(scene, s.boxes, 7) for scene, s in zip(scenes, sampled)])
+            cuts_nCSS = torch.cat([self.cut(features, s.boxes, 7) for features, s in zip(all_features, sampled)])
             logits_nK, deltas_n14 = self.box_head[i](cuts_nCSS)
             parts = box_losses(logits_nK, deltas_n14, sampled, truths, classes, coder, beta=1.)
             moves = deltas_n14[:, 0].split([len(s.boxes) for s in sampled])
-            proposals = [refine(s, move_n4, coder, scene.guess.size) for s, move_n4, scene in zip(sampled, moves, scenes)] # (26.2)
+            proposals = [refine(s, move_n4, coder, features.rpn.size) for s, move_n4, features in zip(sampled, moves, all_features)] # (26.2)
             sampled = match(proposals, stage)                                  # masks learn on moved boxes
-            cuts_PCSS = torch.cat([self.cut(scene, s.boxes[:len(s.objects)], 14) for scene, s in zip(scenes, sampled)])
-            aims_PSS = torch.cat([mask_targets(t["masks"], s) for t, s in zip(targets, sampled)])
+            cuts_PCSS = torch.cat([self.cut(features, s.boxes[:len(s.objects)], 14) for features, s in zip(all_features, sampled)])
+            targets_PSS = torch.cat([mask_targets(t["masks"], s) for t, s in zip(targets, sampled)])
             class_P = torch.cat([c[s.objects] for c, s in zip(classes, sampled)])
-            parts["loss_mask"] = mask_loss(self.mask_head[i](self.mask_features(cuts_PCSS, i + 1)[-1]), aims_PSS, class_P)
+            parts["loss_mask"] = mask_loss(self.mask_head[i](self.mask_features(cuts_PCSS, i + 1)[-1]), targets_PSS, class_P)
             losses |= {f"s{i}.{name}": stage.weight*part for name, part in parts.items()}
         return losses
 
-    def find(self,
-        scene: Scene,
+    def predict_boxes(self,
+        features: ImageFeatures,
         proposals_n4: Float[Tensor, "n 4"],
     ) -> tuple[Float[Tensor, "d 4"], Float[Tensor, "d"], Int[Tensor, "d"]]: # boxes, scores, classes from 0
         "Send the proposals down the cascade, eqs. (26.1) and (26.6)."
         boxes_n4, logits = proposals_n4, []
         for head, coder in zip(self.box_head, self.coders):
-            logits_nK, deltas_n14 = head(self.cut(scene, boxes_n4, 7))
+            logits_nK, deltas_n14 = head(self.cut(features, boxes_n4, 7))
             logits.append(logits_nK)
-            boxes_n4 = coder.decode(boxes_n4, deltas_n14[:, 0], scene.guess.size)                        # (26.1)
+            boxes_n4 = coder.decode(boxes_n4, deltas_n14[:, 0], features.rpn.size)                        # (26.1)
         probs_nK = (sum(logits)/len(logits)).softmax(1)                                                  # (26.6)
         return best_boxes(boxes_n4[:, None], probs_nK[:, :-1], self.threshold)
 
-    def draw(self,
-        scene: Scene,
+    def predict_masks(self,
+        features: ImageFeatures,
         boxes_d4: Float[Tensor, "d 4"],
         class_d: Int[Tensor, "d"], # from 0
     ) -> Float[Tensor, "d 28 28"]: # probabilities
         "The mean of what the mask heads draw, eq. (26.7)."
-        features, places = self.mask_features(self.cut(scene, boxes_d4, 14), len(self.stages)), torch.arange(len(class_d), device=class_d.device)
-        drawn = [head(h_dCSS)[places, class_d].sigmoid() for head, h_dCSS in zip(self.mask_head, features)]
+        stages, places = self.mask_features(self.cut(features, boxes_d4, 14), len(self.stages)), torch.arange(len(class_d), device=class_d.device)
+        drawn = [head(h_dCSS)[places, class_d].sigmoid() for head, h_dCSS in zip(self.mask_head, stages)]
         return sum(drawn)/len(drawn)                                                                     # (26.7)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-23
-def _detector(kind, widen, num_classes, image_size, **options):
-    backbone = Backbone(image_size=image_size, widen=widen)
+def _detector(kind, widen, num_classes, image_size, term, **options):
+    backbone = Backbone(image_size=image_size, widen=widen, term=term)
     return kind(Pyramid(backbone), num_classes=num_classes, image_size=image_size, **options)
 
 def mask_rcnn_lesa_resnet50(
@@ -194,9 +189,11 @@ def mask_rcnn_lesa_resnet50(
     num_classes: int = 80, # labels run from 1 to this
     image_size: int = 1024, # pictures are brought to this square; the position tables are made for it
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape of the picture
+    term: str = "lesa", # "lesa", or a control: "attention" or "conv"
+    **options, # resize_in_training, sampler, pre_nms_top_n, post_nms_top_n, see `MaskRCNN`
 ) -> MaskRCNN:
     "Mask R-CNN on LESA-ResNet-50, as published."
-    return _detector(MaskRCNN, 1, num_classes, image_size, keep_ratio=keep_ratio)
+    return _detector(MaskRCNN, 1, num_classes, image_size, term, keep_ratio=keep_ratio, **options)
 
 def htc_lesa_wrn50(
     *,
@@ -204,6 +201,8 @@ def htc_lesa_wrn50(
     image_size: int = 1280, # pictures are brought to this square; the position tables are made for it
     semantic: bool = True, # learn from stuff maps as well
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape of the picture
+    term: str = "lesa", # "lesa", or a control: "attention" or "conv"
+    **options, # resize_in_training, sampler, pre_nms_top_n, post_nms_top_n, see `MaskRCNN`
 ) -> HTC:
     "HTC on LESA-WRN-50, as published; without stuff maps if `semantic` is False."
-    return _detector(HTC, 2, num_classes, image_size, semantic=semantic, keep_ratio=keep_ratio)
+    return _detector(HTC, 2, num_classes, image_size, term, semantic=semantic, keep_ratio=keep_ratio, **options)

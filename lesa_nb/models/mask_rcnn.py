@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['roi_levels', 'roi_features', 'BoxHead', 'Sampled', 'sample_rois', 'box_losses', 'MaskHead', 'mask_targets',
-           'mask_loss', 'best_boxes', 'paste', 'Scene', 'MaskRCNN']
+           'mask_loss', 'best_boxes', 'paste', 'ImageFeatures', 'MaskRCNN']
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-02
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
-from .rpn import (RPN, STRIDES, BoxCoder, Guess, assign, full_precision, grouped_nms, pick_random,
-                               sample, smooth_distance)
-from ..weights.published import TABLES_OF_NAMES
+from .rpn import (RPN, STRIDES, BoxCoder, RPNOutput, assign, full_precision, grouped_nms, random_sampler, sample,
+                                smooth_distance)
 from .pyramid import Pyramid, prepare
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-09
@@ -69,8 +68,6 @@ class BoxHead(nn.Module):
         v_nF = self.hidden(cuts_nCSS.flatten(1))                                                         # (25.3)
         return full_precision(self.classify(v_nF)), full_precision(self.move(v_nF)).unflatten(1, (-1, 4))
 
-TABLES_OF_NAMES[BoxHead] = {"hidden.0": "shared_fcs.0", "hidden.2": "shared_fcs.1", "classify": "fc_cls", "move": "fc_reg"}
-
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-15
 class Sampled(NamedTuple):
     "The boxes one picture is learned from, positives first, eq. (25.4)."
@@ -82,13 +79,13 @@ def sample_rois(
     proposals_n4: Float[Tensor, "n 4"],
     truth_T4: Float[Tensor, "T 4"], # boxes of the objects
     threshold: float, # u
-    pick: Callable = pick_random, # who is taken when there are too many
+    sampler: Callable = random_sampler, # who is taken when there are too many
 ) -> Sampled:
     "Objects and proposals, matched and sampled, eq. (25.4)."
     T = len(truth_T4)
     matched_n = assign(box_iou(truth_T4, proposals_n4), threshold, threshold, threshold)
     matched_n = torch.cat([torch.arange(T, device=matched_n.device), matched_n])                         # (25.4)
-    positive_P, negative_Q = sample(matched_n, 512, .25, pick)
+    positive_P, negative_Q = sample(matched_n, 512, .25, sampler)
     boxes_n4 = torch.cat([truth_T4, proposals_n4])[torch.cat([positive_P, negative_Q])]
     return Sampled(boxes_n4, matched_n[positive_P], positive_P < T)
 
@@ -103,16 +100,16 @@ def box_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     "How wrong names and edges are, eq. (25.5)."
     background = logits_nK.shape[1] - 1
-    wanted, steps, aims = [], [], []
+    wanted, steps, targets = [], [], []
     for s, truth_T4, class_T, delta_nk4 in zip(sampled, truths, classes, deltas_nk4.split([len(s.boxes) for s in sampled])):
         P, own_P = len(s.objects), class_T[s.objects]
         wanted.append(F.pad(own_P, (0, len(s.boxes) - P), value=background))
         column_P = own_P if delta_nk4.shape[1] > 1 else torch.zeros_like(own_P)
         steps.append(delta_nk4[torch.arange(P, device=own_P.device), column_P])
-        aims.append(coder.encode(s.boxes[:P], truth_T4[s.objects]))
+        targets.append(coder.encode(s.boxes[:P], truth_T4[s.objects]))
     n = max(len(logits_nK), 1)
     return dict(loss_cls=F.cross_entropy(logits_nK, torch.cat(wanted), reduction="sum")/n,               # (25.5)
-                loss_bbox=smooth_distance(torch.cat(steps), torch.cat(aims), beta)/n)
+                loss_bbox=smooth_distance(torch.cat(steps), torch.cat(targets), beta)/n)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-18
 class MaskHead(nn.Module):
@@ -146,9 +143,6 @@ class MaskHead(nn.Module):
         features_nCSS: Float[Tensor, "n C 14 14"], # from `features`
     ) -> Float[Tensor, "n classes 28 28"]: # logits
         return full_precision(self.draw(self.enlarge(features_nCSS).relu()))                              # (25.6) m
-
-TABLES_OF_NAMES[MaskHead] = {**{f"convs.{k}": f"convs.{k}.conv" for k in range(4)}, "enlarge": "upsample", "draw": "conv_logits",
-                             "flow": "conv_res.conv"}
 
 def mask_targets(
     masks_THW: Bool[Tensor, "T H W"], # of the objects
@@ -200,24 +194,15 @@ def paste(
         return rows_nHS@full_precision(masks_nSS)@columns_nWS.mT                                         # (25.9)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-24
-class Scene(NamedTuple):
+class ImageFeatures(NamedTuple):
     "What is known of one picture before anybody looks into a box."
     maps: list[Float[Tensor, "1 C h w"]] # the pyramid
-    guess: Guess # scores and steps of the anchors
+    rpn: RPNOutput # scores and steps of the anchors
     stuff: tuple[Tensor, Tensor] | None = None # class logits and features of every eighth pixel, in HTC
-
-def _all_names():
-    "Our name of each part of a detector -> the authors'."
-    levels = range(4)
-    return {"pyramid.backbone": "backbone",
-            **{f"pyramid.fpn.inner_blocks.{i}.0": f"neck.lateral_convs.{i}.conv" for i in levels},
-            **{f"pyramid.fpn.layer_blocks.{i}.0": f"neck.fpn_convs.{i}.conv" for i in levels},
-            "rpn.head.conv.0.0": "rpn_head.rpn_conv", "rpn.head.cls_logits": "rpn_head.rpn_cls", "rpn.head.bbox_pred": "rpn_head.rpn_reg",
-            "box_head": "roi_head.bbox_head", "mask_head": "roi_head.mask_head", "semantic_head": "roi_head.semantic_head"}
 
 class MaskRCNN(nn.Module):
     "Propose, look into the boxes, name them, draw them: eqs. (25.1) to (25.10) on a pyramid of LESA features."
-    learns_stuff = False # whether targets need a semantic map
+    uses_semantic = False # whether targets need a semantic map
 
     def __init__(self,
         pyramid: Pyramid,
@@ -225,69 +210,71 @@ class MaskRCNN(nn.Module):
         num_classes: int = 80, # labels run from 1 to this
         image_size: int = 1024, # side of the square that pictures are brought to
         keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape
+        resize_in_training: bool = True, # False: in training the pictures come at the network's size
         width: int = 1024, # of the box head
+        sampler: Callable = random_sampler, # who is taken when a sample is full
+        **rpn_options: Mapping[str, int], # pre_nms_top_n, post_nms_top_n, see `RPN`
     ):
         super().__init__()
         self.pyramid, self.num_classes, self.image_size, self.keep_ratio = pyramid, num_classes, image_size, keep_ratio
-        self.pick = pick_random # who is taken when a sample is full
-        self.resizes = True     # False: in training the pictures come at the network's size
-        self._add_heads(pyramid.channels, width)
+        self.resize_in_training, self.sampler = resize_in_training, sampler
+        self._add_heads(pyramid.channels, width, rpn_options)
 
-    def _add_heads(self, channels, width):
-        self.rpn = RPN(channels)
+    def _add_heads(self, channels, width, rpn_options):
+        self.rpn = RPN(channels, **rpn_options)
         self.box_head, self.mask_head = BoxHead(self.num_classes, channels, width=width), MaskHead(self.num_classes, channels)
         self.coder, self.threshold = BoxCoder((.1, .1, .2, .2)), .05
 
-    def look(self,
+    def extract(self,
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised pictures of one size
-    ) -> list[Scene]:
+    ) -> list[ImageFeatures]:
         "Pyramid and proposal network, for every picture."
         maps = self.pyramid(x_BCHW)
-        return [Scene([m[i:i + 1] for m in maps], guess) for i, guess in enumerate(self.rpn(maps, tuple(x_BCHW.shape[2:])))]
+        return [ImageFeatures([m[i:i + 1] for m in maps], output) for i, output in enumerate(self.rpn(maps, tuple(x_BCHW.shape[2:])))]
 
-    def scenes(self,
+    def extract_mixed(self,
         inputs: Sequence[Float[Tensor, "3 H W"]], # normalised pictures, each of its own size
-    ) -> list[Scene]:
+    ) -> list[ImageFeatures]:
         "Every picture, those of one size together: with frozen norms none feels another, so nothing is padded."
         sizes = [tuple(x.shape[1:]) for x in inputs]
-        scenes = {}
+        all_features = {}
         for size in dict.fromkeys(sizes):
             places = [i for i, s in enumerate(sizes) if s == size]
-            scenes |= zip(places, self.look(torch.stack([inputs[i] for i in places])))
-        return [scenes[i] for i in range(len(inputs))]
+            all_features |= zip(places, self.extract(torch.stack([inputs[i] for i in places])))
+        return [all_features[i] for i in range(len(inputs))]
 
     def roi_losses(self,
-        scenes: Sequence[Scene],
+        all_features: Sequence[ImageFeatures],
         proposals: Sequence[Float[Tensor, "n 4"]],
         targets: Sequence[dict], # boxes, masks, and classes from 0
     ) -> dict[str, Float[Tensor, ""]]:
         "Losses of the two heads on a sample of the proposals, eqs. (25.4) to (25.7)."
         truths, classes = [t["boxes"] for t in targets], [t["classes"] for t in targets]
-        sampled = [sample_rois(p, truth, .5, self.pick) for p, truth in zip(proposals, truths)]
-        cuts_nCSS = torch.cat([roi_features(scene.maps, s.boxes, 7) for scene, s in zip(scenes, sampled)])
+        sampled = [sample_rois(p, truth, .5, self.sampler) for p, truth in zip(proposals, truths)]
+        cuts_nCSS = torch.cat([roi_features(features.maps, s.boxes, 7) for features, s in zip(all_features, sampled)])
         losses = box_losses(*self.box_head(cuts_nCSS), sampled, truths, classes, self.coder)
-        cuts_PCSS = torch.cat([roi_features(scene.maps, s.boxes[:len(s.objects)], 14) for scene, s in zip(scenes, sampled)])
-        aims_PSS = torch.cat([mask_targets(t["masks"], s) for t, s in zip(targets, sampled)])
+        cuts_PCSS = torch.cat([roi_features(features.maps, s.boxes[:len(s.objects)], 14) for features, s in zip(all_features, sampled)])
+        targets_PSS = torch.cat([mask_targets(t["masks"], s) for t, s in zip(targets, sampled)])
         class_P = torch.cat([c[s.objects] for c, s in zip(classes, sampled)])
-        losses["loss_mask"] = mask_loss(self.mask_head(self.mask_head.features(cuts_PCSS)), aims_PSS, class_P)
+        losses["loss_mask"] = mask_loss(self.mask_head(self.mask_head.features(cuts_PCSS)), targets_PSS, class_P)
         return losses
 
-    def find(self,
-        scene: Scene,
+    def predict_boxes(self,
+        features: ImageFeatures,
         proposals_n4: Float[Tensor, "n 4"],
     ) -> tuple[Float[Tensor, "d 4"], Float[Tensor, "d"], Int[Tensor, "d"]]: # boxes, scores, classes from 0
         "Name the proposals, move them, keep the best, eqs. (25.3) and (25.8)."
-        logits_nK, deltas_nk4 = self.box_head(roi_features(scene.maps, proposals_n4, 7))
-        boxes_nk4 = self.coder.decode(proposals_n4[:, None], deltas_nk4, scene.guess.size)
+        logits_nK, deltas_nk4 = self.box_head(roi_features(features.maps, proposals_n4, 7))
+        boxes_nk4 = self.coder.decode(proposals_n4[:, None], deltas_nk4, features.rpn.size)
         return best_boxes(boxes_nk4, logits_nK.softmax(1)[:, :-1], self.threshold)
 
-    def draw(self,
-        scene: Scene,
+    def predict_masks(self,
+        features: ImageFeatures,
         boxes_d4: Float[Tensor, "d 4"],
         class_d: Int[Tensor, "d"], # from 0
     ) -> Float[Tensor, "d 28 28"]: # probabilities
         "The mask of each found box, eq. (25.6)."
-        logits_dCSS = self.mask_head(self.mask_head.features(roi_features(scene.maps, boxes_d4, 14)))
+        logits_dCSS = self.mask_head(self.mask_head.features(roi_features(features.maps, boxes_d4, 14)))
         return logits_dCSS[torch.arange(len(class_d), device=class_d.device), class_d].sigmoid()
 
     def losses(self,
@@ -295,27 +282,25 @@ class MaskRCNN(nn.Module):
         targets: Sequence[dict], # boxes, masks, and classes from 0
     ) -> dict[str, Float[Tensor, ""]]:
         "The terms of eq. (25.10)."
-        scenes = self.scenes(inputs)
-        losses = self.rpn.losses([s.guess for s in scenes], [t["boxes"] for t in targets], self.pick)
-        proposals = [self.rpn.propose(scene.guess)[0] for scene in scenes]
-        return losses | self.roi_losses(scenes, proposals, targets)
+        all_features = self.extract_mixed(inputs)
+        losses = self.rpn.losses([s.rpn for s in all_features], [t["boxes"] for t in targets], self.sampler)
+        proposals = [self.rpn.propose(features.rpn)[0] for features in all_features]
+        return losses | self.roi_losses(all_features, proposals, targets)
 
     def forward(self,
         images: Sequence[Float[Tensor, "3 H W"]], # RGB, nominally in [0, 1], each of its own size
         targets: Sequence[dict] | None = None, # boxes, labels from 1, masks; for HTC also semantic
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]: # losses in training; else boxes, labels, scores, masks (n, 1, H, W) of each image
         if self.training and targets is None: raise ValueError("a detector in training mode needs targets; call .eval() to detect")
-        side = self.image_size if self.resizes or not self.training else None
+        side = self.image_size if self.resize_in_training or not self.training else None
         inputs, fitted = prepare(images, targets if self.training else None, side=side, keep_ratio=self.keep_ratio,
-                                 classes=self.num_classes, semantic=self.learns_stuff)
+                                 classes=self.num_classes, semantic=self.uses_semantic)
         if self.training: return self.losses(inputs, [t | dict(classes=t["labels"] - 1) for t in fitted])
         found = []
-        for image, x, scene in zip(images, inputs, self.scenes(inputs)):
-            boxes_d4, scores_d, class_d = self.find(scene, self.rpn.propose(scene.guess)[0])
-            masks_dSS = self.draw(scene, boxes_d4, class_d)
+        for image, x, features in zip(images, inputs, self.extract_mixed(inputs)):
+            boxes_d4, scores_d, class_d = self.predict_boxes(features, self.rpn.propose(features.rpn)[0])
+            masks_dSS = self.predict_masks(features, boxes_d4, class_d)
             (H, W), (h, w) = image.shape[1:], x.shape[1:]
             boxes_d4 = boxes_d4*boxes_d4.new_tensor([W/w, H/h]*2)                                        # (23.2), backwards
             found.append(dict(boxes=boxes_d4, labels=class_d + 1, scores=scores_d, masks=paste(masks_dSS, boxes_d4, (H, W))[:, None]))
         return found
-
-TABLES_OF_NAMES[MaskRCNN] = _all_names()

@@ -7,7 +7,6 @@ __all__ = ['INNER', 'WIDTHS', 'TERM_NAMES', 'Open', 'SmallNet', 'Task', 'twin_ta
            'findings', 'table', 'load_small', 'demo']
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-02
-import json
 import math
 import platform
 import time
@@ -21,10 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..io.atomic import atomic_json
 from ..data.pictures import CELL, Pictures, check_pictures, chunks, digits, find_twin, fresh_twins, photo_tensor, sample_photo, shuffled
 from ..look.maps import explain_figure, look
 from ..models.resnet import Bottleneck
-from ..engine.loop import adamw_onecycle, evaluate, load_weights, read_facts, save_weights, seed_everything, train_steps
+from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
+from ..io.tensors import read_metadata
+from ..weights.files import load_weights, save_weights
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-06
 #: inner width I of the bottlenecks, chosen so that the three networks have about as many weights
@@ -182,7 +184,7 @@ def load_small(
     path: str | PathLike, # written by `demo`, or by save_weights(run.model, path, **run.facts)
 ) -> tuple[SmallNet, dict]: # the network, ready to be asked, and its facts
     "Build the small network that a file describes, and read its weights."
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if facts.get("arch") != "small": raise ValueError(f"{path}: holds no small network (its facts say arch = {facts.get('arch')!r})")
     try: model = SmallNet(**facts["net"])
     except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a network that can be built ({error})") from None
@@ -248,5 +250,5 @@ def demo(
     metrics = dict(seed=seed, steps=steps, batch_size=batch_size, lr=lr, seconds=round(time.perf_counter() - start, 1),
                    threads=torch.get_num_threads(), versions=dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")}),
                    results=facts, findings=[findings(f) for f in facts.values()])
-    (out/"metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    atomic_json(out/"metrics.json", metrics)
     return metrics

@@ -1,0 +1,145 @@
+"""Files and folders that appear when they are complete, or not at all.
+
+Everything is written beside its target, flushed to the disk, and renamed into place: a step that the file system
+makes in one go. A crash, a full disk or an exception leaves the old content as it was.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["atomic_path", "atomic_write", "atomic_text", "atomic_json", "atomic_folder"]
+
+
+def _flush(path: str | PathLike) -> None:
+    """Push a file, or the names in a folder, from the system's memory to the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # a system that does not open folders
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _could_not_be_written(error: OSError, path: Path, beside: Path, what: str, advice: str) -> str | None:
+    """A sentence about the error that says what was kept; None if it is about something else than this file."""
+    if error.errno is None or error.filename not in (None, str(beside), str(path)):
+        return None
+    kept = "the one before it is intact" if path.exists() else "there is none yet"
+    advice = advice or "Make room, or choose another place"
+    reason = error.strerror or str(error)
+    return f"{path}: {what} could not be written ({reason}); {kept}. {advice}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | PathLike, *, what: str = "the file", advice: str = "") -> Iterator[Path]:
+    """A name beside `path` to write to, for functions that open their files themselves.
+
+    When the block ends, the file of that name is flushed and takes the name `path`, replacing what was there; if the
+    block raises, it is removed and `path` stays as it was. A link is followed; a device or a pipe is written directly.
+
+    Args:
+        path: The file that shall appear. Its folder must exist.
+        what: What the file is, for the error's sentence.
+        advice: What to do if it cannot be written.
+
+    Raises:
+        OSError: The file cannot be written; the sentence says why, and that the one before it is intact.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    beside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        _flush(beside)
+        os.replace(beside, target)
+        _flush(target.parent)
+    except OSError as error:
+        sentence = _could_not_be_written(error, path, beside, what, advice)
+        if sentence is None:
+            raise
+        raise OSError(sentence) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: str | PathLike, mode: str = "wb", *, what: str = "the file", advice: str = ""
+) -> Iterator[IO[Any]]:
+    """An open file that takes the name `path` when the block ends without an error; see `atomic_path`.
+
+    Args:
+        path: The file that shall appear. Its folder must exist.
+        mode: "wb" for bytes, "w" for text in UTF-8.
+        what: What the file is, for the error's sentence.
+        advice: What to do if it cannot be written.
+
+    Raises:
+        OSError: The file cannot be written; the sentence says why, and that the one before it is intact.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f"mode must be wb or w, got {mode!r}")
+    with atomic_path(path, what=what, advice=advice) as beside:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+
+
+def atomic_text(path: str | PathLike, text: str, *, what: str = "the file", advice: str = "") -> Path:
+    """Write a text in UTF-8, all of it or nothing; returns the path."""
+    with atomic_write(path, "w", what=what, advice=advice) as file:
+        file.write(text)
+    return Path(path)
+
+
+def atomic_json(path: str | PathLike, thing: Any, *, indent: int | None = 1, what: str = "the file") -> Path:
+    """Write what JSON can hold, all of it or nothing; returns the path. What it cannot hold changes no file."""
+    return atomic_text(path, json.dumps(thing, indent=indent), what=what)
+
+
+def _printable(path: Path) -> str:
+    """A path that can always be printed."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | PathLike) -> Iterator[Path]:
+    """A folder to write into that gets the name `path` when the block ends; if the block raises, nothing of it stays.
+
+    Args:
+        path: The folder that shall appear. It must not exist, or be empty.
+
+    Raises:
+        FileExistsError: Something of that name is there, and it is not an empty folder.
+    """
+    folder = Path(os.path.abspath(path))
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{_printable(Path(path))}: exists already and is not empty; choose another folder")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for root, _, names in os.walk(part):
+            for name in names:
+                _flush(os.path.join(root, name))
+            _flush(root)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(part, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""Files of tensors: safetensors with metadata, and files of torch.save, read without running code in them."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lesa_nb.io.atomic import atomic_path, atomic_write
+
+__all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth"]
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | PathLike, metadata: Mapping[str, Any], *, what: str = "the tensors"
+) -> None:
+    """Write tensors and what is known of them as one .safetensors file, in one go or not at all.
+
+    Args:
+        tensors: Names and tensors, on any device.
+        path: The file; it ends in .safetensors by custom.
+        metadata: Anything that JSON can hold.
+        what: What the file is, for the error's sentence.
+
+    Raises:
+        OSError: The file cannot be written; the one before it is intact.
+    """
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    words = dict(metadata=json.dumps(dict(metadata)))
+    with atomic_path(path, what=what) as beside:
+        try:
+            save_file(content, beside, metadata=words)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from None
+
+
+def read_metadata(path: str | PathLike, *, required: bool = True) -> dict[str, Any]:
+    """What `save_tensors` was told about the tensors.
+
+    Args:
+        path: A .safetensors file.
+        required: Refuse a file that says nothing about its tensors; otherwise it has no metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file, or it says nothing about its tensors.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    if "metadata" not in found and not required:
+        return {}
+    if "metadata" not in found:
+        raise ValueError(f"{path}: the file says nothing about its network; was it written by save_weights?")
+    try:
+        metadata = json.loads(found["metadata"])
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: expected its metadata to be a JSON object, found {found['metadata'][:80]!r}")
+    return metadata
+
+
+def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no safetensors file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+
+
+def save_pth(content: Any, path: str | PathLike, *, what: str = "the file", advice: str = "") -> None:
+    """Write tensors, numbers, strings, lists and dictionaries with torch.save, in one go or not at all.
+
+    Raises:
+        OSError: The file cannot be written; the one before it is intact.
+    """
+    with atomic_write(path, what=what, advice=advice) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # that is what torch calls a full disk
+            raise OSError(errno.EIO, str(error)) from None
+
+
+def read_pth(path: str | PathLike) -> Any:
+    """Whatever a file of torch.save holds, on the CPU; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no file of torch.save, or reading it would run code; the sentence says which.
+    """
+    path = Path(path)
+    kind = f"a {path.suffix if path.suffix in ('.pt', '.pth') else '.pth'} file"
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: expected {kind}")
+    if path.is_dir():
+        raise ValueError(f"cannot read {path}: expected {kind}, found a folder; name the file inside it")
+    if path.stat().st_size == 0:
+        raise ValueError(f"cannot read {path}: expected {kind}, found an empty one; copy or download it again")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise  # the system's own message says it all
+    except Exception as error:  # foreign bytes make the reader stumble in a dozen ways
+        called = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if called:
+            raise ValueError(
+                f"refused {path}: unpickling it would run code, it asks for {called[1]}; expected only tensors and "
+                "plain containers. If you trust its author, save the tensors alone there: "
+                "torch.save(model.state_dict(), path)") from error
+        reason = (str(error).splitlines() or [""])[0].split(". ")[0]
+        raise ValueError(
+            f"cannot read {path}: expected a checkpoint written by torch.save, found something else or a damaged one; "
+            f"copy or download it again ({type(error).__name__}: {reason})") from error

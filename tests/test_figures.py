@@ -1,0 +1,290 @@
+"""Figures: colours mean one thing, a missing number is visible, and every page has its box on the map of LESA."""
+import io
+import itertools
+import json
+import re
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+
+from lesa_nb.look import figures
+from lesa_nb.look.figures import (
+    COLORS, draw_map, mark, new_figure, overlay, png, save_png, show_bars, show_curves, show_maps,
+)
+
+# Machado, Oliveira and Fernandes (2009): what eyes without one of the three cones make of red, green and blue light.
+EYES = dict(
+    all_cones=np.eye(3),
+    no_red=[[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+    no_green=[[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
+    no_blue=[[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]],
+)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def linear(hue):
+    "The amounts of red, green and blue light in a colour."
+    rgb = np.array(to_rgb(hue))
+    return np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4)
+
+
+def contrast(hue):
+    "With white, as the accessibility guidelines (WCAG 2) define it."
+    return 1.05/(linear(hue) @ [.2126, .7152, .0722] + .05)
+
+
+def lab(light):
+    "CIE Lab of linear light."
+    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ light / [.9505, 1, 1.089]
+    x, y, z = np.where(xyz > .008856, np.cbrt(xyz), 7.787*xyz + 16/116)
+    return np.array([116*y - 16, 500*(x - y), 200*(y - z)])
+
+
+def drawn(fig, i=0):
+    "The colours of map i, as the figure holds them."
+    im = fig.axes[i].images[0]
+    return im.cmap(im.norm(im.get_array()))
+
+
+def test_every_hue_is_readable_as_a_word():
+    assert contrast("white") == pytest.approx(1, abs=1e-6)
+    assert min(contrast(hue) for hue in COLORS.values()) >= 4.5
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_hues_stay_apart_for_every_kind_of_eye(eye):
+    "About 2 is the smallest step that a person notices."
+    seen = {name: lab(np.clip(np.array(EYES[eye]) @ linear(hue), 0, 1)) for name, hue in COLORS.items()}
+    for a, b in itertools.combinations(seen, 2):
+        assert np.linalg.norm(seen[a] - seen[b]) > 15, (a, b)
+
+
+def test_png_is_small_and_the_same_every_time(tmp_path):
+    fig, ax = new_figure(size=(6.4, .7), title="Every hue is readable as a word")
+    ax.set(xlim=(-.5, 6.5), ylim=(-1, 1))
+    ax.axis("off")
+    for i, (name, hue) in enumerate(COLORS.items()):
+        ax.text(i, 0, f"{name}\n{contrast(hue):.1f}", color=hue, ha="center", va="center")
+    full = io.BytesIO()
+    fig.savefig(full, dpi=100, bbox_inches="tight")
+    data = png(fig)
+    assert data == png(fig) and len(data) < len(full.getvalue())/2
+    assert save_png(fig, tmp_path/"hues.png").read_bytes() == data
+    assert not plt.get_fignums()  # what is saved is closed
+
+
+def test_a_figure_is_shown_once_in_a_notebook(monkeypatch):
+    from IPython import display
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    fig = show_bars({"gate": 1})
+    fig._ipython_display_()
+    assert [image.data for image in shown] == [png(fig)] and not plt.get_fignums()
+
+
+def test_new_figure_is_laid_out_as_asked():
+    fig, axes = new_figure(2, 3, size=(6, 4), title="a finding", squeeze=False, width_ratios=(1, 2, 3))
+    assert axes.shape == (2, 3) and fig.get_suptitle() == "a finding" and tuple(fig.get_size_inches()) == (6, 4)
+    fig, ax = new_figure(size=(2, 2))
+    assert fig.axes == [ax] and not fig.get_suptitle()
+
+
+def test_zero_is_white_on_every_map_and_equal_numbers_have_equal_colours():
+    eye = torch.eye(3)
+    fig = show_maps([eye, -eye, eye/2], titles=["x", "-x", "x/2"], colorbar=True, size=1.3)
+    zeros = [drawn(fig, i)[0, 1] for i in range(3)]
+    assert (zeros[0] == zeros[1]).all() and (zeros[0] == zeros[2]).all() and min(zeros[0][:3]) > .95
+    assert (drawn(fig, 0)[0, 0] != drawn(fig, 1)[0, 0]).any() and (drawn(fig, 0)[0, 0] != drawn(fig, 2)[0, 0]).any()
+
+
+def test_maps_are_coloured_number_by_number():
+    "The specification: look up every number by hand, t = (x - a)/(b - a), with b = max |x| = -a where signs differ."
+    maps = torch.randn(2, 3, 4, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    fig = show_maps(maps, title="Brown is below zero, green above")
+    b = maps.abs().max().item()
+    for n, row, col in itertools.product(range(2), range(3), range(4)):
+        by_hand = plt.get_cmap("BrBG")((maps[n, row, col].item() + b)/(2*b))
+        assert drawn(fig, n)[row, col] == pytest.approx(by_hand, abs=.02)
+    assert len(fig.axes) == 2
+    assert fig.get_suptitle() == "Brown is below zero, green above"
+
+
+def test_a_scale_is_shared_or_each_map_has_its_own():
+    ramp = torch.arange(9.).view(3, 3)
+    both = show_maps([ramp, ramp/8], title="Shared: the second is eight times smaller")
+    each = show_maps([ramp, ramp/8], title="Own scales: the difference is gone", shared=False)
+    assert (drawn(each, 0) == drawn(each, 1)).all()
+    assert (drawn(both, 0) == drawn(each, 0)).all()
+    assert (drawn(both, 0) != drawn(both, 1)).any()
+
+
+def test_difficult_maps_draw_without_a_warning_and_a_missing_number_is_pink():
+    hole = torch.arange(9.).view(3, 3)
+    hole[1, 1] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig = show_maps([torch.ones(3, 3), torch.full((3, 3), float("nan")), hole],
+                        titles=["constant", "all NaN", "one NaN"], title="A missing number is pink", size=1.2)
+        fig.canvas.draw()
+    pink = np.array(to_rgb(figures._NAN))
+    assert drawn(fig, 2)[1, 1, :3] == pytest.approx(pink, abs=.01)
+    for name in "viridis", "BrBG":  # a colour that no number can get
+        assert np.abs(plt.get_cmap(name)(np.linspace(0, 1, 256))[:, :3] - pink).max(1).min() > .25
+
+
+def test_maps_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="expected maps of shape"):
+        show_maps(torch.zeros(2, 8, 3, 3))
+    with pytest.raises(ValueError, match="3 maps need 3 titles"):
+        show_maps(torch.zeros(3, 2, 2), titles=["one"])
+    with pytest.raises(ValueError, match="expected maps of shape"):
+        show_maps([])
+
+
+def test_the_ring_is_where_the_map_is_highest():
+    far = (torch.arange(5.)[:, None] - 1)**2 + (torch.arange(7.)[None] - 5)**2  # squared distance to row 1, column 5
+    fig = show_maps(-far, size=2.4)
+    mark(fig.axes[0], (1, 5))
+    ring = fig.axes[0].lines[0]
+    assert (ring.get_ydata()[0], ring.get_xdata()[0]) == divmod(far.argmin().item(), 7)
+
+
+def test_bars_take_their_colour_from_the_name():
+    fig = show_bars({"local term": 1, "context term": 3, "gate": 2, "noise": 2})
+    hues = [bar.get_facecolor()[:3] for bar in fig.axes[0].patches]
+    assert hues == [to_rgb(COLORS[k]) for k in ("local", "context", "gate", "neutral")]
+    assert [bar.get_height() for bar in fig.axes[0].patches] == [1, 3, 2, 2]
+
+
+def test_a_number_that_nobody_measured_says_so():
+    small, large = {"conv": 2, "attention": 1, "LESA": 3}, {"conv": 4, "attention": 3, "LESA": None}
+    fig = show_bars({"small": small, "large": large},
+                    title="LESA leads on the small set; on the large one nobody has run it", ylabel="made up")
+    assert [t.get_text() for t in fig.axes[0].texts] == ["2", "1", "3", "4", "3", "not run"]
+    assert len(fig.axes[0].get_legend().get_texts()) == 3
+    with pytest.raises(ValueError, match="at least one"):
+        show_bars({})
+
+
+def test_the_second_bar_of_a_hue_is_paler():
+    fig = show_bars({"top-1": {"LESA, flat": 3, "LESA, factored": 2}})
+    assert [bar.get_alpha() for bar in fig.axes[0].patches] == [1, .5]
+
+
+def test_curves_of_known_slope():
+    N = torch.tensor([7., 14, 28, 56])**2
+    curves = {"local: N": (N, N), "context: N x N": (N, N**2), "another context": (N, 3*N**2)}
+    fig = show_curves(curves, logx=True, logy=True, xlabel="positions N", ylabel="pairs")
+    local, context, other = fig.axes[0].lines
+    slopes = [np.polyfit(*np.log(line.get_data()), 1)[0] for line in (local, context)]
+    assert slopes == pytest.approx([1, 2], abs=1e-6)
+    assert (context.get_color(), context.get_linestyle()) == (COLORS["context"], "-")
+    assert (other.get_color(), other.get_linestyle()) == (COLORS["context"], "--")
+    with pytest.raises(ValueError, match="as many xs as ys"):
+        show_curves({"loss": ([1, 2, 3], [1, 2])})
+
+
+def test_curves_without_xs_are_counted_from_zero():
+    fig = show_curves({"loss": [3, 2, 1]})
+    assert fig.axes[0].lines[0].get_xdata().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="at least one"):
+        show_curves({})
+
+
+def test_a_cell_of_a_map_lies_in_the_middle_of_the_rows_it_covers():
+    H, h = 24, 4
+    for r in range(h):
+        covered = [p for p in range(H) if r*H/h <= p < (r + 1)*H/h]
+        fig = overlay(torch.zeros(3, H, H), torch.zeros(h, h), pixel=(r, 0))
+        assert fig.axes[0].lines[0].get_ydata()[0] == pytest.approx(sum(covered)/len(covered))
+
+
+def test_rows_before_columns_also_where_the_picture_is_not_square():
+    fmap = torch.zeros(6, 6)
+    fig = overlay(torch.full((3, 48, 48), .5), fmap, pixel=(1, 4), title="The ring is in the middle of the disc")
+    assert fig.axes[0].lines[0].get_xydata().tolist() == [[35.5, 11.5]]
+    fig, axs = new_figure(1, 3, size=(6, 1.6))
+    for col, ax in zip((0, 2, 5), axs):
+        assert overlay(torch.rand(1, 16, 48), torch.zeros(2, 6), (1, col), title=f"cell (1, {col})", ax=ax) is None
+        assert ax.lines[0].get_xydata().tolist() == [[8*col + 3.5, 11.5]]
+    with pytest.raises(ValueError, match="expected an image"):
+        overlay(torch.zeros(16, 16, 3), torch.zeros(2, 2))
+
+
+# ---- the map
+
+
+def apart(a, b):
+    "Do two boxes leave a gap?"
+    (x, y, w, h), (X, Y, W, H) = a[:4], b[:4]
+    return x + w < X or X + W < x or y + h < Y or Y + H < y
+
+
+def lit_box(fig, hue):
+    "The solid boxes of a hue."
+    boxes = [patch for patch in fig.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    return [box for box in boxes if box.get_facecolor()[:3] == to_rgb(hue)]
+
+
+def test_the_map_is_drawn_the_same_every_time_and_small():
+    data = png(draw_map())
+    assert data == png(draw_map()) and len(data) < 40_000
+
+
+def test_a_lit_box_alone_is_solid():
+    fig = draw_map(lit="position")
+    assert len(lit_box(fig, COLORS["context"])) == 1
+    assert "You are here: 04 position" in [t.get_text() for t in fig.axes[0].texts]
+    fig = draw_map(lit="coco_eval")
+    assert len(lit_box(fig, COLORS["lesa"])) == 1
+    assert not lit_box(draw_map(), COLORS["lesa"])
+
+
+def test_every_module_has_its_box_and_no_box_covers_another():
+    boxes = figures._BOXES
+    assert [box[4] for box in sorted(boxes.values(), key=lambda box: box[4])] == [f"{n:02}" for n in range(1, 32)]
+    assert " ".join(figures._LAYER) == "lesa terms local attention position context moments blockwise gate"
+    inner = [box for name, box in boxes.items() if name != "lesa"]
+    assert all(apart(a, b) for a, b in itertools.combinations(inner, 2))
+    assert all(0 < x and x + w < 760 and 0 < y and y + h < 410 for x, y, w, h, *_ in boxes.values())
+    for name in boxes:
+        plt.close(draw_map(name))
+    with pytest.raises(ValueError, match="no box 'fusoin' on the map, only lesa, terms, local"):
+        draw_map("fusoin")
+
+
+def test_no_word_sticks_out_of_its_box():
+    ax = draw_map("local").axes[0]
+    extent = {t.get_text(): t.get_window_extent() for t in ax.texts}  # in pixels, like the boxes
+    for name, (x, _, w, _, _, words, _) in figures._BOXES.items():
+        assert extent[words].width < w - 2
+        assert x + 1 < extent[name].x0 and extent[name].x1 < x + w - 1, name
+
+
+def test_every_page_lights_its_own_box(root):
+    for path in sorted((root/"nbs").glob("[0-9]_*/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        for lit in re.findall(r'^draw_map\(lit="(\w+)"\)', code, re.MULTILINE)[:1]:
+            assert figures._BOXES[lit][4] == path.name[:2], path.name
+            exported = re.search(r"#\| default_exp (?:\w+\.)?(\w+)", code)
+            assert not exported or exported[1] == lit, path.name
+
+
+def test_the_readme_shows_the_map_as_it_is_drawn_today(root):
+    now = Image.open(io.BytesIO(png(draw_map()))).convert("L")
+    with Image.open(root/"Images"/"lesa_map.png") as kept:
+        assert kept.size == now.size
+        away = np.abs(np.asarray(kept.convert("L"), dtype=float) - np.asarray(now, dtype=float))
+    assert away.mean() < 1, "the map has changed: python tools/draw_images.py draws Images/ anew"

@@ -20,7 +20,7 @@ QUESTION = "What does streaming attention do on a GPU?"
 
 
 def flex_attention_way():
-    "(6.6) and (6.7) through torch's FlexAttention; the row and column parts are read inside its kernel."
+    "(7.1) and (7.2) through torch's FlexAttention; the row and column parts are read inside its kernel."
     from torch.nn.attention.flex_attention import flex_attention
 
     compiled = torch.compile(flex_attention)
@@ -36,7 +36,7 @@ def flex_attention_way():
 def ways(device):
     "name -> attention of (q, k, v, h, w), all with equal numbers."
     budget = st.BUDGET.get(device, st.BUDGET["cpu"])
-    found = {"explicit": st._explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
+    found = {"explicit": st.explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
     if device == "cuda":
         found["flex"] = flex_attention_way()
         if find_spec("triton"):

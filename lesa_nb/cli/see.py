@@ -87,10 +87,11 @@ def _untrained() -> _Network:
 def _classifier(path: Path) -> _Network:
     "A classification network: of the authors, or trained by `lesa train`."
     from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
-    from lesa_nb.tasks.classify import NETWORKS, load_classifier
+    from lesa_nb.models.registry import CLASSIFIERS
+    from lesa_nb.tasks.classify import load_classifier
 
     model, facts = load_classifier(path)
-    title = f"{NETWORKS[facts['network']].__name__} from {path.name}"
+    title = f"{CLASSIFIERS[facts['network']].__name__} from {path.name}"
     if facts["term"] != "lesa":
         title += f", term {facts['term']}"
     if facts.get("scores"):

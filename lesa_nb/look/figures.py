@@ -44,6 +44,7 @@ COLORS = dict(
     neutral="#6F7581",
 )
 
+_WORDS = dict(COLORS, convolution=COLORS["conv"])  # words of a name that decide its hue
 _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 
 
@@ -240,7 +241,7 @@ def _styles(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     used: list[str] = []
     for name in names:
         words = re.findall("[a-z]+", str(name).lower())
-        hue = next((COLORS[word] for word in words if word in COLORS), COLORS["neutral"])
+        hue = next((_WORDS[word] for word in words if word in _WORDS), COLORS["neutral"])
         yield hue, used.count(hue)
         used.append(hue)
 
@@ -437,7 +438,8 @@ def _draw_formula(ax: Axes, lit: str | None, bright: bool) -> None:
         return "white" if lit == "gate" else COLORS[key] if bright else _PALE
 
     parts = ("local", "local"), ("+", "lesa"), ("gate", "gate"), ("×", "lesa"), ("context", "context")
-    words: list[Artist] = [TextArea(word, textprops=dict(color=ink(key), fontsize=7.5, weight="bold")) for word, key in parts]
+    style = dict(fontsize=7.5, weight="bold")
+    words: list[Artist] = [TextArea(word, textprops=dict(color=ink(key), **style)) for word, key in parts]
     row = HPacker(children=words, sep=3, pad=0, align="baseline")
     ax.add_artist(AnnotationBbox(row, (643, 130), frameon=False, pad=0))
     ax.text(643, 156, "the gate has seen both", color=ink("gate"), fontsize=7.5, ha="center")

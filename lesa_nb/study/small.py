@@ -42,10 +42,8 @@ class Open(nn.Module):
 
 def _block(term, width, **options):
     "A bottleneck with one of the `WIDTHS` in its middle."
-    block = Bottleneck(width, WIDTHS[term], width, term="lesa" if term == "ungated" else term, **options)
-    if term == "ungated":
-        block.conv2.gate = Open()
-    return block
+    if term == "ungated": return Bottleneck(width, WIDTHS[term], width, term="lesa", gate=Open(), **options)
+    return Bottleneck(width, WIDTHS[term], width, term=term, **options)
 
 class SmallNet(nn.Module):
     "Patches, bottlenecks, mean, linear: the smallest network that can hold all three terms, eq. (19.1)."

@@ -13,7 +13,7 @@ from lesa_nb.weights.folding import NORMS, Scale, export_onnx, export_program, f
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
-from lesa_nb.layers.blockwise import attend, streaming
+from lesa_nb.layers.blockwise import auto, streaming
 
 
 def lived_in(part, seed=0):
@@ -79,7 +79,7 @@ def test_layer(position, deformable, stride):
     layer = lived_in(LESA(16, 16, (6, 5), heads=2, position=position, deformable=deformable, stride=stride))
     fused = fuse(layer)
     assert norms_in(layer) and not norms_in(fused)
-    for way in (explicit, streaming, attend):
+    for way in (explicit, streaming, auto):
         attend_with(layer, way), attend_with(fused, way)
         for size in [(1, 1), (6, 5), (4, 7), (9, 11)]:
             assert difference(layer, fused, torch.randn(2, 16, *size)) < 1e-5, (way.__name__, size)
@@ -256,5 +256,5 @@ def test_onnx(position, options, sizes, tmp_path):
     net = small(position=position, image_size=128)
     export_onnx(net, tmp_path/"net.onnx", **options)
     same_everywhere(onnx_run(tmp_path/"net.onnx"), net, sizes, 1e-4)
-    assert norms_in(net) and all(part.attend is attend for part in net.modules() if isinstance(part, Context))
+    assert norms_in(net) and all(part.attend is auto for part in net.modules() if isinstance(part, Context))
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]

@@ -68,7 +68,7 @@ def fold(
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-13
 class Scale(nn.Module):
     "What stays of a batch norm once its shift has gone: a factor for each channel. To `streaming` it looks like a norm at rest."
-    running_mean, bias, eps, affine = 0., 0., 0., True  # with `running_var`, all that `streaming.score_scale` reads
+    running_mean, bias, eps, at_rest = 0., 0., 0., True  # with `running_var`, all that `moments.score_scale` reads
 
     def __init__(self,
         scale_C: Float[Tensor, "C"], # the factors

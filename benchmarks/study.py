@@ -20,7 +20,8 @@ from lesa_nb.study import small as study
 from lesa_nb.data.pictures import find_twin
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study.seeds import LIMITS, name_of, score_table, study_row, verdicts
-from lesa_nb.engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
+from lesa_nb.engine.loop import seed_everything
+from lesa_nb.study.onecycle import accuracy, adamw_onecycle, train_steps
 from lesa_nb.weights.files import save_weights
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
@@ -145,9 +146,9 @@ def full(args):
             batches = (large_twins(batch, side, generator, args.device) for _ in range(steps))
             for step, loss in enumerate(train_steps(model, batches, optimizer, schedule), 1):
                 losses.append(loss)
-                if step % max(1, steps//12) == 0: curve.append((step, evaluate(model, held[:8])))
+                if step % max(1, steps//12) == 0: curve.append((step, accuracy(model, held[:8])))
             rows.append(dict(variant="twin 224 x 224, unaligned, clutter", name=study.TERM_NAMES[term], net=dict(arch="lesa_resnet50", term=term), seed=seed,
-                             accuracy=evaluate(model, held), chance=1/3, pictures=sum(len(y) for _, y in held), steps=steps, batch_size=batch,
+                             accuracy=accuracy(model, held), chance=1/3, pictures=sum(len(y) for _, y in held), steps=steps, batch_size=batch,
                              parameters=sum(p.numel() for p in model.parameters()), cpu_seconds=time.process_time() - cpu, seconds=time.perf_counter() - begin,
                              curve=curve, losses=losses[::max(1, steps//40)]))
             save("study-full", QUESTION, rows, args, side=side, steps=steps)

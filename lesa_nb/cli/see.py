@@ -90,29 +90,29 @@ def _classifier(path: Path) -> _Network:
     from lesa_nb.models.registry import CLASSIFIERS
     from lesa_nb.tasks.classify import load_classifier
 
-    model, facts = load_classifier(path)
-    title = f"{CLASSIFIERS[facts['network']].__name__} from {path.name}"
-    if facts["term"] != "lesa":
-        title += f", term {facts['term']}"
-    if facts.get("scores"):
-        title += f", top-1 {facts['scores']['top1']:.1f} %"
-    patch = 8 if facts["network"] == "small" else 16
-    pair_floats = dict(small=30, resnet50=120, wrn50=200)[facts["network"]]
-    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * facts["image_size"], pair_floats)
+    model, metadata = load_classifier(path)
+    title = f"{CLASSIFIERS[metadata['network']].__name__} from {path.name}"
+    if metadata["term"] != "lesa":
+        title += f", term {metadata['term']}"
+    if metadata.get("scores"):
+        title += f", top-1 {metadata['scores']['top1']:.1f} %"
+    patch = 8 if metadata["network"] == "small" else 16
+    pair_floats = dict(small=30, resnet50=120, wrn50=200)[metadata["network"]]
+    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * metadata["image_size"], pair_floats)
 
 
 def _ours(path: Path) -> _Network:
     "A small network that `lesa demo` wrote."
     from lesa_nb.study.small import TERM_NAMES, load_small
 
-    model, facts = load_small(path)
-    net = facts["net"]
+    model, metadata = load_small(path)
+    net = metadata["net"]
     title = (
-        f"small {TERM_NAMES[net['term']]} network trained {facts['steps']} steps on {facts['task']}, "
-        f"{facts['accuracy']:.1%} right there"
+        f"small {TERM_NAMES[net['term']]} network trained {metadata['steps']} steps on {metadata['task']}, "
+        f"{metadata['accuracy']:.1%} right there"
     )
     patch = net["patch"]
-    return _Network(model, title, net["channels"], (facts["mean"],), (facts["std"],), patch, 32 * patch, 30)
+    return _Network(model, title, net["channels"], (metadata["mean"],), (metadata["std"],), patch, 32 * patch, 30)
 
 
 def _open_network(weights: Path | None) -> _Network:

@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lesa_nb.engine.group import Ranks
-from lesa_nb.engine.recipe import Recipe
 
 __all__ = ["explain_errors", "name_samples"]
 
 
 @contextlib.contextmanager
-def explain_errors(recipe: Recipe, ranks: Ranks, device: torch.device) -> Iterator[None]:
+def explain_errors(device: torch.device, samples: int, advice: str) -> Iterator[None]:
     """Around a step: if memory does not suffice, say with what size, and what helps; likewise if a reader has died.
+
+    Args:
+        device: That the step is made on.
+        samples: At once.
+        advice: What helps against too many of them.
 
     Raises:
         MemoryError: In place of PyTorch's own error, which a CPU does not have.
@@ -33,10 +37,8 @@ def explain_errors(recipe: Recipe, ranks: Ranks, device: torch.device) -> Iterat
         peak = ""
         if device.type == "cuda":
             peak = f", {torch.cuda.max_memory_allocated(device)/2**30:.1f} GiB in use at most"
-        raise MemoryError(
-            f"{device} ran out of memory with {recipe.local_batch_size(ranks.size)} samples at once{peak}: "
-            f"accumulate={2*recipe.accumulate} halves that and gives the same steps (but for batch norm's statistics); "
-            "smaller images or bfloat16 help too. The last checkpoint is intact") from None
+        raise MemoryError(f"{device} ran out of memory with {samples} samples at once{peak}: {advice}. "
+                          "The last checkpoint is intact") from None
 
 
 def name_samples(names: Sequence[str], losses: dict[str, float], ranks: Ranks) -> str:

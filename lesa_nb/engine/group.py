@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Ranks", "is_main_process", "world_size", "process_group", "pick_device", "from_main_process", "shard"]
+__all__ = ["Ranks", "is_main_process", "world_size", "process_group", "pick_device", "from_main_process", "gather",
+           "shard"]
 
 _Thing = TypeVar("_Thing")
 
@@ -175,6 +176,11 @@ def from_main_process(function: Callable[[], _Thing]) -> _Thing:
     if answer[1] is not None:
         raise ValueError(answer[1])
     return answer[0]
+
+
+def gather(thing: _Thing) -> list[_Thing]:
+    """The things of all processes of the open group, in the order of their ranks; alone, a list of one."""
+    return _current().gather(thing)
 
 
 def shard(samples: int, batch_size: int, ranks: Ranks) -> list[list[int]]:

@@ -146,8 +146,11 @@ def _update(training, micro_batches):
     "One step: rate, gradient, weights, averages, place; returns the rate and the losses, mean over the processes."
     task, step = training.task, training.epoch*training.per_epoch + training.step
     lr = task.recipe.peak_lr*lr_factor(task.recipe, step, training.per_epoch)                         # (16.2)
+    local = task.recipe.local_batch_size(training.ranks.size)
+    advice = (f"accumulate={2*task.recipe.accumulate} halves that and gives the same steps (but for batch norm's statistics); "
+              "smaller images or bfloat16 help too")
     try:
-        with explain_errors(task.recipe, training.ranks, training.device):
+        with explain_errors(training.device, local, advice):
             found = train_step(training.trained, micro_batches, task.losses, training.optimizer, task.recipe,
                                training.device, lr)
     except NotFinite as error:
@@ -195,7 +198,8 @@ def _scores(run, *, trial=False):
             if batch is not None:
                 yield batch
 
-    with _reader(run, task.valid, mine, 0 if trial else run.workers) as batches:
+    advice = "let the task validate fewer at once, or use smaller images"
+    with _reader(run, task.valid, mine, 0 if trial else run.workers) as batches, explain_errors(training.device, task.valid_batch, advice):
         return evaluate(training.eval_model, rounds(batches), task.validate, task.recipe, training.device)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-21

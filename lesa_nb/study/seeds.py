@@ -21,7 +21,7 @@ from ..data.pictures import CELL, Twins, chunks
 from ..layers.lesa import LESA, attend_with
 from .small import TERM_NAMES, Run, SmallNet, differ
 from ..layers.terms import local_share, split_terms
-from ..engine.loop import evaluate
+from .onecycle import accuracy
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-05
 #: 97.5 % points of Student's t with 1, 2, ... degrees of freedom
@@ -112,7 +112,7 @@ def drop_terms(
         try:
             for m in contexts:
                 attend_with(m, _only(side))
-            if layers or contexts: scores[name] = evaluate(model, chunks(pictures, 128))
+            if layers or contexts: scores[name] = accuracy(model, chunks(pictures, 128))
         finally:
             for hook in hooks: hook.remove()
             for m, way in zip(contexts, ways):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..engine.group import gather
 from ..data.coco import Categories, CocoFolder
 from ..data.coco_file import coco_tools, encode_segmentation, segmentation_fault
 from ..io.atomic import atomic_write
@@ -190,11 +191,7 @@ def gather_results(
     results: dict[int, list[dict]], # of this process
 ) -> dict[int, list[dict]]: # of all processes, each image once
     "Bring the results of all processes together; alone, nothing changes."
-    import torch.distributed as dist
-    if not (dist.is_available() and dist.is_initialized()): return results
-    parts = [None]*dist.get_world_size()
-    dist.all_gather_object(parts, results)
-    return {image_id: found for part in parts for image_id, found in part.items()}
+    return {image_id: found for part in gather(results) for image_id, found in part.items()}
 
 # %% ../../nbs/5_detection/28_average_precision.ipynb #cell-20
 def write_testdev(

@@ -235,7 +235,7 @@ def test_a_quick_demo_leaves_every_file(demo, tmp_path, capsys):
 
 @pytest.fixture
 def flower(tmp_path):
-    from lesa_nb.data.pictures import sample_photo
+    from lesa_nb.data.photos import sample_photo
 
     path = tmp_path / "flower; näh.png"
     sample_photo("flower").save(path)

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..io.atomic import atomic_text
-from ..data.pictures import fitted
+from ..data.photos import fitted
 from ..layers.lesa import LESA
 from .maps import cell_of, strength
 from ..models.resnet import PlainAttention

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..io.atomic import atomic_json
-from ..data.pictures import CELL, Pictures, check_pictures, chunks, digits, find_twin, fresh_twins, photo_tensor, sample_photo, shuffled
+from ..data.photos import photo_tensor, sample_photo
+from ..data.pictures import CELL, Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
 from ..look.maps import explain_figure, look
 from ..models.resnet import Bottleneck
 from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
@@ -86,7 +87,7 @@ class Task(NamedTuple):
     name: str
     net: dict # options of SmallNet: classes, channels, size, patch
     batches: Callable[[int, int, torch.Generator], Iterable] # (batch size, steps, generator) -> training batches
-    valid: Pictures # never trained on
+    valid: Samples # never trained on
     mean: float = 0. # what the pictures were standardised with
     std: float = 1.
 
@@ -98,13 +99,13 @@ def twin_task(
     "Find the twin: fresh pictures at every step."
     held = find_twin(valid, torch.Generator().manual_seed(2**31), **knobs)
     def batches(batch_size, steps, generator): return fresh_twins(batch_size, steps, generator, **knobs)
-    return Task("find the twin", dict(classes=3, channels=3, size=64, patch=5), batches, check_pictures(held, 3))
+    return Task("find the twin", dict(classes=3, channels=3, size=64, patch=5), batches, check_samples(held, 3))
 
 def digit_task() -> Task:
     "scikit-learn's handwritten digits, cut into patches of 2x2 pixels."
     train, valid, mean, std = digits()
     def batches(batch_size, steps, generator): return shuffled(train, batch_size, steps, generator)
-    return Task("digits", dict(classes=10, channels=1, size=8, patch=2), batches, check_pictures(valid, 10), mean, std)
+    return Task("digits", dict(classes=10, channels=1, size=8, patch=2), batches, check_samples(valid, 10), mean, std)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-14
 class Run(NamedTuple):
@@ -135,7 +136,7 @@ def train_small(
     model = SmallNet(**net).to(device)
     optimizer, schedule = adamw_onecycle(model, steps, lr=lr)
     batches = task.batches(batch_size, steps, torch.Generator().manual_seed(seed))
-    part = Pictures(*(tensor[:256] for tensor in task.valid))
+    part = Samples(*(tensor[:256] for tensor in task.valid))
     losses, curve, start, cpu = [], [(0, evaluate(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
     for step, loss in enumerate(watch(train_steps(model, batches, optimizer, schedule)), 1):
         losses.append(loss)

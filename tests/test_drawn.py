@@ -42,14 +42,10 @@ def solve(path):
     masks = {"white": lit.all(0)} | {name: lit[i] & (lit.sum(0) == 1) for i, name in enumerate(TWIN_CLASSES)}
 
     def cells(mask):
+        "Which of its 3 x 3 cells are lit; an L touches all four sides of its square."
+        edges = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0)]
         rows, columns = ([low + (high - low) * at for at in (0.17, 0.5, 0.83)] for low, high in edges)
         return [bool(mask[round(y), round(x)]) for y in rows for x in columns]
-        edges = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0)]
-        return [
-            bool(mask[round(top + (bottom - top) * y), round(left + (right - left) * x)])
-            for y in places
-            for x in places
-        ]
 
     found = {name: cells(mask) for name, mask in masks.items()}
     (twin,) = [name for name in TWIN_CLASSES if found[name] == found["white"]]  # exactly one

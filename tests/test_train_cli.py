@@ -1,4 +1,5 @@
-"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, and what they do when they are stopped or misled."""
+"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, stopped or misled too."""
+
 import json
 import os
 import signal
@@ -13,26 +14,54 @@ import torch
 from PIL import Image
 
 from lesa_nb.cli import app as cli
-from lesa_nb.data.folders import make_pictures
+from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.engine.run import read_checkpoint, read_log
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--network", "small", "--image-size", "64", "--position", "factored", "--augment", "gentle", "--device", "cpu", "--no-tensorboard", "--batch-size", "8"]
+SMALL = [
+    "--network",
+    "small",
+    "--image-size",
+    "64",
+    "--position",
+    "factored",
+    "--augment",
+    "gentle",
+    "--device",
+    "cpu",
+    "--no-tensorboard",
+    "--batch-size",
+    "8",
+]
 
 
 def command(*words, ranks=1):
-    if ranks == 1: return [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "lesa_nb.cli", *map(str, words)]
+    if ranks == 1:
+        return [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "-m",
+        "lesa_nb.cli",
+        *map(str, words),
+    ]
 
 
 def environment(**env):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
-    for name in ("DISPLAY", "MPLBACKEND", "RANK", "WORLD_SIZE"): env.pop(name, None)
+    for name in ("DISPLAY", "MPLBACKEND", "RANK", "WORLD_SIZE"):
+        env.pop(name, None)
     return env
 
 
 def lesa(*words, ranks=1, **env):
-    return subprocess.run(command(*words, ranks=ranks), capture_output=True, text=True, env=environment(**env), timeout=300)
+    return subprocess.run(
+        command(*words, ranks=ranks), capture_output=True, text=True, env=environment(**env), timeout=300
+    )
 
 
 def one_line(done, status, *parts):
@@ -41,107 +70,233 @@ def one_line(done, status, *parts):
     assert "Traceback" not in done.stderr + done.stdout
     lines = [line for line in done.stderr.splitlines() if line.startswith("lesa")]
     assert len(lines) == 1, done.stderr
-    for part in parts: assert part in lines[0], lines[0]
+    for part in parts:
+        assert part in lines[0], lines[0]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("data")/"two words; größe", task="corner", train=24, val=9, size=64)
+    return make_image_folder(tmp_path_factory.mktemp("data") / "two words; größe", task="corner", train=24, val=9, size=64)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
     "A finished run of two epochs, in a folder with an awkward name, from a home that cannot be written to."
-    out = tmp_path_factory.mktemp("run")/"my run; é"
-    done = lesa("train", "imagenet", "--data", data, "--out", out, *SMALL, "--epochs", "2", "--workers", "0", HOME="/proc/nowhere")
+    out = tmp_path_factory.mktemp("run") / "my run; é"
+    done = lesa(
+        "train",
+        "imagenet",
+        "--data",
+        data,
+        "--out",
+        out,
+        *SMALL,
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+        HOME="/proc/nowhere",
+    )
     assert done.returncode == 0, done.stderr
     return done, out
 
 
 def test_a_run_says_what_it_does(run):
     done, out = run
-    for part in ("small, term lesa, factored tables for 64 px, 2 classes", "recipe published: epochs 2", "learning rate: 0.05 for 128 pictures, so 0.003125 for 8",
-                 "batch norm sees 8 pictures", "a new run: 48 pictures to train on, 18 to validate", "epoch 2/2: top1", "best top1"): assert part in done.stdout, done.stdout
-    assert {"best.json", "best.safetensors", "curves.png", "last.json", "last.pt", "last.safetensors", "lock", "log.jsonl"} == set(os.listdir(out))
-    facts = json.loads((out/"last.json").read_text())
-    assert facts["recipe"]["name"] == "published" and facts["classes"] == ["high", "low"] and facts["scores"]["top1"] >= 0
+    for part in (
+        "small, term lesa, factored tables for 64 px, 2 classes",
+        "recipe published: epochs 2",
+        "learning rate: 0.05 for 128 pictures, so 0.003125 for 8",
+        "batch norm sees 8 pictures",
+        "a new run: 48 pictures to train on, 18 to validate",
+        "epoch 2/2: top1",
+        "best top1",
+    ):
+        assert part in done.stdout, done.stdout
+    assert {
+        "best.json",
+        "best.safetensors",
+        "curves.png",
+        "last.json",
+        "last.pt",
+        "last.safetensors",
+        "lock",
+        "log.jsonl",
+    } == set(os.listdir(out))
+    facts = json.loads((out / "last.json").read_text())
+    assert (
+        facts["recipe"]["name"] == "published" and facts["classes"] == ["high", "low"] and facts["scores"]["top1"] >= 0
+    )
 
 
 def test_eval_gives_the_runs_number(run, data, tmp_path):
     _, out = run
-    done = lesa("eval", "imagenet", "--data", data, "--weights", out/"last.safetensors", "--workers", "0", "--out", tmp_path/"scores.json")
+    done = lesa(
+        "eval",
+        "imagenet",
+        "--data",
+        data,
+        "--weights",
+        out / "last.safetensors",
+        "--workers",
+        "0",
+        "--out",
+        tmp_path / "scores.json",
+    )
     assert done.returncode == 0 and "18 pictures: top-1" in done.stdout, done.stderr
-    assert json.loads((tmp_path/"scores.json").read_text())["top1"] == pytest.approx(json.loads((out/"last.json").read_text())["scores"]["top1"], abs=1e-4)
+    assert json.loads((tmp_path / "scores.json").read_text())["top1"] == pytest.approx(
+        json.loads((out / "last.json").read_text())["scores"]["top1"], abs=1e-4
+    )
 
 
 def test_explain_opens_the_weights(run, data, tmp_path):
-    done = lesa("explain", next((data/"val"/"low").iterdir()), "--weights", run[1]/"best.safetensors", "--out", tmp_path/"a.png")
-    assert done.returncode == 0 and "small from best.safetensors, top-1" in done.stdout, done.stderr
+    done = lesa(
+        "explain",
+        next((data / "val" / "low").iterdir()),
+        "--weights",
+        run[1] / "best.safetensors",
+        "--out",
+        tmp_path / "a.png",
+    )
+    assert done.returncode == 0 and "small_resnet from best.safetensors, top-1" in done.stdout, done.stderr
 
 
 def test_refusals(run, data, tmp_path, capsys):
     _, out = run
     train = ["train", "imagenet", "--data", data, *SMALL, "--workers", "0", "--epochs", "2"]
-    (tmp_path/"empty").mkdir()
-    (tmp_path/"file").write_text("")
-    other = make_pictures(tmp_path/"other", task="twin", train=4, val=2, size=64)
-    os.rename(other/"val"/"red", other/"val"/"rot")
-    before = (out/"last.pt").read_bytes()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    other = make_image_folder(tmp_path / "other", task="twin", train=4, val=2, size=64)
+    os.rename(other / "val" / "red", other / "val" / "rot")
+    before = (out / "last.pt").read_bytes()
     for words, status, parts in (
-            ([*train, "--out", out], 1, ["holds a run already"]),
-            ([*train, "--out", out, "--resume", "auto", "--seed", "5"], 1, ["seed: 0 there, 5 now"]),
-            ([*train, "--out", out, "--resume", "auto", "--term", "conv"], 1, ["term: 'lesa' there, 'conv' now"]),
-            ([*train, "--out", tmp_path/"file"/"run"], 1, ["cannot write there"]),
-            (["train", "imagenet", "--data", tmp_path/"empty", "--out", tmp_path/"x", *SMALL], 1, ["expected train/ and val/"]),
-            (["train", "imagenet", "--data", other, "--out", tmp_path/"x", *SMALL], 1, ["classes differ", "red", "rot"]),
-            ([*train, "--out", tmp_path/"x", "--batch-size", "800"], 1, ["48 pictures cannot fill one batch of 800"]),
-            ([*train, "--out", tmp_path/"x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
-            ([*train, "--out", tmp_path/"x", "--device", "cuda:7"], 1, ["cuda:7"]),
-            (["eval", "imagenet", "--data", other, "--weights", out/"best.safetensors"], 1, ["3 classes, but the network knows 2"])):
+        ([*train, "--out", out], 1, ["holds a run already"]),
+        ([*train, "--out", out, "--resume", "auto", "--seed", "5"], 1, ["seed: 0 there, 5 now"]),
+        ([*train, "--out", out, "--resume", "auto", "--term", "conv"], 1, ["term: 'lesa' there, 'conv' now"]),
+        ([*train, "--out", tmp_path / "file" / "run"], 1, ["cannot write there"]),
+        (
+            ["train", "imagenet", "--data", tmp_path / "empty", "--out", tmp_path / "x", *SMALL],
+            1,
+            ["expected train/ and val/"],
+        ),
+        (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], 1, ["classes differ", "red", "rot"]),
+        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 pictures cannot fill one batch of 800"]),
+        ([*train, "--out", tmp_path / "x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
+        ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], 1, ["cuda:7"]),
+        (
+            ["eval", "imagenet", "--data", other, "--weights", out / "best.safetensors"],
+            1,
+            ["3 classes, but the network knows 2"],
+        ),
+    ):
         found = cli.main([str(word) for word in words])
         said = capsys.readouterr()
         one_line(subprocess.CompletedProcess(words, found, said.out, said.err), status, *parts)
-    assert (out/"last.pt").read_bytes() == before and not (tmp_path/"x"/"last.pt").exists()
+    assert (out / "last.pt").read_bytes() == before and not (tmp_path / "x" / "last.pt").exists()
 
 
 def test_verify_and_make_data(tmp_path):
-    done = lesa("make-data", "imagenet", tmp_path/"made", "--train", "4", "--val", "2")
+    done = lesa("make-data", "imagenet", tmp_path / "made", "--train", "4", "--val", "2")
     assert done.returncode == 0 and "ready for lesa train imagenet" in done.stdout
-    assert lesa("verify-data", "imagenet", tmp_path/"made").returncode == 0
-    broken = tmp_path/"made"/"train"/"red"/"00001.png"
+    assert lesa("verify-data", "imagenet", tmp_path / "made").returncode == 0
+    broken = tmp_path / "made" / "train" / "red" / "00001.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    done = lesa("verify-data", "imagenet", tmp_path/"made")
+    done = lesa("verify-data", "imagenet", tmp_path / "made")
     assert done.returncode == 1 and "red/00001.png: broken picture" in done.stdout and "Traceback" not in done.stderr
-    done = lesa("train", "imagenet", "--data", tmp_path/"made", "--out", tmp_path/"run", *SMALL[:-1], "4", "--epochs", "1", "--workers", "2")
+    done = lesa(
+        "train",
+        "imagenet",
+        "--data",
+        tmp_path / "made",
+        "--out",
+        tmp_path / "run",
+        *SMALL[:-1],
+        "4",
+        "--epochs",
+        "1",
+        "--workers",
+        "2",
+    )
     one_line(done, 1, "red/00001.png: broken picture", "mend it and resume")
 
 
 @pytest.mark.parametrize("workers, ranks", [(0, 1), (2, 1), (0, 2)])
 def test_sigterm_while_training(data, tmp_path, workers, ranks):
-    words = ["train", "imagenet", "--data", data, "--out", tmp_path/"run", *SMALL, "--epochs", "200", "--workers", workers]
-    with open(tmp_path/"log.txt", "w") as log:
-        process = subprocess.Popen(command(*words, ranks=ranks), env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    words = [
+        "train",
+        "imagenet",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--epochs",
+        "200",
+        "--workers",
+        workers,
+    ]
+    with open(tmp_path / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            command(*words, ranks=ranks), env=environment(), stdout=log, stderr=subprocess.STDOUT
+        )
         deadline = time.monotonic() + 150
-        while not (tmp_path/"run"/"log.jsonl").exists() or sum(e["kind"] == "step" for e in read_log(tmp_path/"run")) < 8:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path/"log.txt").read_text()
-            time.sleep(.1)
+        while (
+            not (tmp_path / "run" / "log.jsonl").exists()
+            or sum(e["kind"] == "step" for e in read_log(tmp_path / "run")) < 8
+        ):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         status = process.wait(60)
-    text = (tmp_path/"log.txt").read_text()
-    if ranks == 1: assert status == 143, text
-    else: assert status != 0  # torchrun has a status of its own
+    text = (tmp_path / "log.txt").read_text()
+    if ranks == 1:
+        assert status == 143, text
+    else:
+        assert status != 0  # torchrun has a status of its own
     assert text.count("everything is in") == 1, text
-    saved = read_checkpoint(tmp_path/"run"/"last.pt")
-    steps = 6*saved["epoch"] + saved["step"]
+    saved = read_checkpoint(tmp_path / "run" / "last.pt")
+    steps = 6 * saved["epoch"] + saved["step"]
     assert steps >= 8 or ranks > 1
-    rest = lesa("train", "imagenet", "--data", data, "--out", tmp_path/"run", *SMALL, "--epochs", "200", "--workers", workers, "--resume", "auto",
-                "--stop-after", saved["epoch"] + 1, ranks=ranks)
-    assert rest.returncode == 0 and f"resumed in epoch {saved['epoch']} after step {saved['step']}" in rest.stdout, rest.stderr
+    rest = lesa(
+        "train",
+        "imagenet",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--epochs",
+        "200",
+        "--workers",
+        workers,
+        "--resume",
+        "auto",
+        "--stop-after",
+        saved["epoch"] + 1,
+        ranks=ranks,
+    )
+    assert rest.returncode == 0 and f"resumed in epoch {saved['epoch']} after step {saved['step']}" in rest.stdout, (
+        rest.stderr
+    )
 
 
 def test_sigterm_while_starting(data, tmp_path):
-    words = ["train", "imagenet", "--data", data, "--out", tmp_path/"run", *SMALL, "--epochs", "200", "--workers", "0"]
-    process = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [
+        "train",
+        "imagenet",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--epochs",
+        "200",
+        "--workers",
+        "0",
+    ]
+    process = subprocess.Popen(
+        command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     time.sleep(2)  # somewhere among the imports
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
@@ -153,44 +308,73 @@ def test_sigterm_while_starting(data, tmp_path):
 def test_two_processes_equal_one(data, tmp_path):
     words = ["train", "imagenet", "--data", data, *SMALL, "--epochs", "2", "--workers", "0", "--precision", "float64"]
     for name, ranks in (("one", 1), ("two", 2)):
-        done = lesa(*words, "--out", tmp_path/name, ranks=ranks)
+        done = lesa(*words, "--out", tmp_path / name, ranks=ranks)
         assert done.returncode == 0, done.stderr
-    one, two = (read_checkpoint(tmp_path/name/"last.pt") for name in ("one", "two"))
-    for key, tensor in one["model"].items(): torch.testing.assert_close(two["model"][key], tensor, rtol=1e-6, atol=1e-6)
+    one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for key, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][key], tensor, rtol=1e-6, atol=1e-6)
     assert one["scores"] == pytest.approx(two["scores"], abs=1e-5)
 
 
 def test_measure(data, tmp_path):
-    done = lesa("train", "imagenet", "--data", data, "--out", tmp_path/"x", *SMALL, "--workers", "1", "--measure")
-    assert done.returncode == 0 and "limits" in done.stdout and not (tmp_path/"x").exists(), done.stderr
+    done = lesa("train", "imagenet", "--data", data, "--out", tmp_path / "x", *SMALL, "--workers", "1", "--measure")
+    assert done.returncode == 0 and "limits" in done.stdout and not (tmp_path / "x").exists(), done.stderr
 
 
 def test_tensorboard(data, tmp_path):
     pytest.importorskip("tensorboard", reason="installed with [dev]")
-    done = lesa("train", "imagenet", "--data", data, "--out", tmp_path/"run", *[w for w in SMALL if w != "--no-tensorboard"], "--epochs", "1", "--workers", "0")
+    done = lesa(
+        "train",
+        "imagenet",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        *[w for w in SMALL if w != "--no-tensorboard"],
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+    )
     assert done.returncode == 0, done.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    board = EventAccumulator(str(tmp_path/"run"/"tensorboard"))
+
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     assert {"step/loss", "step/lr", "valid/top1"} <= set(board.Tags()["scalars"])
 
 
 @pytest.mark.slow
 def test_export(run, tmp_path):
-    done = lesa("export", "--weights", run[1]/"best.safetensors", "--out", tmp_path/"net.onnx", "--min-size", "48", "--max-size", "96")
+    done = lesa(
+        "export",
+        "--weights",
+        run[1] / "best.safetensors",
+        "--out",
+        tmp_path / "net.onnx",
+        "--min-size",
+        "48",
+        "--max-size",
+        "96",
+    )
     assert done.returncode == 0, done.stderr
     import onnxruntime
-    session = onnxruntime.InferenceSession(tmp_path/"net.onnx")
+
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     assert session.run(None, {"image": np.random.rand(1, 3, 60, 90).astype(np.float32)})[0].shape == (1, 2)
 
 
 def test_a_picture_of_any_kind_is_trained_on(data, tmp_path):
     "CMYK, greyscale, a palette and a wrong extension: read, not refused."
     import shutil
-    folder = Path(shutil.copytree(data, tmp_path/"data"))
-    files = sorted((folder/"train"/"low").iterdir())
+
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    files = sorted((folder / "train" / "low").iterdir())
     for path, mode, kind in zip(files, ("CMYK", "L", "P", "RGB"), ("JPEG", "PNG", "PNG", "JPEG")):
-        with Image.open(path) as image: changed = image.convert(mode)
+        with Image.open(path) as image:
+            changed = image.convert(mode)
         changed.save(path, kind)
-    done = lesa("train", "imagenet", "--data", folder, "--out", tmp_path/"run", *SMALL, "--epochs", "1", "--workers", "0")
+    done = lesa(
+        "train", "imagenet", "--data", folder, "--out", tmp_path / "run", *SMALL, "--epochs", "1", "--workers", "0"
+    )
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,90 @@
+"""`lesa eval`: weights scored on validation pictures."""
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from lesa_nb.cli.common import echo, is_main, positive, progress, worker_count, write_json
+
+
+def eval_imagenet(
+    data: Annotated[Path, arg(metavar="DIR")],
+    weights: Annotated[Path, arg(metavar="FILE")],
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str | None = None,
+    out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
+) -> int:
+    """Score weights on the validation pictures of a folder in ImageNet's layout.
+
+    Args:
+        data: Folder that holds val/, or the folders of the classes themselves.
+        weights: A .safetensors of `lesa train`, or a .pth of the authors.
+        image_size: Pixels of a side. Default: what the network was made for.
+        batch_size: Pictures at once.
+        workers: Processes that read pictures ahead.
+        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        out: Also write the scores there.
+    """
+    positive(image_size=image_size, batch_size=batch_size)
+    from lesa_nb.tasks.classify import load_classifier, score_folder
+
+    classifier = load_classifier(weights)
+    facts = classifier.facts
+    tables = f"{facts['position']} tables for {facts['image_size']} px"
+    echo(f"{facts['network']}, term {facts['term']}, {tables}, from {weights}")
+    scores = score_folder(
+        classifier,
+        data,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=worker_count(workers),
+        device=device,
+        watch=lambda batches: progress(batches, "batch"),
+    )
+    percent = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
+    echo(f"{scores['pictures']:,} pictures: {percent}, loss {scores['loss']:.4f}")
+    if out and is_main():
+        write_json(out, dict(scores, weights=str(weights), data=str(data)), "the scores")
+    return 0
+
+
+def eval_coco(
+    data: Annotated[Path, arg(metavar="DIR")],
+    weights: Annotated[Path, arg(metavar="FILE")],
+    split: str = "val2017",
+    batch_size: int = 1,
+    workers: int | None = None,
+    device: str | None = None,
+    out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
+) -> int:
+    """Score a detector on a split of a COCO folder: boxes and masks, COCO's twelve numbers.
+
+    Args:
+        data: Folder in COCO's layout.
+        weights: A .safetensors of lesa train coco, or a .pth of the authors.
+        split: Which pictures.
+        batch_size: Pictures at once.
+        workers: Processes that read pictures ahead.
+        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        out: Also write the scores there, with AP class by class.
+    """
+    positive(batch_size=batch_size)
+    from lesa_nb.tasks.detect import evaluate_coco
+
+    scores = evaluate_coco(
+        data,
+        weights,
+        split=split,
+        device=device,
+        batch_size=batch_size,
+        workers=worker_count(workers),
+        watch=lambda images: progress(images, "image"),
+    )
+    print(scores)
+    if out:
+        classes = {kind: scores.class_ap(kind) for kind in scores.precision}
+        numbers = dict(box=scores.box, mask=scores.mask, classes=classes)
+        write_json(out, dict(numbers, weights=str(weights), data=str(data), split=split), "the scores")
+    return 0

@@ -1,0 +1,303 @@
+"""`lesa demo`, `lesa explain`, `lesa explore`: see it learn, and what it looks at."""
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from tyro.conf import Positional, arg
+
+from lesa_nb.cli.common import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+_UNTRAINED = "UNTRAINED: the maps show what random weights do, not what a network has learned. Choose --weights."
+
+
+def _progress(losses: Iterator[float], name: str, steps: int) -> Iterator[float]:
+    "A progress bar around the losses of one run."
+    from tqdm import tqdm
+
+    with tqdm(total=steps, desc=name, unit="step") as bar:
+        for loss in losses:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            yield loss
+
+
+def run_demo(
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"),
+    steps: int = 400,
+    seed: int = 0,
+    quick: bool = False,
+) -> int:
+    """Train convolution, plain attention and LESA on digits and on generated pictures, and show what LESA looks at.
+
+    Takes some minutes on two CPU cores. Writes metrics.json, learning_curves.png, explain.png, explain_twin.png and
+    the weights.
+
+    Args:
+        out: Where everything is written.
+        steps: Training steps of every network on both tasks.
+        seed: Decides first weights and pictures; another seed, another run.
+        quick: Only see whether everything runs: 4 steps of 16 pictures. Nothing is learned.
+    """
+    if steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {steps}")
+    if seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {seed}")
+    from lesa_nb.study import demo
+    from lesa_nb.study.small import result_table
+
+    few: dict[str, Any] = dict(steps=4, batch_size=16, valid=64) if quick else dict(steps=steps)
+    metrics = demo.train_demo(out, seed=seed, watch=_progress, **few)
+    print(f"\n{result_table(metrics['results'])}\n")
+    if quick:
+        print("a quick run: nothing was learned, these accuracies say only that everything runs")
+    else:
+        print("\n".join(metrics["findings"]))
+    print(f"{metrics['seconds']:.0f} s; everything is in {out}")
+    return 0
+
+
+class _Network(NamedTuple):
+    "A network with LESA layers, and what one must know to show it a photograph."
+
+    model: "torch.nn.Module"
+    title: str  # what it is, for the output and the figure
+    channels: int  # of the pictures that it takes
+    mean: tuple
+    std: tuple
+    stride: int  # pixels to one position of its LESA layers
+    size: int  # longer side of a picture if the user does not choose
+    pair_floats: int  # numbers that it holds at once for each pair of positions
+
+
+def _untrained() -> _Network:
+    import torch
+
+    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+    from lesa_nb.models.resnet import lesa_resnet50
+
+    torch.manual_seed(0)
+    title = "UNTRAINED lesa_resnet50 (random weights, seed 0)"
+    return _Network(lesa_resnet50().eval(), title, 3, IMAGENET_MEAN, IMAGENET_STD, 16, 448, 120)
+
+
+def _classifier(path: Path) -> _Network:
+    "A classification network: of the authors, or trained by `lesa train`."
+    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+    from lesa_nb.models.registry import CLASSIFIERS
+    from lesa_nb.tasks.classify import load_classifier
+
+    model, facts = load_classifier(path)
+    title = f"{CLASSIFIERS[facts['network']].__name__} from {path.name}"
+    if facts["term"] != "lesa":
+        title += f", term {facts['term']}"
+    if facts.get("scores"):
+        title += f", top-1 {facts['scores']['top1']:.1f} %"
+    patch = 8 if facts["network"] == "small" else 16
+    pair_floats = dict(small=30, resnet50=120, wrn50=200)[facts["network"]]
+    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * facts["image_size"], pair_floats)
+
+
+def _ours(path: Path) -> _Network:
+    "A small network that `lesa demo` wrote."
+    from lesa_nb.study.small import TERM_NAMES, load_small
+
+    model, facts = load_small(path)
+    net = facts["net"]
+    title = (
+        f"small {TERM_NAMES[net['term']]} network trained {facts['steps']} steps on {facts['task']}, "
+        f"{facts['accuracy']:.1%} right there"
+    )
+    patch = net["patch"]
+    return _Network(model, title, net["channels"], (facts["mean"],), (facts["std"],), patch, 32 * patch, 30)
+
+
+def _open_network(weights: Path | None) -> _Network:
+    "The network in a file, whichever kind of file it is."
+    if weights is None:
+        return _untrained()
+    if not weights.exists():
+        raise FileNotFoundError(f"{weights}: no such file of weights")
+    if weights.is_dir():
+        raise ValueError(f"{weights}: a folder, not a file of weights")
+    with open(weights, "rb") as file:
+        head = file.read(9)
+    if weights.suffix != ".safetensors" and head[8:] != b"{":  # safetensors: eight bytes of length, then JSON
+        return _classifier(weights)
+    from lesa_nb.io.tensors import read_metadata
+
+    return _classifier(weights) if read_metadata(weights).get("arch") == "classifier" else _ours(weights)
+
+
+def _pixel(text: str | None, picture: "Image.Image") -> tuple[int, int]:
+    "Read 'X,Y' as row and column; the middle of the picture if nothing was chosen."
+    from lesa_nb.look.maps import cell_of
+
+    if text is None:
+        return picture.height // 2, picture.width // 2
+    try:
+        column, row = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--pixel wants two whole numbers X,Y, got {text!r}") from None
+    cell_of((row, column), (picture.height, picture.width), (1, 1))  # refuses a pixel outside the picture
+    return row, column
+
+
+def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal: str) -> Path:
+    "Where a result goes: a name of a kind that can be written, and never the photograph itself."
+    out = out or Path(f"{photo.stem}_lesa{suffix}")
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder; --out wants the name of a file")
+    if not out.suffix:
+        out = out.with_suffix(suffix)
+    if out.suffix[1:].lower() not in formats:
+        raise ValueError(f"{out}: {refusal}")
+    if out.exists() and out.samefile(photo):
+        raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _figure_file(out: Path | None, photo: Path) -> Path:
+    "Where a figure goes: any format that matplotlib writes."
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    return _new_file(out, photo, ".png", formats, f"figures can be written as {', '.join(sorted(formats))}")
+
+
+def _free_memory() -> int:
+    "Bytes that are free, as far as the system tells."
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 8 * 2**30
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 8 * 2**30)
+
+
+def _as_input(network: _Network, picture: "Image.Image", size: int) -> "torch.Tensor":
+    "The picture as the network wants it, in whole patches; refused if too small for it, or too large for this machine."
+    import torch
+
+    from lesa_nb.data.photos import fitted, photo_tensor
+
+    if size < network.stride:
+        patch = f"{network.stride}x{network.stride}"
+        raise ValueError(f"one patch of this network has {patch} pixels: choose a larger --size than {size}")
+    width, height = fitted(picture.size, size, network.stride)
+    positions = height * width // network.stride**2
+    need, free = 4 * network.pair_floats * positions**2, _free_memory()
+    if need > free:
+        raise ValueError(
+            f"at {width}x{height} each of {positions:,} positions looks at all others, which takes about "
+            f"{need / 2**30:.0f} GiB, but {free / 2**30:.0f} GiB are free: choose a smaller --size"
+        )
+    image = photo_tensor(picture, size, network.stride)
+    if network.channels == 1:
+        image = image.mean(0, keepdim=True)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (network.mean, network.std))
+    return (image - mean) / std
+
+
+def explain_photo(
+    photo: Annotated[Positional[Path], arg(metavar="PHOTO")],
+    weights: Annotated[Path | None, arg(metavar="FILE")] = None,
+    pixel: Annotated[str | None, arg(metavar="X,Y")] = None,
+    out: Annotated[Path | None, arg(metavar="FILE.png")] = None,
+    layer: Annotated[str | None, arg(metavar="NAME")] = None,
+    size: Annotated[int | None, arg(metavar="N")] = None,
+) -> int:
+    """Draw what one attention layer makes of a photograph: local term, gate, and what one pixel attends to.
+
+    Args:
+        photo: Any picture. Turned pictures, grey ones, CMYK, palettes and transparency are understood.
+        weights: A .safetensors written by `lesa demo` or `lesa train`, or a .pth of the authors.
+            Without it the network is untrained.
+        pixel: Column and row in the picture, counted from 0 at the top left. Default: its middle.
+        out: Where the figure goes. Default: the picture's name with _lesa.png, in the current folder.
+        layer: The attention layer to look into. Default: the last one.
+        size: Longer side in pixels at which the network sees the picture, rounded to whole patches.
+            The aspect ratio stays.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"--size must be at least 1, got {size}")
+    from lesa_nb.data.photos import open_image, photo_tensor
+    from lesa_nb.look import capture, maps
+
+    picture = open_image(photo)
+    row, column = _pixel(pixel, picture)
+    out = _figure_file(out, photo)
+    network = _open_network(weights)
+    image = _as_input(network, picture, size or network.size)
+    seen = capture.capture_layer(network.model, image[None], layer)
+
+    import matplotlib.pyplot as plt  # last: what goes wrong before needs no plotting
+
+    shape = f"{image.shape[2]}x{image.shape[1]}"
+    title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
+    fig = maps.explain_figure(photo_tensor(picture), seen, (row, column), title)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+    layers = ", ".join(capture.attention_layers(network.model))
+    print(f"network  {network.title}")
+    print(f"picture  {photo}: {picture.width}x{picture.height}, the network sees it at {shape}")
+    print(f"layer    {seen.layer} of {layers}: {seen.size[1]}x{seen.size[0]} positions")
+    print(f"pixel    {column},{row}" + ("" if pixel else " (the middle; choose another with --pixel X,Y)"))
+    print(f"figure   {out}")
+    if weights is None:
+        print(_UNTRAINED)
+    return 0
+
+
+def explore_photo(
+    photo: Annotated[Positional[Path], arg(metavar="PHOTO")],
+    weights: Annotated[tuple[Path, ...], arg(metavar="FILE")] = (),
+    pixel: Annotated[str | None, arg(metavar="X,Y")] = None,
+    out: Annotated[Path | None, arg(metavar="FILE.html")] = None,
+    layer: Annotated[str | None, arg(metavar="NAME")] = None,
+    size: Annotated[int | None, arg(metavar="N")] = None,
+    mean: bool = False,
+) -> int:
+    """Write a page on which every pixel of a photograph can be clicked.
+
+    It shows what each head attends to from there, the gate and the local term. One file, for any browser, without
+    server or network.
+
+    Args:
+        photo: Any picture. Turned pictures, grey ones, CMYK, palettes and transparency are understood.
+        weights: A .safetensors of `lesa demo` or `lesa train`, or a .pth of the authors; several for networks side
+            by side. Without it the network is untrained.
+        pixel: Column and row where the page starts, counted from 0 at the top left. Default: the middle.
+        out: Where the page goes. Default: the picture's name with _lesa.html, in the current folder.
+        layer: The only layer to show. Default: all, to choose from on the page.
+        size: Longer side in pixels at which the networks see the picture, rounded to whole patches.
+            The aspect ratio stays.
+        mean: Keep only the mean of the heads: smaller files, larger pictures.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"--size must be at least 1, got {size}")
+    from lesa_nb.data.photos import open_image
+    from lesa_nb.look.explorer import explorer
+
+    picture = open_image(photo)
+    start = _pixel(pixel, picture)
+    out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
+    networks, images = {}, {}
+    for file in weights or (None,):
+        network = _open_network(file)
+        name = network.title if network.title not in networks else f"{network.title} ({file})"
+        networks[name] = network.model
+        images[name] = _as_input(network, picture, size or network.size)[None]
+    layers = [layer] if layer else None
+    page = explorer(picture, networks, images, layers=layers, heads=not mean, pixel=start, title=photo.name)
+    page.save(out)
+    print(f"picture  {photo}: {picture.width}x{picture.height}")
+    for name, image in images.items():
+        print(f"network  {name}, sees it at {image.shape[3]}x{image.shape[2]}")
+    print(f"page     {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")
+    if not weights:
+        print(_UNTRAINED)
+    return 0

@@ -1,0 +1,286 @@
+"""`lesa train`: runs that are shown while they go, and that go on where they were stopped."""
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from lesa_nb.cli.common import UsageError, echo, is_main, positive, worker_count
+from lesa_nb.engine.signals import Stop
+
+
+class _Display:
+    "A run while it goes: a bar with loss, rate and speed, a line for every validation."
+
+    def __init__(self, speak: Callable[[str], None]):
+        self.speak, self.bar, self.epochs = speak, None, 0
+
+    def start(self, event: dict) -> None:
+        from tqdm import tqdm
+
+        where = "a new run"
+        if event["resumed"]:
+            where = f"resumed in epoch {event['epoch']} after step {event['step']} of {event['steps']}"
+        self.speak(
+            f"{where}: {event['pictures']:,} pictures to train on, {event['valid']:,} to validate, "
+            f"{event['parameters']:,} parameters, {event['processes']} process(es) on {event['device']}"
+        )
+        self.epochs = event["epochs"]
+        is_file = not sys.stderr.isatty()  # a file gets a line now and then instead of a bar
+        self.bar = tqdm(
+            total=event["epochs"] * event["steps"],
+            initial=event["epoch"] * event["steps"] + event["step"],
+            unit="step",
+            disable=not is_main(),
+            mininterval=20 if is_file else 0.5,
+            dynamic_ncols=not is_file,
+        )
+
+    def step(self, event: dict) -> None:
+        assert self.bar is not None
+        speed = f"{event['images_per_second']:.0f} pictures/s, waiting {event['waiting']:.0%}"
+        self.bar.set_description(f"epoch {event['epoch'] + 1}/{self.epochs}", refresh=False)
+        self.bar.set_postfix_str(f"loss {event['loss']:.3f}, rate {event['lr']:.3g}, {speed}", refresh=False)
+        self.bar.update()
+
+    def valid(self, event: dict) -> None:
+        assert self.bar is not None
+        self.bar.clear()
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in event["scores"].items())
+        self.speak(f"epoch {event['epoch'] + 1}/{self.epochs}: {scores}{'  (best so far)' if event['best'] else ''}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def show_progress(events: Iterable[dict], *, speak: Callable[[str], None] = echo) -> dict:
+    """Show a run while it goes; returns the last event.
+
+    `events` come from `fit`; `speak` gets the lines. The bar counts the steps of the whole run, so its estimate is the
+    end of the run and not of an epoch.
+    """
+    display, last = _Display(speak), {}
+    try:
+        for last in events:
+            show = {"start": display.start, "step": display.step, "valid": display.valid}.get(last["kind"])
+            if show:
+                show(last)
+    finally:
+        display.close()  # before anybody says what went wrong
+    return last
+
+
+def _finish(folder: Path, last: dict, score: str) -> None:
+    "The end of a run: a figure beside the log, and where everything is. `score` decided which weights are best."
+    if not is_main():
+        return
+    from lesa_nb.engine.run import curves, read_log
+
+    if any(event["kind"] == "step" for event in read_log(folder)):
+        curves(folder, folder.name).savefig(folder / "curves.png", dpi=110)
+    files = f"weights, log, curves and checkpoint are in {folder}"
+    print(f"best {score} {last['best']:.2f}; {last['seconds']:.0f} s in this go; {files}")
+
+
+@dataclass
+class RunOptions:
+    "What a run can be told, whatever it learns."
+
+    epochs: int | None = None
+    "Instead of the recipe's."
+    batch_size: int | None = None
+    "Pictures in one step, all processes together, instead of the recipe's; the learning rate follows."
+    accumulate: int | None = None
+    "Parts that each process cuts its pictures of one step into: less memory, the same step."
+    lr: float | None = None
+    "Rate for as many pictures as the recipe says, instead of the recipe's."
+    precision: Literal["float32", "bfloat16", "float64"] | None = None
+    "Instead of the recipe's. float64 is slow, and there to compare runs."
+    seed: int = 0
+    "Decides first weights, order and what happens to each picture."
+    resume: Literal["never", "auto"] = "never"
+    "auto: go on where the folder's checkpoint stands, if there is one. never: refuse a folder that holds a run."
+    stop_after: Annotated[int | None, arg(metavar="EPOCHS")] = None
+    "End after so many epochs; the learning rate still goes by the recipe's."
+    minutes: float = 15.0
+    "Between two checkpoints; each epoch ends with one, too."
+    workers: int | None = None
+    "Processes that read pictures ahead, for each process that trains. Default: the cores there are, shared."
+    device: str | None = None
+    "cpu, cuda or cuda:N. Default: a GPU if there is one."
+    no_tensorboard: bool = False
+    "Write no files for TensorBoard."
+
+    def __post_init__(self) -> None:
+        positive(
+            epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, stop_after=self.stop_after
+        )
+        if self.seed < 0 or self.minutes < 0 or (self.workers or 0) < 0:
+            raise UsageError("--seed, --minutes and --workers must not be negative")
+
+    @property
+    def readers(self) -> int:
+        "Processes that read pictures ahead: what was asked for, or the cores there are, shared."
+        return worker_count(self.workers)
+
+    def changed(self, recipe: Any, **more: Any) -> Any:
+        "A recipe with what was asked for; `more` are other numbers of it, where None leaves one as it is."
+        return recipe.changed(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            lr=self.lr,
+            precision=self.precision,
+            **more,
+        )
+
+    def train(self, task: Any, recipe: Any, out: Path, stop: Stop) -> None:
+        "Run the loop, show it, and say where everything is."
+        from lesa_nb.engine.run import fit
+
+        board = importlib.util.find_spec("tensorboard") is not None and not self.no_tensorboard
+        events = fit(
+            task,
+            recipe,
+            out,
+            seed=self.seed,
+            resume=self.resume == "auto",
+            until=self.stop_after,
+            workers=self.readers,
+            minutes=self.minutes,
+            device=self.device,
+            stop=stop,
+            tensorboard=board,
+        )
+        _finish(out, show_progress(events), task.score)
+
+
+def train_imagenet(
+    data: Annotated[Path, arg(metavar="DIR")],
+    run: Annotated[RunOptions, OmitArgPrefixes],
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/imagenet"),
+    recipe: Literal["published", "modern"] = "published",
+    network: Literal["resnet50", "wrn50", "small"] = "resnet50",
+    term: Literal["lesa", "attention", "conv"] = "lesa",
+    position: Literal["flat", "factored"] = "flat",
+    image_size: int = 224,
+    augment: Literal["published", "jitter", "modern", "gentle"] | None = None,
+    label_smoothing: float | None = None,
+    cutmix: float | None = None,
+    no_compile: bool = False,
+    measure: bool = False,
+) -> int:
+    """Train a network on a folder of pictures in ImageNet's layout: train/CLASS/*.jpg and val/CLASS/*.jpg.
+
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM and Ctrl-C save
+    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
+    A run cut off by force loses at most --minutes.
+
+    Args:
+        data: Folder that holds train/ and val/ with a folder for each class.
+        run: What every run can be told.
+        out: Folder of this run: checkpoint, weights, log, curves.
+        recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.
+        network: The published networks, or a small one for trying out.
+        term: What takes the place of the 3x3 convolutions: LESA, or a control.
+        position: Kind of position table. Detectors can start from factored ones only.
+        image_size: Pixels of a side; the position tables are made for it.
+        augment: Which random changes pictures go through, instead of the recipe's.
+            jitter: the published ones and changes of colour.
+        label_smoothing: Instead of the recipe's; the authors' option is 0.1.
+        cutmix: Instead of the recipe's; 1 mixes in rectangles of any size.
+        no_compile: Do not compile, even if the recipe does.
+        measure: Do not train: measure what loading and the network do alone, and say which limits.
+    """
+    positive(image_size=image_size)
+    with Stop() as stop:  # listens while the rest is still being imported
+        from lesa_nb.engine.loop import say_recipe
+        from lesa_nb.tasks.classify import find_recipe, imagenet_task, say_speeds, speeds
+
+        changes = dict(augment=augment, label_smoothing=label_smoothing, cutmix=cutmix)
+        chosen = run.changed(find_recipe(recipe), compile=False if no_compile else None, **changes)
+        task: Any = imagenet_task(
+            data, chosen, network=network, term=term, position=position, image_size=image_size, seed=run.seed
+        )
+        echo(
+            f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
+            f"seed {run.seed}, {run.readers} worker(s)"
+        )
+        echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1))))
+        if measure:
+            echo(say_speeds(speeds(task, chosen, workers=run.readers, device=run.device), run.readers))
+        else:
+            run.train(task, chosen, out, stop)
+    return 0
+
+
+def train_coco(
+    data: Annotated[Path, arg(metavar="DIR")],
+    run: Annotated[RunOptions, OmitArgPrefixes],
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs/coco"),
+    model: Literal["mask_rcnn", "htc"] = "mask_rcnn",
+    recipe: Literal["published", "modern"] = "published",
+    network: Literal["published", "small"] = "published",
+    start: Annotated[Path | None, arg(metavar="FILE")] = None,
+    convert: Literal["drop", "slice"] | None = None,
+    term: Literal["lesa", "attention", "conv"] = "lesa",
+    image_size: int | None = None,
+    no_semantic: bool = False,
+    missing: Literal["error", "drop"] = "error",
+) -> int:
+    """Train a detector on a folder in COCO's layout: train2017, val2017, annotations and, for HTC, stuffthingmaps.
+
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
+    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
+    A run cut off by force loses at most --minutes.
+
+    Args:
+        data: Folder in COCO's layout.
+        run: What every run can be told.
+        out: Folder of this run: checkpoint, weights, log, curves.
+        model: Mask R-CNN on LESA-ResNet-50, or HTC on LESA-WRN-50.
+        recipe: published: 20 epochs, as in the paper. modern: 50 epochs with large-scale jitter.
+            A small detector has a recipe of its own.
+        network: published, or small: for trying out on drawn pictures.
+        start: ImageNet weights for the backbone: a .safetensors of lesa train imagenet --position factored,
+            or a .pth of the authors.
+        convert: What to do with flat position tables in them: drop or slice. Without it they are refused.
+        term: What takes the place of the 3x3 convolutions: LESA, or a control.
+        image_size: Pixels of a side; the position tables are made for it. Default: as published.
+        no_semantic: HTC without stuff maps.
+        missing: What to do about pictures that are not there.
+    """
+    positive(image_size=image_size)
+    with Stop() as stop:  # listens while the rest is still being imported
+        from lesa_nb.engine.loop import say_recipe
+        from lesa_nb.tasks.detect import RECIPES, coco_task
+
+        name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
+        chosen = run.changed(RECIPES[name])
+        task: Any = coco_task(
+            data,
+            model=model,
+            network=network,
+            term=term,
+            image_size=image_size,
+            augment=chosen.augment,
+            semantic=not no_semantic,
+            start=start,
+            convert=convert,
+            seed=run.seed,
+            missing=missing,
+            say=echo,
+        )
+        net = task.facts["net"]
+        echo(
+            f"{model}, {network}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, "
+            f"seed {run.seed}, {run.readers} worker(s)"
+        )
+        echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1)), frozen=True))
+        run.train(task, chosen, out, stop)
+    return 0

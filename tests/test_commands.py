@@ -1,0 +1,329 @@
+"""The commands called as functions: what each adds to the library's own functions, and the way from a folder to scores."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lesa_nb.cli import check, common, export, see
+from lesa_nb.cli.app import main
+from lesa_nb.cli.common import UsageError
+from lesa_nb.cli.data import make_coco_folder, make_imagenet, verify_coco_folder, verify_imagenet
+from lesa_nb.cli.eval import eval_coco, eval_imagenet
+from lesa_nb.cli.train import RunOptions, show_progress, train_coco, train_imagenet
+from lesa_nb.engine.loop import Recipe
+from lesa_nb.engine.run import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# What commands share
+
+
+def test_numbers_below_one_are_refused_by_their_flag():
+    with pytest.raises(UsageError, match="--batch-size must be at least 1, got 0"):
+        common.positive(epochs=None, batch_size=0)
+    assert common.is_main()
+
+
+def test_only_the_main_process_talks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    common.echo("hello")
+    assert not common.is_main() and capsys.readouterr().out == ""
+
+
+def test_workers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
+    assert common.worker_count(3) == 3 and common.worker_count(None) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert common.worker_count(None) == 2
+
+
+def test_scores_that_are_nan_are_null_in_json(tmp_path):
+    common.write_json(tmp_path / "scores.json", {"AP": float("nan"), "AR": 0.5}, "the scores")
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"AP": None, "AR": 0.5}
+
+
+def test_a_run_is_shown_while_it_goes():
+    lines = []
+    start = dict(kind="start", epoch=0, step=0, epochs=1, steps=1, resumed=False, pictures=4, valid=2)
+    events = [
+        {**start, "parameters": 9, "processes": 1, "device": "cpu"},
+        dict(kind="step", epoch=0, step=1, loss=1.0, lr=0.1, images_per_second=7.0, waiting=0.5),
+        dict(kind="valid", epoch=0, step=1, scores=dict(top1=50.0), best=True),
+    ]
+    assert show_progress(iter(events), speak=lines.append) == events[-1]
+    assert "4 pictures to train on" in lines[0] and lines[1] == "epoch 1/1: top1 50.00  (best so far)"
+    events[0] = {**events[0], "resumed": True, "epoch": 0, "step": 1, "steps": 2}
+    show_progress(iter(events), speak=lines.append)
+    assert lines[2].startswith("resumed in epoch 0 after step 1 of 2: 4 pictures")
+
+
+def test_options_of_a_run_change_the_recipe():
+    recipe = Recipe("try", epochs=3, batch_size=8, lr=0.1, lr_batch=8)
+    assert RunOptions().changed(recipe) == recipe
+    changed = RunOptions(epochs=5, lr=0.2).changed(recipe, ema=0.9, clip=None)
+    assert changed == Recipe("try", epochs=5, batch_size=8, lr=0.2, lr_batch=8, ema=0.9)
+    for wrong in (dict(epochs=0), dict(seed=-1), dict(workers=-1), dict(minutes=-1.0), dict(stop_after=0)):
+        with pytest.raises(UsageError):
+            RunOptions(**wrong)
+
+
+# lesa check
+
+
+def test_a_torchvision_made_for_another_torch_is_named(monkeypatch, capsys):
+    assert check.check_machine() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "ready"
+    for name in ("python", "torch", "torchvision", "CPU", "GPU"):
+        assert any(line.split()[0] == name for line in lines if line), name
+
+    def broken_nms(*args):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    stand_in = types.SimpleNamespace(ops=types.SimpleNamespace(nms=broken_nms))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torchvision", stand_in)
+        assert check.check_machine() == 1
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "to be mended: torch + torchvision"
+    assert "nms does not exist; install them together: pip install --force-reinstall torch torchvision" in said
+    assert check.check_machine() == 0
+
+
+def test_versions_are_compared_by_their_first_numbers():
+    assert [check.numbers(v) for v in ("2.15.0+cpu", "3.10.0rc1", "7")] == [(2, 15), (3, 10), (7,)]
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_what_is_asked_for_stands_in_settings_once(is_installed, monkeypatch):
+    def requires(name):
+        if not is_installed:
+            raise check.PackageNotFoundError(name)
+        return ["torch>=2.10", "tyro", 'scikit-learn; extra == "demo"', "nbdev<3,>=2.4.14; extra == 'dev'"]
+
+    monkeypatch.setattr(check, "requires", requires)
+    found = {need.name: need for need in check.requirements()}
+    assert found["torch"] == ("torch", "2.10", "") and found["tyro"] == ("tyro", "", "")
+    assert found["scikit-learn"] == ("scikit-learn", "", "demo") and found["nbdev"] == ("nbdev", "2.4.14", "dev")
+    if not is_installed:
+        assert set(check.PURPOSES) <= set(found)  # each optional package stands in settings.ini
+
+
+# The whole way, with the functions behind the commands
+
+SMALL = dict(network="small", image_size=64, position="factored", augment="gentle")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A folder that was drawn and checked, a network trained on it, asked to end after an epoch, and continued."
+    home = tmp_path_factory.mktemp("commands")
+    data, out = home / "pictures", home / "run"
+    assert make_imagenet(data, task="corner", train=32, val=9) == 0
+    assert verify_imagenet(data) == 0
+    run = RunOptions(epochs=2, batch_size=16, lr=0.4, workers=0, no_tensorboard=True)
+    assert train_imagenet(data, replace(run, stop_after=1), out, **SMALL) == 0
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_imagenet(data, run, out, **SMALL)
+    assert train_imagenet(data, replace(run, resume="auto"), out, **SMALL) == 0
+    return data, out
+
+
+def test_a_run_ends_and_goes_on(trained):
+    data, out = trained
+    assert [e["epoch"] for e in read_log(out) if e["kind"] == "valid"] == [0, 1]
+    files = {"best.json", "best.safetensors", "curves.png", "last.json", "last.pt", "last.safetensors", "log.jsonl"}
+    assert files <= {p.name for p in out.iterdir()} <= files | {"lock"}
+
+
+def test_eval_gives_what_the_run_reported(trained, tmp_path):
+    data, out = trained
+    assert eval_imagenet(data, out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    again = json.loads((tmp_path / "scores.json").read_text())
+    reported = json.loads((out / "last.json").read_text())["scores"]
+    assert [again["top1"], again["loss"]] == pytest.approx([reported["top1"], reported["loss"]], abs=1e-4)
+
+
+def test_an_exported_program_takes_any_size(trained, tmp_path):
+    _, out = trained
+    assert export.export_classifier(out / "best.safetensors", tmp_path / "small.pt2", min_size=48, max_size=96) == 0
+    program = torch.export.load(tmp_path / "small.pt2").module()
+    assert program(torch.rand(1, 3, 60, 90)).shape == (1, 2)
+    with pytest.raises(UsageError, match="must end in .onnx or .pt2"):
+        export.export_classifier(out / "best.safetensors", tmp_path / "small.bin")
+
+
+def test_a_torn_picture_is_named(trained):
+    data, out = trained
+    torn = data / "val" / "low" / "torn.png"
+    torn.write_bytes(b"torn")
+    try:
+        assert verify_imagenet(data) == 1
+        with pytest.raises(ValueError, match="torn.png"):
+            eval_imagenet(data, out / "last.safetensors", workers=0)
+    finally:
+        torn.unlink()
+
+
+def test_two_processes_talk_once(trained, tmp_path):
+    words = ["train", "imagenet", "--data", trained[0], "--out", tmp_path / "two", "--network", "small"]
+    words += ["--image-size", "64", "--position", "factored", "--epochs", "1", "--batch-size", "16", "--lr", "0.4"]
+    words += ["--augment", "gentle", "--workers", "0", "--device", "cpu", "--no-tensorboard"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*start, "-m", "lesa_nb.cli", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 process(es) on cpu") == 1
+    assert "2 process(es) x 1 " in done.stdout and "x 8 pictures" in done.stdout
+
+
+def test_the_same_for_coco(tmp_path):
+    folder, out = tmp_path / "coco", tmp_path / "detector"
+    assert make_coco_folder(folder, train=16, val=4, test=2, size=96) == 0
+    assert verify_coco_folder(folder) == 0
+    run = RunOptions(epochs=1, workers=0, no_tensorboard=True)
+    assert train_coco(folder, run, out, network="small", image_size=96) == 0
+    assert eval_coco(folder, out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    scored = json.loads((tmp_path / "scores.json").read_text())
+    reported = json.loads((out / "last.json").read_text())["scores"]
+    assert 100 * (scored["mask"]["AP"] or 0) == pytest.approx(reported["mask AP"], abs=1e-3)
+    assert export.testdev_file(folder, out / "last.safetensors", tmp_path / "testdev.json", workers=0) == 0
+    found = json.loads((tmp_path / "testdev.json").read_text())
+    assert {r["category_id"] for r in found} <= {2, 17, 90}
+    (folder / "val2017" / "000000200000.jpg").unlink()
+    assert verify_coco_folder(folder) == 1
+
+
+# The demo's files, and what can be asked of them
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "a folder; ünd so"
+    see.run_demo(out, quick=True)
+    return out
+
+
+def lesa(capsys, *words):
+    "Run a command in this very process: exit status, stdout, stderr."
+    capsys.readouterr()
+    status = main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def test_a_quick_demo_leaves_every_file(demo, tmp_path, capsys):
+    plain = {"metrics.json", "learning_curves.png", "explain.png", "explain_twin.png"}
+    weights = {f"{task}_{term}.safetensors" for task in ("digits", "twin") for term in ("conv", "attention", "lesa")}
+    assert {p.name for p in demo.iterdir()} == plain | weights
+    assert "nothing was learned" in lesa(capsys, "demo", "--quick", "--out", tmp_path / "again")[1]
+    with pytest.raises(UsageError, match="steps must be at least 1, got 0"):
+        see.run_demo(demo, steps=0)
+    with pytest.raises(UsageError, match="seed must be at least 0, got -1"):
+        see.run_demo(demo, seed=-1)
+
+
+@pytest.fixture
+def flower(tmp_path):
+    from lesa_nb.data.photos import sample_photo
+
+    path = tmp_path / "flower; näh.png"
+    sample_photo("flower").save(path)
+    return path
+
+
+def test_explain_and_explore_with_the_demos_weights(demo, flower, tmp_path, capsys):
+    weights, figure, page = demo / "twin_lesa.safetensors", tmp_path / "figure.png", tmp_path / "page.html"
+    words = ["explain", flower, "--weights", weights, "--pixel", "300,200", "--out", figure]
+    status, said, complained = lesa(capsys, *words)
+    assert (status, complained) == (0, "")
+    assert "640x427, the network sees it at 160x105" in said and "UNTRAINED" not in said
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    words = [
+        "explore",
+        flower,
+        "--weights",
+        weights,
+        "--size",
+        "80",
+        "--layer",
+        "blocks.1.conv2",
+        "--mean",
+        "--out",
+        page,
+    ]
+    status, said, complained = lesa(capsys, *words)
+    assert (status, complained) == (0, "")
+    assert "sees it at 80x55" in said and page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_every_mistake_is_one_line(demo, flower, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text, weights, full = tmp_path / "text.jpg", demo / "twin_lesa.safetensors", tmp_path / "full"
+    text.write_text("no picture")
+    full.mkdir()
+    (full / "letter.txt").write_text("dear")
+    mistakes = [
+        (["explain", "gone.jpg"], 1, "gone.jpg: missing file (no such file)"),
+        (["explain", text], 1, "text.jpg: not a picture"),
+        (["explain", full], 1, "a folder, not a picture"),
+        (
+            ["explain", flower, "--pixel", "640,0"],
+            1,
+            "pixel 640,0 lies outside the picture, which is 640 wide and 427 high",
+        ),
+        (["explain", flower, "--pixel", "-1,0"], 1, "pixel -1,0 lies outside"),
+        (["explain", flower, "--pixel", "middle"], 2, "wants two whole numbers X,Y"),
+        (["explain", flower, "--weights", "gone.pth"], 1, "gone.pth: no such file of weights"),
+        (["explain", flower, "--weights", text], 1, "text.jpg"),
+        (["explain", flower, "--weights", demo / "twin_conv.safetensors"], 1, "no LESA layer"),
+        (["explain", flower, "--weights", weights, "--layer", "nose"], 1, "there are blocks.0.conv2, blocks.1.conv2"),
+        (["explain", flower, "--weights", weights, "--size", "3"], 1, "choose a larger --size"),
+        (["explain", flower, "--out", flower], 1, "would overwrite the picture"),
+        (["explain", flower, "--out", full], 1, "a folder"),
+        (["explain", flower, "--out", full / "figure.doc"], 1, "figures can be written as"),
+        (["explain", flower, "--out", text / "figure.png"], 1, "text.jpg"),
+        (["explore", "gone.jpg"], 1, "gone.jpg: missing file (no such file)"),
+        (["explore", flower, "--out", flower], 1, "a page is written as .html"),
+        (["demo", "--steps", "0"], 2, "--steps must be at least 1"),
+        (["demo", "--stpes", "4"], 2, "--stpes"),
+        (["train", "imagenet", "--data", full, "--out", full / "run"], 1, "no such folder; expected train/ and val/"),
+        (["train", "imagenet", "--data", "gone", "--epochs", "0"], 2, "--epochs must be at least 1"),
+        (["train", "imagenet", "--data", "gone", "--recipe", "secret"], 2, "secret"),
+        (["eval", "imagenet", "--data", "gone", "--weights", text], 1, "text.jpg"),
+        (["eval", "imagenet", "--data", "gone", "--weights", weights], 1, "holds no classifier"),
+        (["verify-data", "imagenet", "gone"], 1, "gone: no such folder"),
+        (["make-data", "imagenet", full], 1, "exists already and is not empty"),
+        (["export", "--weights", "gone.pth", "--out", "net.onnx"], 1, "gone.pth: no such file of weights"),
+        (["train", "coco", "--data", "gone", "--network", "small"], 1, "gone"),
+        (["eval", "coco", "--data", "gone", "--weights", text], 1, "gone"),
+        (["train"], 2, "imagenet"),
+        (["dmeo"], 2, "dmeo"),
+        ([], 2, "demo"),
+    ]
+    for words, expected, sentence in mistakes:
+        status, said, complained = lesa(capsys, *words)
+        assert status == expected and sentence in complained, (words, status, complained)
+        assert "Traceback" not in complained
+        if expected == 1:
+            assert complained.count("\n") == 1
+
+
+def test_help_of_a_command_imports_nothing_heavy(capsys):
+    assert lesa(capsys, "train", "imagenet", "--help")[0] == 0
+    heavy = {"torch", "matplotlib", "PIL", "numpy"}
+    code = "import sys; from lesa_nb.cli import main; main(['explain', '--help']); "
+    code += f"print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--pixel X,Y" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""

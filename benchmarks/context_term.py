@@ -13,7 +13,7 @@ from as_published import as_published
 from common import arguments, chosen, peak_mb, save, seconds, start
 
 from lesa_nb.layers.context import Context, explicit
-from lesa_nb.layers.lesa import POSITIONS
+from lesa_nb.layers.lesa import POSITIONS, attend_with
 from lesa_nb.layers.blockwise import streaming
 
 QUESTION = "How much faster and leaner is the context term when it streams?"
@@ -38,7 +38,8 @@ def measure(position, C, side, batch, args, peak_speed):
     K, V = C//16, C//8
     layer = Context(C, C, POSITIONS[position]((side, side), K, V)).to(args.device)
     layers = {name: copy.deepcopy(layer) for name in WAYS}
-    for name, way in WAYS.items(): layers[name].attend = way
+    for name, way in WAYS.items():
+        attend_with(layers[name], way)
     x = torch.randn(batch, C, side, side, device=args.device)
 
     def train(name):

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from lesa_nb.layers.context import Context, explicit
 from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from lesa_nb.layers.lesa import attend_with
-from lesa_nb.layers.blockwise import attend
 
 QUESTION = "What does a training step of the published detectors cost, and what does streaming save?"
 DETECTORS = {"mask_rcnn": (mask_rcnn_lesa_resnet50, 1024), "htc": (htc_lesa_wrn50, 1280)}
@@ -75,7 +74,7 @@ def measure(name, size, args):
         losses().backward()
 
     def split(spent):
-        attend_with(network, attend)
+        attend_with(network, "auto")
         begin = time.perf_counter()
         loss = losses()
         spent["forward"] = time.perf_counter() - begin
@@ -84,7 +83,7 @@ def measure(name, size, args):
     warm = args.device != "cpu" or args.quick  # a full step on a CPU takes minutes
     contexts = sum(isinstance(m, Context) for m in network.modules())
     needs = quadratic_gb(contexts, size//16)
-    ways = {"streaming": attend} | ({"explicit": explicit} if needs <= args.limit_gb else {"explicit, again": explicit_again})
+    ways = {"streaming": "auto"} | ({"explicit": "explicit"} if needs <= args.limit_gb else {"explicit, again": explicit_again})
     works = {n: lambda way=way: step(way) for n, way in ways.items()}
     row = dict(name=name, size=size, contexts=contexts, explicit_needs_gb=needs, seconds=seconds(works, args.device, args.rounds, warm),
                peak_mb={n: peak_mb(w, args.device, warm) for n, w in works.items()})

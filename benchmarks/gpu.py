@@ -20,7 +20,7 @@ QUESTION = "What does streaming attention do on a GPU?"
 
 
 def flex_attention_way():
-    "(6.6) and (6.7) through torch's FlexAttention; the row and column parts are read inside its kernel."
+    "(7.1) and (7.2) through torch's FlexAttention; the row and column parts are read inside its kernel."
     from torch.nn.attention.flex_attention import flex_attention
 
     compiled = torch.compile(flex_attention)
@@ -36,7 +36,7 @@ def flex_attention_way():
 def ways(device):
     "name -> attention of (q, k, v, h, w), all with equal numbers."
     budget = st.BUDGET.get(device, st.BUDGET["cpu"])
-    found = {"explicit": st._explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
+    found = {"explicit": st.explicit_rows, "rows": lambda *t: st.row_attention(*(x.float() for x in t), budget), "channels": st.channel_attention}
     if device == "cuda":
         found["flex"] = flex_attention_way()
         if find_spec("triton"):
@@ -92,10 +92,10 @@ def layers(side, C, args, bf16):
 
 def training(steps):
     "The study's small networks, three seeds each, on the generated task that needs both terms."
-    from lesa_nb.study.small import INNER, train_small, twin_task
+    from lesa_nb.study.small import INNER, train_small, twin_problem
 
-    task = twin_task()
-    facts = [train_small(task, term, steps=steps, seed=seed).facts for term in INNER for seed in range(1 if steps < 10 else 3)]
+    task = twin_problem()
+    facts = [train_small(task, term, steps=steps, seed=seed).metadata for term in INNER for seed in range(1 if steps < 10 else 3)]
     for f in facts: print({k: f[k] for k in ("net", "seed", "accuracy", "seconds")}, flush=True)
     return facts
 

@@ -1,4 +1,4 @@
-"""Softmax attention with a row part and a column part as Triton kernels, eqs. (6.6) to (6.8): a contender of benchmarks/gpu.py.
+"""Softmax attention with a row part and a column part as Triton kernels, eqs. (7.1) to (7.3): a contender of benchmarks/gpu.py.
 
     softmax(q.k + h + w) v,   q, k: (P, K, N)   v: (P, V, N)   h: (P, N, H)   w: (P, N, W)   ->   (P, N, V)
 
@@ -26,14 +26,14 @@ def _vectors(ptr, at, width: tl.constexpr, there):
 
 @triton.jit
 def _logits(q, k, h, w, live):
-    "One tile of (6.6); columns beyond the map's last count for nothing."
+    "One tile of (7.1); columns beyond the map's last count for nothing."
     s = tl.dot(q, tl.trans(k), input_precision="ieee") + h[:, None] + w
     return tl.where(live[None, :], s, float("-inf"))
 
 
 @triton.jit
 def _weights_and_gradients(q, k, v, g, h, w, live, lse, delta):
-    "One tile of A (6.7) and of D (6.8)."
+    "One tile of A (7.2) and of D (7.3)."
     p = tl.exp(_logits(q, k, h, w, live) - lse[:, None])
     return p, p*(tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
 

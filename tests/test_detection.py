@@ -12,7 +12,7 @@ from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
 from lesa_nb.models.rpn import first_sampler
 from lesa_nb.weights.published import load_published, published_names, to_published
 from lesa_nb.models.pyramid import Backbone, Pyramid
-from lesa_nb.weights.start import backbone_from_classifier
+from lesa_nb.weights.start import start_backbone
 
 MEAN, STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
 DETECTORS = {"mask_rcnn": mask_rcnn_lesa_resnet50, "htc": htc_lesa_wrn50}
@@ -168,7 +168,7 @@ def test_refused_weights_change_nothing():
     load_published(twin, {f"module.{k}": v for k, v in good.items()})
     assert torch.equal(twin.box_head.classify.weight, model.box_head.classify.weight)
     with pytest.raises(ValueError, match="found no Backbone"):
-        backbone_from_classifier(torch.nn.Linear(1, 1), good)
+        start_backbone(torch.nn.Linear(1, 1), good)
 
 
 @pytest.mark.parametrize("keep_ratio", [False, True])

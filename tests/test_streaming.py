@@ -7,10 +7,11 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from lesa_nb.layers.blockwise import streaming
 from lesa_nb.layers.context import Context, explicit, head_widths
-from lesa_nb.layers.lesa import LESA, POSITIONS
+from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
+from lesa_nb.layers.moments import content_moments, score_scale
 from lesa_nb.models.resnet import ResNet
-from lesa_nb.layers.blockwise import content_moments, score_scale, streaming
 
 TABLES = list(POSITIONS)
 # batch, height, width of the map; height, width of the table: one pixel, one row, smaller, equal, larger, mixed
@@ -30,8 +31,7 @@ def contexts(table, fmap, *, heads=2, channels=16, dtype=torch.float64, seed=0, 
             nn.init.normal_(norm.running_mean, 0, 0.3)
             nn.init.uniform_(norm.running_var, 0.5, 2)
     one, two = one.to(dtype), copy.deepcopy(one).to(dtype)
-    one.attend, two.attend = explicit, streaming
-    return one, two
+    return attend_with(one, explicit), attend_with(two, streaming)
 
 
 def everything(context, x, probe, *, grad=True):
@@ -176,8 +176,7 @@ def test_compile_without_graph_breaks(table):
     "One graph forward and backward; numbers and statistics as in eager mode."
     torch._dynamo.reset()
     _, eager = contexts(table, (4, 5), dtype=torch.float32)
-    compiled = copy.deepcopy(eager)
-    compiled.attend = streaming
+    compiled = attend_with(copy.deepcopy(eager), streaming)
     x, probe = torch.randn(2, 16, 4, 5), torch.randn(2, 16, 4, 5)
     explained = torch._dynamo.explain(copy.deepcopy(compiled))(x)
     assert explained.graph_break_count == 0 and explained.graph_count == 1
@@ -195,9 +194,7 @@ def test_200_steps_of_autocast(table):
     "Training under bf16 autocast stays finite and learns."
     torch.manual_seed(0)
     net = ResNet(("L",), strides=(1,), base=16, num_classes=3, image_size=16, position=table)
-    for part in net.modules():
-        if isinstance(part, Context):
-            part.attend = streaming
+    attend_with(net, streaming)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
     x, target, losses = torch.randn(6, 3, 16, 16), torch.arange(6) % 3, []
     for _ in range(200):
@@ -215,8 +212,7 @@ def test_200_steps_of_autocast(table):
 def test_frozen_norms_keep_still(table):
     "Ten steps with frozen norms: weights move, every statistic stays bitwise the same, the 1-d ones too."
     torch.manual_seed(0)
-    layer = LESA(16, 16, 5, heads=2, position=table)
-    layer.context.attend = streaming
+    layer = LESA(16, 16, 5, heads=2, position=table, attend=streaming)
     for _ in range(3):
         layer(torch.randn(2, 16, 5, 5))
     for part in layer.modules():

@@ -158,7 +158,7 @@ def test_explain_opens_the_weights(run, data, tmp_path):
         "--out",
         tmp_path / "a.png",
     )
-    assert done.returncode == 0 and "small from best.safetensors, top-1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "small_resnet from best.safetensors, top-1" in done.stdout, done.stderr
 
 
 def test_refusals(run, data, tmp_path, capsys):

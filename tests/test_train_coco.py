@@ -21,11 +21,12 @@ from lesa_nb.tasks.coco_eval import score_results, to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.pyramid import prepare
-from lesa_nb.weights.start import backbone_from_classifier
+from lesa_nb.weights.start import start_backbone
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.engine.run import fit, loader
-from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, build_detector, coco_task, evaluate_coco, export_testdev,
-                                load_detector, start_backbone, told)
+from lesa_nb.models.registry import build_detector
+from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev,
+                                load_detector)
 from lesa_nb.engine.loop import adamw_onecycle
 from lesa_nb.weights.files import save_weights
 
@@ -53,7 +54,7 @@ def edit(folder, change, split="train2017"):
 
 
 def task_of(folder, model="mask_rcnn", **options):
-    return coco_task(folder, model=model, **dict(size="small", image_size=64, say=lambda text: None) | options)
+    return coco_task(folder, model=model, **dict(network="small", image_size=64, say=lambda text: None) | options)
 
 
 def steps(task, number, batch_size=2, lr=2e-3):
@@ -152,9 +153,9 @@ def test_start_from_a_run_of_our_own_equals_the_start_from_the_network(tmp_path)
     detectors = []
     for source in network, tmp_path / "theirs.pth", tmp_path / "best.safetensors":
         torch.manual_seed(2)
-        detector = build_detector(size="small", num_classes=3)
-        started = backbone_from_classifier(detector, source) if source is network else start_backbone(detector, source)
-        assert {"fc.weight", "fc.bias"} < set(started.dropped) and "fc.weight" in told(started)
+        detector = build_detector(network="small", num_classes=3)
+        started = start_backbone(detector, source)
+        assert {"fc.weight", "fc.bias"} < set(started.dropped) and "fc.weight" in started.format()
         detectors.append(detector.state_dict())
     assert all(tensor.equal(other[name]) for other in detectors[1:] for name, tensor in detectors[0].items())
 
@@ -335,7 +336,7 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
         from lesa_nb.engine.run import fit
         from lesa_nb.tasks.detect import RECIPES, coco_task
         data, out = sys.argv[1:]
-        task = coco_task(data, model="htc", size="small", image_size=64, valid="train2017", say=lambda text: None)
+        task = coco_task(data, model="htc", network="small", image_size=64, valid="train2017", say=lambda text: None)
         recipe = replace(RECIPES["small"], epochs=1, batch_size=4, lr=1e-12, warmup_steps=0)   # nothing is learned: both score the same weights
         events = list(fit(task, recipe, out))
         if os.environ.get("RANK", "0") == "0": Path(out, "scores.json").write_text(json.dumps(events[-1]["scores"]))
@@ -372,7 +373,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, model):
     "Box and mask AP above .9 on the pictures that it was trained on: everything from anchors to pasted masks pulls in one direction."
     folder = make_coco(tmp_path / "coco", train=12, val=1, test=0, size=128)
     eight(folder)
-    task = coco_task(folder, model=model, size="small", augment="none", valid="train2017", repeat=50, say=lambda text: None)
+    task = coco_task(folder, model=model, network="small", augment="none", valid="train2017", repeat=50, say=lambda text: None)
     assert len(task.train)/50 == len(task.valid) == 8
     events = list(fit(task, RECIPES["small"].changed(epochs=3), tmp_path / "run"))
     assert all(math.isfinite(loss) for e in events if e["kind"] == "step" for loss in e["losses"].values())

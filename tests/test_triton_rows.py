@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
 
 CHECK = """
 import torch
-from lesa_nb.layers.blockwise import _explicit_rows
+from lesa_nb.layers.blockwise import explicit_rows
 from triton_rows import triton_rows
 
 torch.manual_seed(0)
@@ -17,7 +17,7 @@ for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16),
     inputs = [torch.randn(*s, requires_grad=True) for s in [(P, K, H*W), (P, K, H*W), (P, V, H*W), (P, H*W, H), (P, H*W, W)]]
     for scale in (1., 30.):                                                       # and logits of hundreds
         loud = [(scale*inputs[0]).detach().requires_grad_(), *inputs[1:]]
-        want, got = _explicit_rows(*loud), triton_rows(*loud)
+        want, got = explicit_rows(*loud), triton_rows(*loud)
         g = torch.randn_like(want)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         for a, b in zip(torch.autograd.grad(got, loud, g), torch.autograd.grad(want, loud, g)):

@@ -265,7 +265,7 @@ def train_coco(
         task: Any = coco_task(
             data,
             model=model,
-            size=network,
+            network=network,
             term=term,
             image_size=image_size,
             augment=chosen.augment,

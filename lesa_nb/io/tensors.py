@@ -44,8 +44,12 @@ def save_tensors(
             raise OSError(errno.EIO, str(error)) from None
 
 
-def read_metadata(path: str | PathLike) -> dict[str, Any]:
+def read_metadata(path: str | PathLike, *, required: bool = True) -> dict[str, Any]:
     """What `save_tensors` was told about the tensors.
+
+    Args:
+        path: A .safetensors file.
+        required: Refuse a file that says nothing about its tensors; otherwise it has no metadata.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -58,6 +62,8 @@ def read_metadata(path: str | PathLike) -> dict[str, Any]:
             found = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    if "metadata" not in found and not required:
+        return {}
     if "metadata" not in found:
         raise ValueError(f"{path}: the file says nothing about its network; was it written by save_weights?")
     try:

@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .ways import OffsetTable, Way, find_way, register_way
 from .attention import pair_scores, split_qkv, weighted_sum
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-10
 def context_weights(
     q_BGKN: Float[Tensor, "B G K N"], # queries
     k_BGKN: Float[Tensor, "B G K N"], # keys
-    position: nn.Module, # offset table: `position.scores(q, k, size)` lists its position scores, each B G N N
+    position: OffsetTable, # `position.scores(q, k, size)` lists its position scores, each B G N N
     norm: nn.Module, # batch norm over (1 + position.n_scores)*G channels: one for each score of each head
     size: tuple[int, int], # (H, W) of the map, H*W = N
 ) -> Float[Tensor, "B G N N"]: # what each query takes from each key; every row sums to 1
@@ -26,11 +27,12 @@ def context_weights(
     return scores_BPGNN.sum(1).softmax(-1)                                           # (5.2) summed, (5.3)
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-22
+@register_way("explicit")
 def explicit(
     q_BGKN: Float[Tensor, "B G K N"], # queries
     k_BGKN: Float[Tensor, "B G K N"], # keys
     v_BGVN: Float[Tensor, "B G V N"], # values
-    position: nn.Module, # offset table: `position.values(w, size)` lists its value sums, each B G V N
+    position: OffsetTable, # `position.values(w, size)` lists its value sums, each B G V N
     norm: nn.Module, # batch norm of the scores, see `context_weights`
     size: tuple[int, int], # (H, W) of the map, H*W = N
 ) -> Float[Tensor, "B GVS N"]: # all S = 1 + position.n_values sums, interleaved channel by channel
@@ -57,9 +59,10 @@ class Context(nn.Module):
     def __init__(self,
         in_channels: int, # channels of the input
         out_channels: int, # channels C of the output
-        position: nn.Module, # offset table made for this head width: `FlatTable` or `FactoredTable`
+        position: OffsetTable, # made for this head width: `FlatTable` or `FactoredTable`
         *,
         heads: int = 8, # number of heads G
+        attend: str | Way = "auto", # how to get (5.1) to (5.5): a name, or a function with the signature of `explicit`
     ):
         super().__init__()
         head_widths(out_channels, heads)  # refuse a bad split here, not in the first forward pass
@@ -69,12 +72,16 @@ class Context(nn.Module):
         self.norm_qkv = nn.BatchNorm1d(2*out_channels)
         self.norm_scores = nn.BatchNorm2d((1 + position.n_scores)*heads)
         self.norm_out = nn.BatchNorm1d((1 + position.n_values)*out_channels)
-        self.attend = explicit  # any function with the signature of `explicit` may take its place
+        self.attend = find_way(attend, position)
 
     def _split(self, x_BCHW):
         "Queries, keys and values of every pixel, eq. (5.7)."
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.qkv.in_channels:
             raise ValueError(f"expected a map of shape (B, {self.qkv.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
+        own, kind = self.qkv.weight.dtype, x_BCHW.device.type
+        if x_BCHW.dtype != own and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            raise ValueError(f"expected a map of {own} like the layer's weights, found {x_BCHW.dtype}: "
+                             f"convert the map with .to({own}) or the layer with .to({x_BCHW.dtype})")
         return split_qkv(self.norm_qkv(self.qkv(x_BCHW.flatten(2))), self.heads)  # (5.7)
 
     def forward(self,

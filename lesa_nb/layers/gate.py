@@ -39,12 +39,12 @@ class Gate(nn.Module):
                              f"shrink = {tuple(shrink)}, found kernels = {tuple(kernels)}")
         if any(kernel % 2 == 0 for kernel in kernels):
             raise ValueError(f"expected odd kernels, which keep the size of the map, found {tuple(kernels)}")
-        layers, width = [nn.ReLU(inplace=True)], 2*channels  # in place: nobody else sees these maps
+        layers, width = [nn.ReLU()], 2*channels
         for divisor, kernel in zip(shrink, kernels):
             if divisor < 1 or width % divisor:
                 raise ValueError(f"expected divisors of the width, found shrink = {tuple(shrink)}: "
                                  f"{divisor} does not divide {width} channels")
-            layers += [*_conv_norm(width, width//divisor, kernel), nn.ReLU(inplace=True)]
+            layers += [*_conv_norm(width, width//divisor, kernel), nn.ReLU()]
             width //= divisor
         self.reason = nn.Sequential(*layers)
         self.project = nn.Sequential(*_conv_norm(width, channels, kernels[-1]))
@@ -54,4 +54,4 @@ class Gate(nn.Module):
         context_BCHW: Float[Tensor, "B C H W"], # context term
     ) -> Float[Tensor, "B C H W"]: # share of the context to add, between 0 and 1
         both_BCHW = torch.cat([local_BCHW, context_BCHW], dim=1)
-        return self.project(self.reason(both_BCHW)).sigmoid_()  # (8.2), (8.3)
+        return self.project(self.reason(both_BCHW)).sigmoid()  # (8.2), (8.3)

@@ -6,7 +6,7 @@
 __all__ = ['POSITIONS', 'Terms', 'build_context', 'LESA', 'attend_with']
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-02
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from .context import Context, head_widths
 from .gate import Gate, fuse
 from .local import Local
 from .position import FactoredTable, FlatTable
-from .blockwise import attend
+from .ways import Way, find_way
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-10
 POSITIONS = dict(flat=FlatTable, factored=FactoredTable)  # the offset tables that `position` can name
@@ -36,16 +36,15 @@ def build_context(
     *,
     heads: int = 8, # attention heads G
     position: str = "flat", # kind of offset table, a key of `POSITIONS`
+    attend: str | Way = "auto", # the name of a way to attend, or a function like `explicit`
 ) -> Context:
-    "A context term with its table that attends in the way that suits each call."
+    "A context term with its table."
     if position not in POSITIONS:
         raise ValueError(f"unknown position {position!r}: choose one of {', '.join(map(repr, POSITIONS))}")
     size = (fmap, fmap) if isinstance(fmap, int) else tuple(fmap)
     if len(size) != 2 or min(size) < 1: raise ValueError(f"expected fmap to be one size or (H, W), found {fmap}")
     table = POSITIONS[position](size, *head_widths(out_channels, heads))
-    context = Context(in_channels, out_channels, table, heads=heads)
-    context.attend = attend
-    return context
+    return Context(in_channels, out_channels, table, heads=heads, attend=attend)
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-14
 class LESA(nn.Module):
@@ -55,20 +54,24 @@ class LESA(nn.Module):
         out_channels: int, # channels C of the output
         fmap: int | tuple[int, int], # map size the position table is made for, (H, W) or one number for a square
         *,
-        heads: int = 8, # attention heads G, and groups of the local convolution
+        heads: int = 8, # attention heads G
         position: str = "flat", # kind of offset table, a key of `POSITIONS`
         stride: int = 1, # shrink the output by averaging stride x stride pixels
         deformable: bool = False, # let the taps of the local convolution move
         gate_shrink: tuple[int, ...] = (2,), # divisors of the gate's width, see `Gate`
         gate_kernels: tuple[int, ...] = (1, 1), # the gate's kernel sizes, one more than divisors
+        gate: nn.Module | None = None, # called with local and context; None: a `Gate` of this shrink and these kernels
+        local_groups: int | None = None, # groups of the local convolution; None: one per head; 1: dense, without the mix
+        attend: str | Way = "auto", # the name of a way to attend, or a function like `explicit`
     ):
         super().__init__()
         if stride < 1: raise ValueError(f"expected a stride of at least 1, found {stride}")
         head_widths(out_channels, heads)  # refuse a bad split before `Local` does in other words
         self.stride = stride
-        self.local = Local(in_channels, out_channels, groups=heads, deformable=deformable)
-        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position)
-        self.gate = Gate(out_channels, gate_shrink, gate_kernels)
+        groups = heads if local_groups is None else local_groups
+        self.local = Local(in_channels, out_channels, groups=groups, deformable=deformable)
+        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position, attend=attend)
+        self.gate = Gate(out_channels, gate_shrink, gate_kernels) if gate is None else gate
 
     def terms(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map, any height and width
@@ -88,12 +91,16 @@ class LESA(nn.Module):
         return self.terms(x_BCHW).out
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-31
+_Network = TypeVar("_Network", bound=nn.Module)
+
 def attend_with(
-    network: nn.Module, # a layer or any network with context terms in it
-    way, # `context.explicit`, `streaming.streaming`, or `streaming.attend`, which picks for each call
-) -> nn.Module: # the same network
+    network: _Network, # a layer or any network with context terms in it
+    way: str | Way, # "auto", "explicit", "rows", "channels", "flat", or a function with the signature of `explicit`
+) -> _Network: # the same network
     "Let every context term of a network attend in one way, (9.4)."
     contexts = [m for m in network.modules() if isinstance(m, Context)]
     if not contexts: raise ValueError(f"expected a network with context terms, found none in {type(network).__name__}")
-    for context in contexts: context.attend = way  # (9.4)
+    functions = [find_way(way, context.position) for context in contexts]  # (9.4) or an error, before anything changes
+    for context, function in zip(contexts, functions):
+        context.attend = function
     return network

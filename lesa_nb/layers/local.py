@@ -89,11 +89,14 @@ class Local(nn.Module):
         deformable: bool = False, # let the taps move, as published for detection
     ):
         super().__init__()
-        if out_channels is None: out_channels = in_channels
+        if out_channels is None:
+            out_channels = in_channels
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups: raise ValueError(f"{name} = {channels} is not divisible by groups = {groups}")
-        if deformable: self.spatial = DeformableConv2d(in_channels, out_channels, 3, padding=1, groups=groups)
-        else: self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1, groups=groups, bias=False)
+        if deformable:
+            self.spatial = DeformableConv2d(in_channels, out_channels, 3, padding=1, groups=groups)
+        else:
+            self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1, groups=groups, bias=False)
         # A single group already sees every channel: the published system has no mix then.
         self.mix = nn.Conv2d(out_channels, out_channels, 1, bias=False) if groups > 1 else nn.Identity()
         self.norm = nn.BatchNorm2d(out_channels)

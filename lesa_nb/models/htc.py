@@ -180,8 +180,8 @@ class HTC(MaskRCNN):
         return sum(drawn)/len(drawn)                                                                     # (26.7)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-23
-def _detector(kind, widen, num_classes, image_size, **options):
-    backbone = Backbone(image_size=image_size, widen=widen)
+def _detector(kind, widen, num_classes, image_size, term, **options):
+    backbone = Backbone(image_size=image_size, widen=widen, term=term)
     return kind(Pyramid(backbone), num_classes=num_classes, image_size=image_size, **options)
 
 def mask_rcnn_lesa_resnet50(
@@ -189,10 +189,11 @@ def mask_rcnn_lesa_resnet50(
     num_classes: int = 80, # labels run from 1 to this
     image_size: int = 1024, # pictures are brought to this square; the position tables are made for it
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape of the picture
+    term: str = "lesa", # "lesa", or a control: "attention" or "conv"
     **options, # resize_in_training, sampler, pre_nms_top_n, post_nms_top_n, see `MaskRCNN`
 ) -> MaskRCNN:
     "Mask R-CNN on LESA-ResNet-50, as published."
-    return _detector(MaskRCNN, 1, num_classes, image_size, keep_ratio=keep_ratio, **options)
+    return _detector(MaskRCNN, 1, num_classes, image_size, term, keep_ratio=keep_ratio, **options)
 
 def htc_lesa_wrn50(
     *,
@@ -200,7 +201,8 @@ def htc_lesa_wrn50(
     image_size: int = 1280, # pictures are brought to this square; the position tables are made for it
     semantic: bool = True, # learn from stuff maps as well
     keep_ratio: bool = False, # bring the longer side to `image_size` and keep the shape of the picture
+    term: str = "lesa", # "lesa", or a control: "attention" or "conv"
     **options, # resize_in_training, sampler, pre_nms_top_n, post_nms_top_n, see `MaskRCNN`
 ) -> HTC:
     "HTC on LESA-WRN-50, as published; without stuff maps if `semantic` is False."
-    return _detector(HTC, 2, num_classes, image_size, semantic=semantic, keep_ratio=keep_ratio, **options)
+    return _detector(HTC, 2, num_classes, image_size, term, semantic=semantic, keep_ratio=keep_ratio, **options)

@@ -168,9 +168,11 @@ def lesa_resnet50(
     image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
     position: str = "flat", # "flat" (published for classification) or "factored" (needed before detection)
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
+    **term_options, # heads and the others of `ResNet`
 ) -> ResNet:
     "LESA-ResNet-50, or its control, eq. (10.6)."
-    return ResNet(num_classes=num_classes, image_size=image_size, position=position, term=term)           # (10.6) w = 1
+    options = dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
+    return ResNet(**options, **term_options)                                                              # (10.6) w = 1
 
 def lesa_wrn50(
     *,
@@ -178,6 +180,8 @@ def lesa_wrn50(
     image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
     position: str = "flat", # "flat" (published for classification) or "factored" (needed before detection)
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
+    **term_options, # heads and the others of `ResNet`
 ) -> ResNet:
     "LESA-WRN-50, twice as wide inside every block, or its control, eq. (10.6)."
-    return ResNet(widen=2, num_classes=num_classes, image_size=image_size, position=position, term=term)  # (10.6) w = 2
+    options = dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
+    return ResNet(widen=2, **options, **term_options)                                                     # (10.6) w = 2

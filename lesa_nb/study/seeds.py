@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..layers.context import Context, context_weights
 from ..data.pictures import CELL, Twins, chunks
-from ..layers.lesa import LESA
+from ..layers.lesa import LESA, attend_with
 from .small import TERM_NAMES, Run, SmallNet, differ
 from ..layers.terms import local_share, split_terms
 from ..engine.loop import evaluate
@@ -91,7 +91,7 @@ def shares(
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-13
 def _only(side):
-    "A way to attend, see `Context.attend`, that sums the pairs of one side of eq. (2.1)."
+    "A way to attend, see `attend_with`, that sums the pairs of one side of eq. (2.1)."
     def attend(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
         if position.n_values: raise ValueError("one term can be dropped only where the offset table adds no values: position = 'factored'")
         return getattr(split_terms(context_weights(q_BGKN, k_BGKN, position, norm, size), v_BGVN), side).flatten(1, 2)
@@ -110,11 +110,13 @@ def drop_terms(
         hooks = [m.register_forward_hook(lambda layer, args, out, kept=kept: kept(layer.terms(args[0]))) for m in layers]
         ways = [m.attend for m in contexts]
         try:
-            for m in contexts: m.attend = _only(side)
+            for m in contexts:
+                attend_with(m, _only(side))
             if layers or contexts: scores[name] = evaluate(model, chunks(pictures, 128))
         finally:
             for hook in hooks: hook.remove()
-            for m, way in zip(contexts, ways): m.attend = way
+            for m, way in zip(contexts, ways):
+                attend_with(m, way)
     return scores
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-16
@@ -224,8 +226,8 @@ def study_row(
 ) -> dict: # a row of the study's file
     "One finished run and what was found inside."
     keep = ("accuracy", "chance", "pictures", "parameters", "steps", "batch_size", "lr", "seed", "seconds", "cpu_seconds")
-    net = {key: value for key, value in run.facts["net"].items() if key not in ("classes", "channels", "size", "patch")}
-    return dict(variant=run.facts["task"], name=name_of(net), net=net, **{key: run.facts[key] for key in keep},
+    net = {key: value for key, value in run.metadata["net"].items() if key not in ("classes", "channels", "size", "patch")}
+    return dict(variant=run.metadata["task"], name=name_of(net), net=net, **{key: run.metadata[key] for key in keep},
                 curve=[list(point) for point in run.curve], inside=measure(run.model, pictures))
 
 def name_of(

@@ -1,14 +1,19 @@
-"""Weights of a network with what is known of them, as one file of safetensors."""
+"""Files of weights: written with their metadata, and read whoever wrote them, in our names."""
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from os import PathLike
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from lesa_nb.io.tensors import read_metadata, read_tensors, save_tensors
+from lesa_nb.io.tensors import read_metadata, read_pth, read_tensors, save_tensors
+from lesa_nb.weights.names import in_our_names, is_published, unwrap
+from lesa_nb.weights.published import misfits, tensors_in
 
-__all__ = ["save_weights", "load_weights"]
+__all__ = ["Stored", "save_weights", "load_weights", "load_tensors", "read_weights"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -27,6 +32,28 @@ def save_weights(model: nn.Module, path: str | PathLike, **metadata: Any) -> Non
     save_tensors(model.state_dict(), path, metadata, what="the weights")
 
 
+def load_tensors(model: _Module, tensors: Mapping[str, Tensor], what: str | PathLike) -> _Module:
+    """Fill a model with tensors in our names, all of them or none; returns the same model.
+
+    Args:
+        model: Of the architecture that the tensors are from.
+        tensors: Its whole state dict.
+        what: What the tensors are, for the error's sentence: the path of their file.
+
+    Raises:
+        ValueError: They are those of another network; the message lists what differs, and the model is unchanged.
+    """
+    wanted = model.state_dict()
+    if problem := misfits(wanted, tensors):
+        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (wanted, tensors)]
+        wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+        raise ValueError(
+            f"{what}: weights of another network; {len(wrong)} names or shapes differ: {', '.join(wrong[:5])}\n"
+            f"It does not fit this {type(model).__name__}, which is unchanged:\n{problem}")
+    model.load_state_dict(dict(tensors))
+    return model
+
+
 def load_weights(model: _Module, path: str | PathLike) -> _Module:
     """Read weights back, all of them or none; returns the same model.
 
@@ -39,11 +66,79 @@ def load_weights(model: _Module, path: str | PathLike) -> _Module:
         ValueError: It is no such file, or its weights are those of another network; the model is unchanged.
     """
     read_metadata(path)  # speaks up if the file is of another kind
-    found, wanted = read_tensors(path), model.state_dict()
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (wanted, found)]
-    wrong = sorted({name for name, shape in shapes[0].items() ^ shapes[1].items()})
-    if wrong:
-        listed = ", ".join(wrong[:5])
-        raise ValueError(f"{path}: weights of another network; {len(wrong)} names or shapes differ: {listed}")
-    model.load_state_dict(found)
-    return model
+    return load_tensors(model, read_tensors(path), path)
+
+
+class Stored(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: In our names, without what wrappers put in front of them.
+        metadata: What the file says about itself; nothing if it is silent.
+        stripped: What wrappers had put into the names and was taken out: `module.`, `_orig_mod.`.
+        published: Whether the names were the authors'.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    stripped: tuple[str, ...]
+    published: bool
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by its start: eight bytes of length, then JSON."""
+    if path.suffix == ".safetensors":
+        return True
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _of_a_run(content: Any) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
+    """Weights and metadata of a run's checkpoint: the averaged ones if it has them; None if it is no such checkpoint."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("metadata"), Mapping):
+        return None
+    if not isinstance(content.get("model"), Mapping):
+        return None
+    average = content.get("average")
+    told = {key: content[key] for key in ("recipe", "seed", "epoch", "step", "scores") if key in content}
+    metadata = dict(content["metadata"]) | told | dict(averaged=average is not None)
+    if average is None:
+        return content["model"], metadata
+    return {key: tensor for key, tensor in average.items() if key != "n_averaged"}, metadata  # how often it was updated
+
+
+def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Names and tensors as they are stored, and the metadata beside them."""
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file of weights")
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder, not a file of weights; name the file inside it")
+        if _is_safetensors(path):
+            return read_tensors(path), read_metadata(path, required=False)
+        source = read_pth(path)
+    found = _of_a_run(source)
+    if found is not None:
+        return found
+    if isinstance(source, Mapping) and set(source) == {"model"} and isinstance(source["model"], Mapping):
+        return source["model"], {}
+    return source, {}
+
+
+def read_weights(source: str | PathLike | Mapping[str, Any]) -> Stored:
+    """Whatever holds weights, in our names; no code in it is executed.
+
+    Args:
+        source: Path of a file of this library (.safetensors), of a run's checkpoint (last.pt), of the authors (.pth), of
+            `torch.save(model.state_dict(), path)`; or what such a file holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no weights, is damaged, or would run code; the sentence names the file.
+    """
+    raw, metadata = _read(source)
+    what = "the given dictionary" if isinstance(source, Mapping) else os.fspath(source)
+    tensors, stripped = unwrap(tensors_in(raw, what), what)
+    published = is_published(tensors)
+    return Stored(in_our_names(tensors) if published else tensors, metadata, stripped, published)

@@ -1,0 +1,168 @@
+"""What attention in blocks stands on: cutting the work, buffers that are used again, a softmax in place, operators.
+
+The mathematics is in notebook 07; here is what keeps it fast and what registers it with PyTorch.
+"""
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: A logit this far below the largest of its row has a weight of exp(-60) = 1e-26: nothing, but not denormal.
+DEEP = 60.
+
+
+def even(n: int, most: int) -> int:
+    """The size of parts of `n` things as equal as can be, at most `most` (at least 1) each."""
+    return -(-n//-(-n//max(1, min(n, most))))
+
+
+def blocks(pairs: int, positions: int, unit: int, budget: int, lanes: int) -> list[tuple[slice, slice]]:
+    """Cut (pairs, rows of scores) into blocks: slices of image-head pairs and of rows, as (pairs, rows).
+
+    A row has `positions` scores; a block holds at most `budget` scores, but at least `unit` rows of one pair; its rows are
+    a multiple of `unit`, and it has `lanes` pairs if they fit.
+    """
+    rows = even(positions//unit, budget//(positions*unit*min(pairs, lanes)))*unit
+    some = even(pairs, budget//(rows*positions))
+    return [(slice(p, min(p + some, pairs)), slice(i, min(i + rows, positions)))
+            for p in range(0, pairs, some) for i in range(0, positions, rows)]
+
+
+def block_shape(p: slice, i: slice, positions: int) -> tuple[int, int, int]:
+    """Pairs, rows and columns of the scores of one block."""
+    return p.stop - p.start, i.stop - i.start, positions
+
+
+class Scratch:
+    """Buffers for one call: getting fresh memory for every block would cost more than the block's products."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape; the next one of the same name takes its memory."""
+        n = math.prod(shape)
+        if name not in self.buffers or len(self.buffers[name]) < n:
+            self.buffers[name] = self.like.new_empty(n)
+        return self.buffers[name][:n].view(shape)
+
+
+def weigh_(logits: Tensor, deep: bool) -> Tensor:
+    """Logits to weights, in place: a softmax over the last axis. With `deep`, logits are raised to `DEEP` below the largest
+    of their row first, since denormal numbers are a hundred times slower on many processors."""
+    if deep:
+        torch.maximum(logits, logits.amax(-1, keepdim=True) - DEEP, out=logits)
+    return torch.softmax(logits, -1, out=logits)
+
+
+def unweigh_(grad: Tensor, weights: Tensor) -> Tensor:
+    """Gradients of weights to gradients of logits, in place: w*(g - sum of w*g over the last axis), in one pass."""
+    return torch._softmax_backward_data(grad, weights, -1, weights.dtype, grad_input=grad)
+
+
+def twice_differentiable(written_out: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again, through the form with N x N tensors: `create_graph=True` lands here."""
+    wanted = [t for t in inputs if t.requires_grad]
+    grads = iter(torch.autograd.grad(written_out(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(grads) if t.requires_grad else None for t in inputs)
+
+
+class _DifferentiableAgain(torch.autograd.Function):
+    """A fused function with its own gradient, which it takes from the written-out form if that is to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, fused: Callable[..., Tensor], written_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.fused, ctx.written_out = fused, written_out
+        ctx.inner, ctx.out = _DifferentiableAgain._call(ctx, inputs)
+        return ctx.out.detach()
+
+    @staticmethod
+    def _call(ctx: Any, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        with torch.enable_grad():
+            inner = [t.detach().requires_grad_(needed) for t, needed in zip(inputs, ctx.needs_input_grad[2:])]
+            return inner, ctx.fused(*inner)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, *twice_differentiable(ctx.written_out, inputs, grads[0])
+        inner, out = (ctx.inner, ctx.out) if ctx.out is not None else _DifferentiableAgain._call(ctx, inputs)
+        ctx.inner = ctx.out = None  # what the fused kernel kept goes as soon as it was used; a second backward computes it again
+        found = iter(torch.autograd.grad(out, [t for t in inner if t.requires_grad], grads[0]))
+        return None, None, *(next(found) if t.requires_grad else None for t in inner)
+
+
+def differentiable_again(fused: Callable[..., Tensor], written_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`fused(*inputs)`, whose gradient can be differentiated again although a fused kernel's cannot.
+
+    First gradients are the fused kernel's own; with `create_graph=True` they come from `written_out(*inputs)`, the same
+    function in plain operations.
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+        return fused(*inputs)
+    return _DifferentiableAgain.apply(fused, written_out, *inputs)
+
+
+def side_by_side(*parts: Tensor, multiple: int = 8) -> Tensor:
+    """Join tensors along their last axis, filled up with zeros to a multiple of 8 channels, contiguous.
+
+    That is the layout in which every fused attention kernel takes its operands; zeros change no product.
+    """
+    missing = -sum(part.shape[-1] for part in parts) % multiple
+    return torch.cat([*parts, parts[0].new_zeros(*parts[0].shape[:-1], missing)], -1).contiguous()
+
+
+def row_and_column_parts(q_BGKN: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row part (B, G, N, H) and column part (B, G, N, W) of the scores, eq. (7.1): q . h for every row, q . w for every column.
+
+    q_BGKN: queries; axes: height (K, 2H-1) and width (K, 2W-1), see `FactoredTable.axes`; size: (H, W)
+    """
+    if torch.compiler.is_exporting():
+        return _gathered_parts(q_BGKN, axes, size)
+    at_y, at_x = (torch.arange(n, device=q_BGKN.device) - torch.arange(n, device=q_BGKN.device)[:, None] + n - 1 for n in size)
+    q_BGKHW = q_BGKN.unflatten(-1, tuple(size))
+    return (torch.einsum("bgkyx,kyz->bgyxz", q_BGKHW, axes[0][:, at_y]).flatten(2, 3),  # (7.1) h
+            torch.einsum("bgkyx,kxz->bgyxz", q_BGKHW, axes[1][:, at_x]).flatten(2, 3))  # (7.1) w
+
+
+def _gathered_parts(q: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same by gathering: einsum merges axes in a way that torch.export cannot prove right for every size."""
+    (B, G, _, N), W = q.shape, size[1]
+    pos_N = torch.arange(N, device=q.device)
+    parts = []
+    for axis_KR, n, own_N in zip(axes, size, (pos_N//W, pos_N % W)):
+        at_Nn = torch.arange(n, device=q.device) - own_N[:, None] + n - 1
+        all_PNR = q.flatten(0, 1).mT@axis_KR.expand(B*G, -1, -1)
+        parts.append(all_PNR.gather(-1, at_Nn.expand(B*G, -1, -1)).unflatten(0, (B, G)))  # (7.1)
+    return parts[0], parts[1]
+
+
+def register_gradients(op: Any, backward_op: Any, written_out: Callable[..., Tensor], *, tensors: int) -> None:
+    """Give a custom operator its gradients.
+
+    op: the operator; its first `tensors` arguments are tensors, then come numbers, the last of which is the budget
+    backward_op: takes the output's gradient and all of op's arguments; returns one gradient for each tensor
+    written_out: the same function of all arguments but the budget, which PyTorch can differentiate as often as it likes
+    """
+    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.numbers = inputs[tensors:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        inputs, numbers = ctx.saved_tensors, ctx.numbers
+        if torch.is_grad_enabled():
+            grads = twice_differentiable(lambda *t: written_out(*t, *numbers[:-1]), inputs, grad)
+        else:
+            grads = backward_op(grad.contiguous(), *inputs, *numbers)
+        return *grads, *[None]*len(numbers)
+
+    def shapes(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(t.new_empty(t.shape) for t in inputs[:tensors])
+
+    op.register_autograd(backward, setup_context=setup)
+    backward_op.register_fake(shapes)

@@ -1,0 +1,68 @@
+"""The ways to attend, by name: what `Context(attend=...)` and `attend_with` look up.
+
+A way is a function with the signature of `explicit`: queries, keys, values, offset table, norm of the scores and map size
+in, all value sums out. A module that has one to offer registers it; "explicit" is registered by `context`, the ways without
+N x N tensors by `blockwise`.
+"""
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+
+class OffsetTable(Protocol):
+    """What an offset table adds to plain attention: `FlatTable`, `FactoredTable`, or one of your own."""
+
+    n_scores: int  # maps of scores
+    n_values: int  # value sums
+
+    def scores(self, q_BGKN: Tensor, k_BGKN: Tensor, size: Size) -> list[Tensor]: ...
+
+    def values(self, w_BGNN: Tensor, size: Size) -> list[Tensor]: ...
+
+
+#: (queries, keys, values, offset table, norm of the scores, map size) -> all value sums, see `explicit`
+Way = Callable[[Tensor, Tensor, Tensor, OffsetTable, nn.Module, Size], Tensor]
+
+
+class _Entry(NamedTuple):
+    way: Way
+    tables: tuple[type, ...]  # kinds of table it serves; empty: all
+
+
+_WAYS: dict[str, _Entry] = {}
+
+
+def register_way(name: str, *tables: type) -> Callable[[Way], Way]:
+    """Decorate a function to be found as `name`; with `tables`, it serves these kinds of offset table only."""
+    def register(way: Way) -> Way:
+        _WAYS[name] = _Entry(way, tables)
+        return way
+    return register
+
+
+def _names(position: OffsetTable | None = None) -> str:
+    serving = [name for name, entry in _WAYS.items() if position is None or not entry.tables or isinstance(position, entry.tables)]
+    return ", ".join(map(repr, serving))
+
+
+def find_way(way: str | Way, position: OffsetTable) -> Way:
+    """The function behind a name, or `way` itself if it is a function.
+
+    ValueError for an unknown name, and for a way that cannot serve this kind of table.
+    """
+    if callable(way):
+        return way
+    if way not in _WAYS:
+        import_module("lesa_nb.layers.blockwise")  # its ways register themselves
+    if way not in _WAYS:
+        raise ValueError(f"unknown way to attend {way!r}: choose one of {_names()}, or pass a function like `explicit`")
+    entry = _WAYS[way]
+    if entry.tables and not isinstance(position, entry.tables):
+        served = " or ".join(kind.__name__ for kind in entry.tables)
+        raise ValueError(f"the way {way!r} serves a {served}, found a {type(position).__name__}: "
+                         f"choose one of {_names(position)}")
+    return entry.way

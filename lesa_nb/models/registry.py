@@ -1,0 +1,106 @@
+"""Classifiers and detectors by name: as published, and a small one of each kind.
+
+The small networks have the stages, widths, heads and factored tables of one preset, so the weights of a small
+classifier can start the backbone of a small detector, as those of a published classifier start a published detector.
+"""
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from .htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from .mask_rcnn import MaskRCNN
+from .pyramid import Backbone, Pyramid
+from .resnet import TERMS, ResNet, lesa_resnet50, lesa_wrn50
+
+#: what the small networks have in common: one block in each stage, a quarter of the channels, half of the heads
+_SMALL: dict[str, Any] = dict(stages=("C", "C", "L", "L"), base=16, heads=4)
+
+
+def small_resnet(
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 64,
+    position: str = "factored",
+    term: str = "lesa",
+    **term_options,
+) -> ResNet:
+    """Four blocks, two of them with the term, on maps of an eighth of the image: the large ones, in seconds."""
+    return ResNet(strides=(1, 2, 1, 1), num_classes=num_classes, image_size=image_size, position=position, term=term,
+                  **_SMALL | term_options)
+
+
+def _small_detector(kind, *, num_classes=80, image_size=128, term="lesa", **options):
+    """Every stage is trained, since nothing published starts it, and few proposals suffice for small images."""
+    backbone = Backbone(image_size=image_size, term=term, deformable=(3, 4), frozen=-1, **_SMALL)
+    few = dict(pre_nms_top_n=dict(training=200, testing=200), post_nms_top_n=dict(training=64, testing=64))
+    return kind(Pyramid(backbone, 32), num_classes=num_classes, image_size=image_size, width=128, **few | options)
+
+
+#: classifiers: network -> builder
+CLASSIFIERS: Mapping[str, Callable[..., ResNet]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=small_resnet)
+
+#: detectors: model -> network -> builder
+DETECTORS: Mapping[str, Mapping[str, Callable[..., MaskRCNN]]] = dict(
+    mask_rcnn=dict(published=mask_rcnn_lesa_resnet50, small=partial(_small_detector, MaskRCNN)),
+    htc=dict(published=htc_lesa_wrn50, small=partial(_small_detector, HTC)),
+)
+
+#: how large each detector can be had
+DETECTOR_NETWORKS = ("published", "small")
+
+
+def _one_of(word, value, known):
+    if value not in known:
+        raise ValueError(f"{word} must be one of {', '.join(known)}, got {value!r}")
+
+
+def build_classifier(
+    network: str = "resnet50",
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    position: str | None = None,
+    term: str = "lesa",
+) -> ResNet:
+    """A classification network.
+
+    `network` is a key of `CLASSIFIERS`, `term` a key of `TERMS`: "lesa", or a control, "attention" or "conv".
+    `image_size` is the size the position tables are made for; None stands for 224, or 64 for the small network.
+    `position` is "flat" or "factored"; None stands for "flat", as published, or "factored" for the small network.
+    A name that is not known raises ValueError and lists the known ones.
+    """
+    _one_of("network", network, CLASSIFIERS)
+    _one_of("term", term, TERMS)
+    given = {name: value for name, value in (("image_size", image_size), ("position", position)) if value is not None}
+    return CLASSIFIERS[network](num_classes=num_classes, term=term, **given)
+
+
+def build_detector(
+    model: str = "mask_rcnn",
+    *,
+    network: str = "published",
+    term: str = "lesa",
+    num_classes: int = 80,
+    image_size: int | None = None,
+    keep_ratio: bool = False,
+    semantic: bool = True,
+    resize_in_training: bool = True,
+) -> MaskRCNN:
+    """One of the detectors, as published or small.
+
+    `model` is a key of `DETECTORS`, `network` one of `DETECTOR_NETWORKS`, `term` a key of `TERMS`.
+    `image_size` is what images are brought to; None stands for 1024 (Mask R-CNN), 1280 (HTC), or 128 for a small one.
+    With `keep_ratio` it is the longer side; otherwise an image becomes a square.
+    `semantic`: learn from semantic maps as well, if the model can (HTC).
+    `resize_in_training=False`: in training the images come at the network's size already.
+    A name that is not known raises ValueError and lists the known ones.
+    """
+    _one_of("model", model, DETECTORS)
+    _one_of("network", network, DETECTOR_NETWORKS)
+    _one_of("term", term, TERMS)
+    options = dict(num_classes=num_classes, term=term, keep_ratio=keep_ratio, resize_in_training=resize_in_training)
+    if image_size is not None:
+        options["image_size"] = image_size
+    if model == "htc":
+        options["semantic"] = semantic
+    return DETECTORS[model][network](**options)

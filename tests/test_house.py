@@ -289,7 +289,9 @@ def sound(tmp_path_factory):
         {"01_part.ipynb": notebook(*MODULE), "index.ipynb": INDEX},
         {"test_part.py": "from toy.part import double\ndef test_double(): assert double(2) == 4\n"},
     )
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import sync\nfor s in sync.STEPS: sync.run_step(s, sys.argv[2])"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import sync\nfor s in sync.STEPS: sync.run_step(s, sys.argv[2])"
+    )
     subprocess.run([sys.executable, "-c", code, str(DRIVER.parent), str(folder)], check=True)
     return folder
 

@@ -112,6 +112,7 @@ def set_environment(root, scratch, jobs):
         (scratch / variable).mkdir()
         os.environ[variable] = str(scratch / variable)
     os.environ["PYTHONPATH"] = str(root)  # the tree in front of us, wherever an editable install may point
+    sys.path.insert(0, str(root))
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     os.environ["PYTHONIOENCODING"] = "utf-8"
     os.environ["MPLBACKEND"] = "Agg"

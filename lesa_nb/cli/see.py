@@ -182,7 +182,7 @@ def _as_input(network: _Network, picture: "Image.Image", size: int) -> "torch.Te
     "The picture as the network wants it, in whole patches; refused if too small for it, or too large for this machine."
     import torch
 
-    from lesa_nb.data.pictures import fitted, photo_tensor
+    from lesa_nb.data.photos import fitted, photo_tensor
 
     if size < network.stride:
         patch = f"{network.stride}x{network.stride}"
@@ -224,10 +224,10 @@ def explain_photo(
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.pictures import open_photo, photo_tensor
+    from lesa_nb.data.photos import open_image, photo_tensor
     from lesa_nb.look import capture, maps
 
-    picture = open_photo(photo)
+    picture = open_image(photo)
     row, column = _pixel(pixel, picture)
     out = _figure_file(out, photo)
     network = _open_network(weights)
@@ -279,10 +279,10 @@ def explore_photo(
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.pictures import open_photo
+    from lesa_nb.data.photos import open_image
     from lesa_nb.look.explorer import explorer
 
-    picture = open_photo(photo)
+    picture = open_image(photo)
     start = _pixel(pixel, picture)
     out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
     networks, images = {}, {}

@@ -1,4 +1,4 @@
-"""The commands called as functions: what each adds to the library's own functions, and the way from a folder to scores."""
+"""The commands called as functions: what they add to the library's functions, and the way from a folder to scores."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, stopped or misled too."""
+"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, stopped or misled."""
 
 import json
 import os

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..data.folders import ClassFolder, class_folders, class_names, valid_transform
+from ..data.folders import ClassFolder, class_folders, class_names
+from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
@@ -115,11 +116,12 @@ def classification_task(
     image_size: int = 224,
     seed: int = 0, # of the crops
     valid_batch: int = 64,
+    val_fraction: float | None = None, # of each class that validates, where `data` holds the classes themselves
 ) -> Task:
     "Classify the images of a folder by a recipe."
     if network not in CLASSIFIERS:
         raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
-    train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed)
+    train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
     net = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
     return Task(
@@ -199,7 +201,7 @@ def score_folder(
     folder = Path(folder)/"val" if (Path(folder)/"val").is_dir() else Path(folder)
     names, metadata = class_names(folder), classifier.metadata
     _check_classes(names, metadata, folder)
-    images = ClassFolder(folder, valid_transform(image_size or metadata["image_size"]))
+    images = ClassFolder(folder, eval_transform(image_size or metadata["image_size"]))
     on, as_it_is = pick_device(device), Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
     with process_group(on) as ranks:
         batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lesa_nb.data.folders import loader_speed
+from lesa_nb.data.speed import loader_speed
 from lesa_nb.engine.group import pick_device
 from lesa_nb.engine.loop import build_optimizer, train_step
 from lesa_nb.engine.task import Task

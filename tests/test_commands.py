@@ -185,7 +185,7 @@ def test_two_processes_talk_once(trained, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es) on cpu") == 1
-    assert "2 process(es) x 1 " in done.stdout and "x 8 pictures" in done.stdout
+    assert "2 process(es) x 1 " in done.stdout and "x 8 samples" in done.stdout
 
 
 def test_the_same_for_coco(tmp_path):

@@ -181,7 +181,7 @@ def test_refusals(run, data, tmp_path, capsys):
             ["expected train/ and val/"],
         ),
         (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], 1, ["classes differ", "red", "rot"]),
-        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 pictures cannot fill one batch of 800"]),
+        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 samples cannot fill one batch of 800"]),
         ([*train, "--out", tmp_path / "x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
         ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], 1, ["cuda:7"]),
         (

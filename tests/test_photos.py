@@ -1,6 +1,7 @@
 """One reader for every picture: any format, depth and orientation, bounded memory; random numbers of a sample."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -266,6 +267,24 @@ def test_108_megapixels_in_bounded_memory(tmp_path):
     width, mebibytes = map(int, done.stdout.split())
     assert 12000 / 4 <= width <= 6000 and mebibytes < 250  # 432 MB at full size
     assert MAX_PIXELS == 2**24
+
+
+def test_explain_in_bounded_memory(tmp_path):
+    Image.new("RGB", (12000, 9000), "blue").save(tmp_path / "x.jpg", quality=30)
+    code = (
+        "import resource, sys; from lesa_nb.cli.app import main; "
+        "status = main(['explain', 'x.jpg', '--size', '64', '--pixel', '11999,8999']); "
+        "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "LESA_DEBUG": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "picture  x.jpg: 12000x9000, the network sees it at 64x48" in done.stdout
+    assert "pixel    11999,8999" in done.stdout
+    status, mebibytes = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0 and mebibytes < 2000  # 9,500 when the whole picture was drawn
 
 
 def test_a_bomb_is_named(tmp_path, monkeypatch):

@@ -292,6 +292,15 @@ _RAISED: dict[str, type[Exception]] = {
     "missing file": FileNotFoundError, "no permission": PermissionError, "unreadable file": OSError}
 
 
+def open_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None) -> Photo:
+    """Read a picture with what was found on the way, or say which file cannot be read and why; otherwise `open_image`."""
+    try:
+        return read_photo(path, exif=exif, max_pixels=max_pixels)
+    except Exception as error:  # Pillow's decoders fail in many ways
+        fault = photo_fault(path, error)
+        raise _RAISED.get(fault.kind, ValueError)(str(fault)) from None
+
+
 def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None) -> Image.Image:
     """Read a picture as RGB of 8 bits, or say which file cannot be read and why.
 
@@ -302,11 +311,7 @@ def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
     Raises FileNotFoundError, PermissionError, OSError or ValueError with a sentence: path, kind of fault, what was
     found.
     """
-    try:
-        return read_photo(path, exif=exif, max_pixels=max_pixels).image
-    except Exception as error:  # Pillow's decoders fail in many ways
-        fault = photo_fault(path, error)
-        raise _RAISED.get(fault.kind, ValueError)(str(fault)) from None
+    return open_photo(path, exif=exif, max_pixels=max_pixels).image
 
 
 def sklearn_datasets() -> ModuleType:

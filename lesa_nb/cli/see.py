@@ -236,7 +236,7 @@ def explain_photo(
     from lesa_nb.data.photos import open_photo, photo_tensor
     from lesa_nb.look import capture, maps
 
-    opened = open_photo(photo, max_pixels=_MOST_PIXELS)
+    opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     row, column = _pixel(pixel, opened.full_size)
     out = _figure_file(out, photo)
@@ -293,7 +293,7 @@ def explore_photo(
     from lesa_nb.data.photos import open_photo
     from lesa_nb.look.explorer import explorer
 
-    opened = open_photo(photo, max_pixels=_MOST_PIXELS)
+    opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     start = _reduced_pixel(_pixel(pixel, opened.full_size), opened)
     out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")

@@ -287,8 +287,8 @@ def mistakes(photo, weights, tmp_path):
     return {
         "missing picture": ([tmp_path / "gone.jpg"], ["gone.jpg", "no such file"]),
         "text named .jpg": ([text], ["text.jpg", "not a picture"]),
-        "empty picture": ([empty], ["empty.jpg", "not a picture"]),
-        "truncated picture": ([cut], ["cut.jpg", "cannot be read"]),
+        "empty picture": ([empty], ["empty.jpg", "empty file"]),
+        "truncated picture": ([cut], ["cut.jpg", "broken picture"]),
         "a folder": ([tmp_path], ["a folder"]),
         "pixel outside": ([photo, "--pixel", "90,3"], ["90,3", "90 wide and 60 high"]),
         "pixel negative": ([photo, "--pixel", "0,-1"], ["0,-1", "90 wide and 60 high"]),

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..data.pictures import Pictures, check_pictures, chunks, digits, find_twin, fresh_twins, shuffled
+from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
 from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
 from ..io.tensors import read_metadata
 from ..models.resnet import Bottleneck
@@ -94,7 +94,7 @@ class Problem(NamedTuple):
     name: str
     net: dict[str, Any] # options of SmallNet: classes, channels, size, patch
     batches: Callable[[int, int, torch.Generator], Iterable] # (batch size, steps, generator) -> training batches
-    valid: Pictures # never trained on
+    valid: Samples # never trained on
     mean: float = 0. # what the pictures were standardised with
     std: float = 1.
 
@@ -108,7 +108,7 @@ def twin_problem(
     def batches(batch_size, steps, generator):
         return fresh_twins(batch_size, steps, generator, **knobs)
     net = dict(classes=3, channels=3, size=64, patch=5)
-    return Problem("find the twin", net, batches, check_pictures(held, 3))
+    return Problem("find the twin", net, batches, check_samples(held, 3))
 
 def digit_problem() -> Problem:
     "scikit-learn's handwritten digits, cut into patches of 2x2 pixels."
@@ -116,7 +116,7 @@ def digit_problem() -> Problem:
     def batches(batch_size, steps, generator):
         return shuffled(train, batch_size, steps, generator)
     net = dict(classes=10, channels=1, size=8, patch=2)
-    return Problem("digits", net, batches, check_pictures(valid, 10), mean, std)
+    return Problem("digits", net, batches, check_samples(valid, 10), mean, std)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-16
 class Trained(NamedTuple):
@@ -145,7 +145,7 @@ def train_network(
     model = build().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     optimizer, schedule = adamw_onecycle(model, steps, lr=lr)
     batches = problem.batches(batch_size, steps, torch.Generator().manual_seed(seed))
-    part = Pictures(*(tensor[:256] for tensor in problem.valid))
+    part = Samples(*(tensor[:256] for tensor in problem.valid))
     losses, curve, start, cpu = [], [(0, evaluate(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
     for step, loss in enumerate(watch(train_steps(model, batches, optimizer, schedule)), 1):
         losses.append(loss)

@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from ..data.coco import Categories, CocoFolder, collate_detection
 from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
-from ..data.folders import seeded
+from ..data.seeding import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.capture import capture_layer
 from ..look.maps import cell_of

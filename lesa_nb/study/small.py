@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
 from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
 from ..models.resnet import Bottleneck
-from ..weights.files import load_weights
+from ..weights.load import Kind, register_kind
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-06
 #: inner width I of the bottlenecks, chosen so that the three networks have about as many weights

@@ -41,7 +41,7 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_FORMATS
 
 
-def is_unread_picture(name: str) -> bool:
+def _is_unread_picture(name: str) -> bool:
     """Whether a file's name ends like a picture's in a format that cannot be read here, such as .heic."""
     return os.path.splitext(name)[1].lower() in _UNREAD
 
@@ -135,7 +135,7 @@ def kind_of_file(path: str) -> str | None:
     """Why a listed file is no picture: "format not read" or "other file"; None for a picture."""
     if is_picture(path):
         return None
-    return "format not read" if is_unread_picture(path) else "other file"
+    return "format not read" if _is_unread_picture(path) else "other file"
 
 
 def list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:
@@ -181,13 +181,13 @@ def validation_folder(folder: str | os.PathLike) -> str | None:
 
 
 def expected_layout(folder: str | os.PathLike) -> str:
-    """What a folder without training and validation should hold, and how to do without if it holds folders of pictures."""
+    """What a folder without both splits should hold, and how to do without if it holds folders of pictures."""
     says = f"expected train/ and val/ in {printable(folder)}"
     train = os.path.isdir(os.path.join(folder, "train"))
     val = validation_folder(folder)
     if (train and not val) or (not train and not val and entries(folder).folders):
-        says += ("; to split the pictures of one folder by their names, say which part validates: val_fraction=0.2, "
-                 "or --val-fraction 0.2")
+        says += ("; to split the pictures of one folder by their names, say which part validates: "
+                 "val_fraction=0.2, or --val-fraction 0.2")
     return says
 
 

@@ -232,7 +232,7 @@ def test_switches(tmp_path, straight, changes):
     assert all(map(torch.isfinite, torch.tensor(losses)))
     assert losses != usual or "ema" in changes or "decay_all" in changes or "milestones" in changes
     if {"channels_last", "precision"} & set(changes): assert max(abs(a - b) for a, b in zip(losses[:2], usual)) < (.1 if changes.get("precision") == "bfloat16" else 1e-3)
-    assert read_metadata(tmp_path/"last.safetensors")["ema"] == bool(recipe.ema)
+    assert read_metadata(tmp_path/"last.safetensors")["averaged"] == bool(recipe.ema)
 
 
 def test_mixing_is_part_of_the_random_state(tmp_path):

@@ -20,7 +20,8 @@ def eval_imagenet(
     """Score weights on the validation pictures of a folder in ImageNet's layout.
 
     Args:
-        data: Folder that holds val/, or the folders of the classes themselves.
+        data: Folder that holds val/, or the folders of the classes themselves. Pictures are turned upright by their
+            EXIF notes, as in training.
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
         image_size: Pixels of a side. Default: what the network was made for.
         batch_size: Pictures at once.
@@ -29,9 +30,10 @@ def eval_imagenet(
         out: Also write the scores there.
     """
     positive(image_size=image_size, batch_size=batch_size)
-    from lesa_nb.tasks.classify import load_classifier, score_folder
+    from lesa_nb.tasks.classify import score_folder
+    from lesa_nb.weights.load import load
 
-    classifier = load_classifier(weights)
+    classifier = load(weights, kind="classifier")
     metadata = classifier.metadata
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")

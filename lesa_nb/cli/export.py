@@ -28,9 +28,9 @@ def export_classifier(
             f"--min-size must be at least 17 and less than --max-size, got {min_size} and {max_size}"
         )
     from lesa_nb.io.atomic import atomic_path
-    from lesa_nb.tasks.classify import load_classifier
+    from lesa_nb.weights.load import load
 
-    classifier = load_classifier(weights)
+    classifier = load(weights, kind="classifier")
     size = min(max(classifier.metadata["image_size"], min_size), max_size)
     sizes = dict(image_size=size, min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":

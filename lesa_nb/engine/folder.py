@@ -75,7 +75,7 @@ class RunFolder:
     def _metadata(content: dict[str, Any]) -> dict[str, Any]:
         """What a file of weights says about itself."""
         told = {name: content[name] for name in ("recipe", "seed", "data", "epoch", "step", "scores")}
-        return dict(content["metadata"], **told, ema=content["average"] is not None, torch=torch.__version__,
+        return dict(content["metadata"], **told, averaged=content["average"] is not None, torch=torch.__version__,
                     commit=commit(), date=f"{datetime.now():%Y-%m-%d %H:%M}")
 
     def close(self) -> None:

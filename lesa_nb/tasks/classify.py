@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSIFICATION_RECIPES', 'find_recipe', 'Batch', 'collate_classification', 'classification_losses',
-           'classification_scores', 'classification_task', 'Classifier', 'load_classifier', 'score_folder']
+           'classification_scores', 'classification_task', 'score_folder']
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-02
 from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +26,8 @@ from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
 from ..engine.recipe import Recipe
 from ..engine.task import Task
-from ..io.tensors import read_metadata
 from ..models.registry import CLASSIFIERS, build_classifier
-from ..models.resnet import ResNet
-from ..weights.files import load_weights
-from ..weights.published import load_published, read_published
+from ..weights.load import Loaded
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-05
 #: recipes by name: as in the paper, and with everything that came later
@@ -131,52 +128,7 @@ def classification_task(
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
         validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1", valid_batch=valid_batch)
 
-# %% ../../nbs/3_training/18_imagenet.ipynb #cell-20
-class Classifier(NamedTuple):
-    "A trained network and what is known of it."
-    model: ResNet # in evaluation mode
-    metadata: dict[str, Any] # network, term, position, image_size, classes and, if it was trained here, its run
-
-def _published_classifier(path):
-    "A network of the authors, built as the shapes of its tensors demand."
-    tensors = read_published(path)
-    tables = [key for key in tensors if key.endswith((".relative", ".rel_height"))]
-    needed = [key for key in ("fc.weight", "layer1.0.conv1.weight") if getattr(tensors.get(key), "ndim", 0) < 2]
-    if needed or not tables:
-        lacks = " and no ".join(needed or ["position table of a LESA layer"])
-        raise ValueError(f"{path}: no LESA classification network: it has no {lacks}")
-    table, flat = tensors[tables[0]], tables[0].endswith(".relative")
-    side = round(((table.shape[-1] + 1)/2)**.5) if flat else (table.shape[0] + 1)//2 # 2N-1 columns, or 2S-1 rows
-    metadata = dict(arch="classifier", network="wrn50" if tensors["layer1.0.conv1.weight"].shape[0] > 64 else "resnet50",
-                    term="lesa", position="flat" if flat else "factored", image_size=16*side,
-                    classes=[str(i) for i in range(len(tensors["fc.weight"]))])
-    return Classifier(load_published(_built(metadata, path), tensors).eval(), metadata)
-
-def _built(metadata, path):
-    "The network that metadata describe."
-    try:
-        net = {name: metadata[name] for name in ("network", "image_size", "position", "term")}
-        return build_classifier(num_classes=len(metadata["classes"]), **net)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its metadata do not describe a network that can be built ({error})") from None
-
-def load_classifier(
-    path: str | PathLike, # .safetensors written by `fit`, or a .pth of the authors
-) -> Classifier:
-    "Build the network that a file of weights is for, and load it."
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights")
-    with open(path, "rb") as file:
-        ours = file.read(9)[8:] == b"{" # safetensors: eight bytes of length, then JSON
-    if not ours:
-        return _published_classifier(path)
-    metadata = read_metadata(path)
-    if metadata.get("arch") != "classifier":
-        raise ValueError(f"{path}: holds no classifier (its metadata say arch = {metadata.get('arch')!r})")
-    return Classifier(load_weights(_built(metadata, path), path).eval(), metadata)
-
-# %% ../../nbs/3_training/18_imagenet.ipynb #cell-23
+# %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
 def _check_classes(names, metadata, folder):
     "Refuse a folder whose labels mean something else than the network's."
     known = metadata["classes"]
@@ -188,7 +140,7 @@ def _check_classes(names, metadata, folder):
                          "labels would not mean the same")
 
 def score_folder(
-    classifier: Classifier,
+    classifier: Loaded, # what `load` returned
     folder: str | PathLike, # one that holds val/, or a folder for each class itself
     *,
     image_size: int | None = None, # None: the one that the network was made for
@@ -198,10 +150,12 @@ def score_folder(
     watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, # gets the batches: a progress bar, for instance
 ) -> dict[str, float]: # top1, top5 in percent, loss, and how many samples
     "Accuracy on the images of a folder; under torchrun the processes share them."
+    if classifier.kind != "classifier":
+        raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
     folder = Path(folder)/"val" if (Path(folder)/"val").is_dir() else Path(folder)
     names, metadata = class_names(folder), classifier.metadata
     _check_classes(names, metadata, folder)
-    images = ClassFolder(folder, eval_transform(image_size or metadata["image_size"]))
+    images = ClassFolder(folder, eval_transform(image_size) if image_size else classifier.transform)
     on, as_it_is = pick_device(device), Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
     with process_group(on) as ranks:
         batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)

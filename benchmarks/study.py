@@ -24,6 +24,7 @@ from lesa_nb.study.inside import study_row
 from lesa_nb.study.report import LIMITS, name_of, score_table
 from lesa_nb.study.seeds import verdicts
 from lesa_nb.weights.files import save_weights
+from lesa_nb.weights.load import load
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
 VARIANTS = {  # name -> knobs of find_twin; None: the digits
@@ -137,7 +138,8 @@ def measured(path, found):
     kept = path.with_suffix(".row")
     if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime:
         return json.loads(kept.read_text())
-    knobs, (model, metadata) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
+    knobs, loaded = found["recipe"]["knobs"], load(path.with_suffix(".safetensors"))
+    model, metadata = loaded.model, loaded.metadata
     held = (
         study.digit_problem().valid
         if knobs is None

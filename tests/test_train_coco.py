@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesa_nb.data.coco import CocoFolder
 from lesa_nb.data.drawn_coco import make_coco
-from lesa_nb.tasks.coco_eval import score_results, to_results
+from lesa_nb.tasks.coco_eval import score_results
+from lesa_nb.tasks.coco_results import to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.pyramid import prepare

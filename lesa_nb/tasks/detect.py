@@ -27,7 +27,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.coco import Categories, CocoFolder, collate_detection
-from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
+from .coco_eval import Scores, score_results
+from .coco_results import gather_results, predict_results, write_testdev
 from ..data.seeding import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.capture import capture_layer
@@ -211,7 +212,7 @@ def coco_task(
         return detector
 
     def validate(detector, batches, device):
-        results = gather_results(dict(detect(detector, batches, held)))
+        results = gather_results(dict(predict_results(detector, batches, held)))
         return _from_one(lambda: _percent(score_results(held, results)))
 
     facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
@@ -255,7 +256,7 @@ def _search(folder, split, weights, device, batch_size, workers, watch):
     detector, facts = load_detector(weights)
     _check_classes(facts, dataset, weights)
     batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
-    return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
+    return dataset, watch(predict_results(detector.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(
     folder: str | PathLike,

@@ -221,6 +221,94 @@ def test_too_few_pictures_and_odd_batches(tmp_path):
     with pytest.raises(ValueError, match="choose a batch size that 3 divides"): train(tmp_path/"b", recipe=replace(RECIPE, accumulate=3))
 
 
+# ---- a run knows the data it was started on
+
+class Named:
+    "Samples with names, some of them left out or called otherwise."
+
+    def __init__(self, samples, keep=None, rename=None):
+        self.samples, self.keep, self.rename = samples, keep or range(len(samples)), rename or {}
+
+    def __len__(self):
+        return len(self.keep)
+
+    def sample_name(self, index):
+        return self.rename.get(index, f"cat/{self.keep[index]:04d}.png")
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        return self.samples[index if epoch is None else (epoch, self.keep[index])]
+
+
+def test_other_data_are_refused_or_accepted(tmp_path):
+    task = make_task()
+    samples, named = task.train, task._replace(train=Named(task.train))
+    stopped = train(tmp_path, task=named, until=1)
+    assert read_metadata(tmp_path/"last.safetensors")["data"]["train"]["first"] == [f"cat/000{i}.png" for i in range(3)]
+    before = last(tmp_path)
+    for change, says in ((Named(samples, range(100)), "train: 128 samples there, 100 now"),
+                         (Named(samples, rename={1: "dog/0001.png"}), "as many samples, but 'cat/0001.png' there where 'dog/0001.png' is now"),
+                         (Named(samples, rename={90: "dog/0090.png"}), "the first names agree, but later ones differ")):
+        with pytest.raises(ValueError, match=f"a run on other data .*{says}.*accept_changed_data=True"):
+            train(tmp_path, task=named._replace(train=change), resume=True)
+    with pytest.raises(ValueError, match="valid: 50 samples there, 40 now"):
+        train(tmp_path, task=make_task(valid=40)._replace(train=named.train), resume=True)
+    assert same(before, last(tmp_path)) and stopped[-1]["kind"] == "end"
+    fewer = named._replace(train=Named(samples, range(100)))
+    events = train(tmp_path, task=fewer, resume=True, accept_changed_data=True, until=2)
+    assert [(e["epoch"], e["step"]) for e in events if e["kind"] == "step"] == [(1, 1), (1, 2), (1, 3)]
+    train(tmp_path, task=fewer, resume=True)  # from now on these are the run's data
+
+
+# ---- validation is tried first, and costs no epoch
+
+def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path):
+    from functools import partial
+
+    from lesa_nb.tasks.classify import classification_scores
+    task = make_task()
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        train(tmp_path, task=task._replace(validate=partial(classification_scores, classes=1)))
+    assert not (tmp_path/"last.pt").exists()
+    train(tmp_path, until=1)  # so the folder holds no run
+
+
+def test_an_epoch_is_saved_before_validating(tmp_path, straight):
+    task, calls = make_task(), []
+
+    def fails_once(model, batches):
+        calls.append(1)
+        if len(calls) == 2: raise RuntimeError("the second validation fails")
+        return task.validate(model, batches)
+    with pytest.raises(RuntimeError, match="the second validation fails"): train(tmp_path, task=task._replace(validate=fails_once))
+    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)
+    train(tmp_path, resume=True)
+    assert same(last(tmp_path), last(straight))
+
+
+def test_ties_go_to_the_smaller_loss(tmp_path):
+    told = iter([(50., 9.), (50., 2.), (50., 1.), (50., 3.), (40., .1)])  # the first is the trial
+
+    def scores(model, batches):
+        for _ in batches: pass
+        return dict(zip(("top1", "loss"), next(told)))
+    events = train(tmp_path, task=make_task()._replace(validate=scores))
+    assert [e["best"] for e in events if e["kind"] == "valid"] == [True, True, False, False]
+    assert events[-1]["best"] == 50. and read_metadata(tmp_path/"best.safetensors")["scores"]["loss"] == 1.
+
+
+def test_other_devices_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="device meta: expected a CPU"): list(fit(make_task(), tmp_path/"new", device="meta"))
+    with pytest.raises(ValueError, match="choose a batch size that 3 divides"): train(tmp_path/"new", recipe=replace(RECIPE, accumulate=3))
+    assert not (tmp_path/"new").exists()
+
+
+def test_another_run_leaves_nothing_lying_about(tmp_path):
+    tmp_path.joinpath("last.pt.123.part").write_bytes(b"of a run that was killed")
+    train(tmp_path, until=1)
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path/"lock.holder").exists()
+
+
 # ---- every switch of a recipe
 
 @pytest.mark.parametrize("changes", [dict(accumulate=4), dict(clip=.05), dict(channels_last=True), dict(precision="bfloat16"), dict(precision="float64"), dict(ema=0.),

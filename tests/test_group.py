@@ -34,7 +34,8 @@ def test_what_torchrun_says_counts_before_the_group_is_open(monkeypatch):
 
 
 def test_asking_who_one_is_does_not_load_torch():
-    code = "import sys; from lesa_nb.engine.group import is_main_process as m; assert m() and 'torch' not in sys.modules"
+    code = ("import sys\nfrom lesa_nb.engine.group import is_main_process\n"
+            "assert is_main_process() and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
 
 

@@ -31,7 +31,7 @@ STAIRS = Recipe("detector", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_
     (dict(accumulate=True), "accumulate"), (dict(momentum=True), "momentum"),
     (dict(precision="half"), "precision must be float32, bfloat16 or float64, got 'half'"),
     (dict(optimizer="lion"), "optimizer must be sgd or adamw, got 'lion'"),
-    (dict(milestones=(3, 2)), "milestones of a recipe must be epochs in rising order"), (dict(milestones=(0,)), "milest"),
+    (dict(milestones=(3, 2)), "milestones of a recipe must be epochs in rising order"), (dict(milestones=(0,)), "mil"),
     (dict(compile=1), "compile of a recipe must be True or False, got 1"),
     (dict(nesterov=True, momentum=0), "momentum of a recipe must be more than 0"),
 ])

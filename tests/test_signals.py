@@ -1,4 +1,4 @@
-"""Asked to end: the signal is written down, and whoever works finishes a step; workers leave signals to their parent."""
+"""Asked to end: the signal is written down, and the step is finished; workers leave signals to their parent."""
 import os
 import signal
 import subprocess

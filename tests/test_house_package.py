@@ -252,29 +252,6 @@ def test_syntax_of_the_oldest_python():
     )  # to say that it is too old
 
 
-def test_ruff_finds_nothing():
-    ruff = Path(sys.executable).with_name("ruff")
-    done = subprocess.run(
-        [
-            str(ruff),
-            "check",
-            "--no-cache",
-            "--select",
-            "E9,F",
-            "--ignore",
-            "F722,F821",
-            "lesa_nb",
-            "tools",
-            "tests",
-            "setup.py",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_versions_agree():
     source = (ROOT / "lesa_nb" / "__init__.py").read_text(encoding="utf-8")
     assert f'__version__ = "{FACTS["version"]}"' in source

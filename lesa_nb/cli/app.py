@@ -8,7 +8,8 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import check, data, eval, export, see, train
-from lesa_nb.cli.common import UsageError, is_main
+from lesa_nb.cli.common import UsageError
+from lesa_nb.engine.group import is_main_process
 from lesa_nb.engine.signals import Stopped
 
 _DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
@@ -80,12 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\nlesa: interrupted", file=sys.stderr)
         return 130
     except Stopped as stopped:  # asked to end, and everything is saved
-        if is_main():
+        if is_main_process():
             print(f"lesa: {stopped}", file=sys.stderr)
         return stopped.status
     except (UsageError, *_MISTAKES) as mistake:
         if os.environ.get("LESA_DEBUG"):
             raise
-        who = "lesa" if is_main() else f"lesa (process {os.environ['RANK']})"
+        who = "lesa" if is_main_process() else f"lesa (process {os.environ['RANK']})"
         print(f"{who}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import echo, is_main, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import echo, positive, progress, worker_count, write_json
+from lesa_nb.engine.group import is_main_process
 
 
 def eval_imagenet(
@@ -29,12 +30,13 @@ def eval_imagenet(
         out: Also write the scores there.
     """
     positive(image_size=image_size, batch_size=batch_size)
-    from lesa_nb.tasks.classify import load_classifier, score_folder
+    from lesa_nb.tasks.classify import score_folder
+    from lesa_nb.weights.load import load
 
-    classifier = load_classifier(weights)
-    facts = classifier.facts
-    tables = f"{facts['position']} tables for {facts['image_size']} px"
-    echo(f"{facts['network']}, term {facts['term']}, {tables}, from {weights}")
+    classifier = load(weights, kind="classifier")
+    metadata = classifier.metadata
+    tables = f"{metadata['position']} tables for {metadata['image_size']} px"
+    echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
     scores = score_folder(
         classifier,
         data,
@@ -45,8 +47,8 @@ def eval_imagenet(
         watch=lambda batches: progress(batches, "batch"),
     )
     percent = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
-    echo(f"{scores['pictures']:,} pictures: {percent}, loss {scores['loss']:.4f}")
-    if out and is_main():
+    echo(f"{scores['samples']:,} pictures: {percent}, loss {scores['loss']:.4f}")
+    if out and is_main_process():
         write_json(out, dict(scores, weights=str(weights), data=str(data)), "the scores")
     return 0
 

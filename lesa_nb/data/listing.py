@@ -7,6 +7,7 @@ was skipped is counted.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,11 +24,13 @@ PICTURE_FORMATS = {
     ".webp": "WEBP", ".gif": "GIF", ".tga": "TGA"}
 _UNREAD = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psb", ".exr", ".hdr"}
 _BUILT_IN = ((".avif", "AVIF", "avif"), (".jp2", "JPEG2000", "jpg_2000"), (".j2k", "JPEG2000", "jpg_2000"))
-for _end, _format, _feature in _BUILT_IN:  # if this Pillow was built with it
-    if features.check(_feature):
-        PICTURE_FORMATS[_end] = _format
-    else:
-        _UNREAD.add(_end)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # an old Pillow warns of features that it does not know
+    for _end, _format, _feature in _BUILT_IN:  # if this Pillow was built with it
+        if features.check(_feature):
+            PICTURE_FORMATS[_end] = _format
+        else:
+            _UNREAD.add(_end)
 
 #: names of the folders beside train/ that count as validation, the first that exists
 VALIDATION_NAMES = ("val", "valid", "validation", "test")

@@ -222,6 +222,24 @@ def test_floats_are_scaled_by_what_they_say_or_refused(tmp_path):
             open_image(tiff(tmp_path / f"{name}.tif", values))
 
 
+def test_for_looking_at_it_the_own_range_will_do(tmp_path):
+    ramp = np.linspace(0, 1, 48 * 64).astype(np.float32).reshape(48, 64)
+    holed = ramp - 2
+    holed[3, 4], holed[5, 6] = np.nan, np.inf
+    for values in ((250 * ramp).astype(np.uint16), ramp - 2, 3000 * ramp, holed):
+        path = tiff(tmp_path / "x.tif", values)
+        with pytest.raises(ValueError, match="unclear range"):
+            open_image(path)
+        grey = np.array(open_image(path, stretch=True))[..., 0]
+        inside = np.isfinite(values)
+        low, high = values[inside].min(), values[inside].max()
+        assert np.abs(grey[inside] - 255.0 * (values[inside] - low) / (high - low)).max() < 0.6
+    assert grey[3, 4] == 0 and grey[5, 6] == 255
+    for value in (7, np.nan):
+        path = tiff(tmp_path / "x.tif", np.full((8, 8), value, np.float32) * 1000)
+        assert not np.array(open_image(path, stretch=True)).any()
+
+
 def test_whole_numbers_of_32_bits_need_a_range(tmp_path):
     values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
     with pytest.raises(ValueError, match="unclear range .values 0 to 3,071, and the file does not say"):

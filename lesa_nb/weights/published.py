@@ -19,6 +19,8 @@ from ..layers.lesa import LESA
 from ..layers.position import FlatTable
 from .names import TABLES_OF_NAMES, translate, unwrap
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 # %% ../../nbs/2_networks/11_published.ipynb #cell-12
 def published_names(
     module: nn.Module, # a LESA layer or a network that contains some
@@ -52,7 +54,7 @@ def _flatten_index(
 def to_published(
     module: nn.Module, # a LESA layer or a network that contains some
 ) -> dict[str, Tensor]: # a state dict in the authors' layout; it shares memory with the module
-    "The module's weights as the authors would have saved them: the inverse of `load_published`, eqs. (11.1) and (11.2)."
+    "The module's weights as the authors would have saved them: the inverse of `load_published`."
     state = module.state_dict()
     tensors = {theirs: state[ours] for theirs, ours in published_names(module).items()}
     return tensors | {key: _flatten_index(N) for key, N in _index_buffers(module).items()}
@@ -124,8 +126,6 @@ def misfits(
     return "\n".join([*lists, *dict.fromkeys(_cures(misshaped, missing, unexpected))])
 
 # %% ../../nbs/2_networks/11_published.ipynb #ef5a3e00
-_Module = TypeVar("_Module", bound=nn.Module)
-
 def load_published(
     module: _Module, # a LESA layer or a network that contains some
     source: str | os.PathLike | Mapping, # path of an authors' .pth, or a state dict in their layout

@@ -199,6 +199,14 @@ def describe_skipped(skipped: Counter[str]) -> str:
     return ", ".join(f"{count:,} x {kind}" for kind, count in sorted(skipped.items()))
 
 
+def describe_split(train: int, val: int, skipped: Counter[str], val_fraction: float | None = None) -> str:
+    """One line on how many pictures train and validate, what decided that, and what was skipped."""
+    says = f"{train:,} pictures to train on, {val:,} to validate"
+    if val_fraction is not None:
+        says += f"; a hash of each file's name decides, {100*val_fraction:g} % validate"
+    return says + (f"; skipped: {describe_skipped(skipped)}" if skipped else "")
+
+
 def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) -> Layout:
     """Find training and validation in a folder.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lesa_nb.engine.group import is_main_process
+from lesa_nb.engine.group import is_main_process, local_world_size
 
 
 class UsageError(Exception):
@@ -30,7 +30,7 @@ def worker_count(asked: int | None) -> int:
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+    return min(8, max(0, cores // local_world_size() - 1))
 
 
 def progress(items: Iterable, unit: str) -> Any:

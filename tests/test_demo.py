@@ -10,7 +10,7 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.data.pictures import chunks
-from lesa_nb.engine.loop import evaluate
+from lesa_nb.study.onecycle import accuracy
 from lesa_nb.io.tensors import read_metadata
 from lesa_nb.look.capture import attention_layers
 from lesa_nb.study import demo as demo_module
@@ -82,7 +82,7 @@ def test_weights_give_the_accuracy_that_they_claim(demo):
         for term in study.INNER:
             model, _, _, metadata, _ = load(folder/f"{name}_{term}.safetensors")
             assert metadata == read_metadata(folder/f"{name}_{term}.safetensors")
-            right = evaluate(model, chunks(problem.valid, 128))
+            right = accuracy(model, chunks(problem.valid, 128))
             assert right == pytest.approx(metadata["accuracy"], abs=1.5/metadata["pictures"])
             assert len(attention_layers(model)) == (0 if term == "conv" else 2)
 

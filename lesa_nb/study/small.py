@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
-from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
+from ..engine.loop import seed_everything
+from .onecycle import accuracy, adamw_onecycle, train_steps
 from ..models.resnet import Bottleneck
 from ..weights.load import Kind, register_kind
 
@@ -145,13 +146,13 @@ def train_network(
     optimizer, schedule = adamw_onecycle(model, steps, lr=lr)
     batches = problem.batches(batch_size, steps, torch.Generator().manual_seed(seed))
     part = Samples(*(tensor[:256] for tensor in problem.valid))
-    losses, curve, start, cpu = [], [(0, evaluate(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
+    losses, curve, start, cpu = [], [(0, accuracy(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
     for step, loss in enumerate(watch(train_steps(model, batches, optimizer, schedule)), 1):
         losses.append(loss)
         if step % max(1, steps//checks) == 0 or step == steps:
-            curve.append((step, evaluate(model, chunks(part, 128))))
+            curve.append((step, accuracy(model, chunks(part, 128))))
     metadata |= dict(
-        task=problem.name, mean=problem.mean, std=problem.std, accuracy=evaluate(model, chunks(problem.valid, 128)),
+        task=problem.name, mean=problem.mean, std=problem.std, accuracy=accuracy(model, chunks(problem.valid, 128)),
         chance=1/problem.net["classes"], pictures=len(problem.valid.labels),
         parameters=sum(p.numel() for p in model.parameters()), steps=steps, batch_size=batch_size, lr=lr, seed=seed,
         seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu, 1))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -299,3 +300,19 @@ def test_fresh_environments(archives, tmp_path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         shutil.rmtree(venv)
+
+
+@pytest.mark.slow
+def test_plain_nbdev_test_leaves_the_tree_as_it_was(tmp_path):
+    "Within 8 minutes on two cores, without a word about threads."
+    folder = copy_of_the_project(tmp_path / ODD)
+    env = {k: v for k, v in clean_environment().items() if k != "OMP_NUM_THREADS" and not k.startswith("GIT_")}
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], cwd=folder, env=env, check=True)
+    begin = time.monotonic()
+    program = str(Path(sys.executable).with_name("nbdev_test"))
+    done = subprocess.run([program], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert time.monotonic() - begin < 480
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, env=env, capture_output=True, text=True)
+    assert status.stdout == ""

@@ -22,13 +22,13 @@ from lesa_nb.tasks.coco_results import to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.pyramid import prepare
+from lesa_nb.weights.load import load
 from lesa_nb.weights.start import start_backbone
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.engine.loader import loader
 from lesa_nb.engine.run import fit
 from lesa_nb.models.registry import build_detector
-from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev,
-                                load_detector)
+from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev)
 from lesa_nb.study.onecycle import adamw_onecycle
 from lesa_nb.weights.files import save_weights
 
@@ -276,7 +276,7 @@ def test_files_of_other_classes_are_refused(source, folder, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "small.safetensors"
     save_weights(task.build(), path, **task.metadata)
-    detector, metadata = load_detector(path)
+    detector, _, _, metadata, _ = load(path)
     assert metadata == task.metadata and not detector.training
     sent = json.loads(export_testdev(source, path, tmp_path / "sent.json").read_text())
     assert {r["category_id"] for r in sent} <= {2, 17, 90}
@@ -299,8 +299,9 @@ def test_an_authors_file_is_recognised(tmp_path, model):
     torch.manual_seed(0)
     detector = build_detector(model, num_classes=5, image_size=64, semantic=False)
     torch.save({"state_dict": to_published(detector), "meta": {}}, tmp_path / "theirs.pth")
-    loaded, metadata = load_detector(tmp_path / "theirs.pth")
-    assert metadata["net"] == dict(model=model, num_classes=5, image_size=64, semantic=False)
+    loaded, _, _, metadata, _ = load(tmp_path / "theirs.pth")
+    assert metadata["net"] == dict(model=model, network="published", term="lesa", num_classes=5, image_size=64,
+                                   semantic=False)
     assert all(value.equal(loaded.state_dict()[name]) for name, value in detector.state_dict().items())
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import echo, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import echo, load_classifier, positive, progress, worker_count, write_json
 from lesa_nb.engine.group import is_main_process
 
 
@@ -12,6 +12,7 @@ def eval_imagenet(
     data: Annotated[Path, arg(metavar="DIR")],
     weights: Annotated[Path, arg(metavar="FILE")],
     image_size: int | None = None,
+    val_fraction: float | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | None = None,
@@ -24,6 +25,7 @@ def eval_imagenet(
             EXIF notes, as in training.
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
         image_size: Pixels of a side. Default: what the network was made for.
+        val_fraction: As in training, where no folder holds what validates: only that part is scored.
         batch_size: Pictures at once.
         workers: Processes that read pictures ahead.
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
@@ -31,9 +33,8 @@ def eval_imagenet(
     """
     positive(image_size=image_size, batch_size=batch_size)
     from lesa_nb.tasks.classify import score_folder
-    from lesa_nb.weights.load import load
 
-    classifier = load(weights, kind="classifier")
+    classifier = load_classifier(weights)
     metadata = classifier.metadata
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
@@ -41,6 +42,7 @@ def eval_imagenet(
         classifier,
         data,
         image_size=image_size,
+        val_fraction=val_fraction,
         batch_size=batch_size,
         workers=worker_count(workers),
         device=device,

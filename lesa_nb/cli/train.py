@@ -176,6 +176,7 @@ def train_imagenet(
     augment: Literal["published", "jitter", "modern", "gentle"] | None = None,
     label_smoothing: float | None = None,
     cutmix: float | None = None,
+    val_fraction: float | None = None,
     no_compile: bool = False,
     measure: bool = False,
 ) -> int:
@@ -188,6 +189,7 @@ def train_imagenet(
     Args:
         data: Folder that holds train/ and val/ (or valid/, validation/, test/) with a folder for each class. Pictures
             are turned upright by their EXIF notes, as a person sees them; so does eval.
+            With --val-fraction: the folders of the classes themselves.
         run: What every run can be told.
         out: Folder of this run: checkpoint, weights, log, curves.
         recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.
@@ -199,11 +201,14 @@ def train_imagenet(
             jitter: the published ones and changes of colour.
         label_smoothing: Instead of the recipe's; the authors' option is 0.1.
         cutmix: Instead of the recipe's; 1 mixes in rectangles of any size.
+        val_fraction: Part of each class that validates, where no folder holds what validates. A hash of each file's
+            name decides, so that pictures that you add move no others.
         no_compile: Do not compile, even if the recipe does.
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
     positive(image_size=image_size)
     with Stop() as stop:  # listens while the rest is still being imported
+        from lesa_nb.data.listing import describe_split
         from lesa_nb.engine.recipe import describe_recipe
         from lesa_nb.tasks.classify import classification_task, find_recipe
         from lesa_nb.tasks.speed import describe_speeds, speeds
@@ -211,12 +216,20 @@ def train_imagenet(
         changes = dict(augment=augment, label_smoothing=label_smoothing, cutmix=cutmix)
         chosen = run.changed(find_recipe(recipe), compile=False if no_compile else None, **changes)
         task: Any = classification_task(
-            data, chosen, network=network, term=term, position=position, image_size=image_size, seed=run.seed
+            data,
+            chosen,
+            network=network,
+            term=term,
+            position=position,
+            image_size=image_size,
+            seed=run.seed,
+            val_fraction=val_fraction,
         )
         echo(
             f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
+        echo(describe_split(len(task.train), len(task.valid), task.train.skipped, val_fraction))
         echo(describe_recipe(chosen, len(task.train), world_size()))
         if measure:
             echo(describe_speeds(speeds(task, workers=run.readers, device=run.device), run.readers))

@@ -10,7 +10,6 @@ __all__ = ['CLASSIFICATION_RECIPES', 'find_recipe', 'Batch', 'collate_classifica
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..data.folders import ClassFolder, class_folders, class_names
+from ..data.folders import ClassFolder, class_folders, class_names, held_out
+from ..data.listing import find_layout, validation_folder
 from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
@@ -145,6 +145,7 @@ def score_folder(
     folder: str | PathLike, # one that holds val/, or a folder for each class itself
     *,
     image_size: int | None = None, # None: the one that the network was made for
+    val_fraction: float | None = None, # as in training, where no folder holds what validates
     batch_size: int = 64,
     workers: int = 0,
     device: str | None = None,
@@ -153,10 +154,11 @@ def score_folder(
     "Accuracy on the images of a folder; under torchrun the processes share them."
     if classifier.kind != "classifier":
         raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
-    folder = Path(folder)/"val" if (Path(folder)/"val").is_dir() else Path(folder)
-    names, metadata = class_names(folder), classifier.metadata
-    _check_classes(names, metadata, folder)
-    images = ClassFolder(folder, eval_transform(image_size) if image_size else classifier.transform)
+    place = find_layout(folder, val_fraction).val if val_fraction else validation_folder(folder) or folder
+    names = class_names(place)
+    _check_classes(names, classifier.metadata, place)
+    images = ClassFolder(place, eval_transform(image_size) if image_size else classifier.transform,
+                         chosen=partial(held_out, fraction=val_fraction) if val_fraction else None)
     on, as_it_is = pick_device(device), Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
     with process_group(on) as ranks:
         batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)

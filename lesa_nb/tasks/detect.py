@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'RECIPES', 'LargeScaleJitter', 'TrainPictures', 'ValidPictures', 'calibrate', 'detector_losses',
-           'names_of', 'coco_task', 'load_detector', 'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps',
-           'show_contexts']
+           'names_of', 'coco_task', 'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps', 'show_contexts']
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-02
 import math
@@ -31,15 +30,13 @@ from ..data.seeding import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.capture import capture_layer
 from ..look.maps import cell_of
-from ..weights.published import load_published, read_published
 from ..models.pyramid import prepare
 from ..models.registry import DETECTORS, build_detector
 from ..weights.start import start_backbone
 from ..engine.group import from_main_process, is_main_process, pick_device
 from ..engine.task import Task
 from ..engine.recipe import Recipe
-from ..io.tensors import read_metadata
-from ..weights.files import load_weights
+from ..weights.load import load
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -213,29 +210,6 @@ def coco_task(
                 "mask AP", valid_batch=8 if network == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
-def _published_net(tensors, path):
-    "The options of `build_detector` that an authors' detector needs."
-    heads = {"mask_rcnn": "roi_head.bbox_head.fc_cls.weight", "htc": "roi_head.bbox_head.0.fc_cls.weight"}
-    model, table = next((m for m, key in heads.items() if key in tensors), None), tensors.get("backbone.layer3.1.conv2.rel_height")
-    if model is None or table is None: raise ValueError(f"{path}: no detector of the authors: expected {' or '.join(heads.values())} and position tables in its backbone")
-    return dict(model=model, num_classes=len(tensors[heads[model]]) - 1, image_size=16*(len(table) + 1)//2,
-                semantic=any(key.startswith("roi_head.semantic_head") for key in tensors))
-
-def load_detector(
-    path: str | PathLike, # .safetensors that `fit` wrote, or an authors' .pth
-) -> tuple[MaskRCNN, dict]: # the detector, ready to be asked, and its metadata
-    "Build the detector that a file describes, and read its weights."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file of weights")
-    if Path(path).suffix != ".safetensors":
-        tensors = read_published(path)
-        net = _published_net(tensors, path)
-        return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    metadata = read_metadata(path)
-    if metadata.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its metadata say arch = {metadata.get('arch')!r})")
-    try: detector = build_detector(**metadata["net"])
-    except (KeyError, TypeError) as error: raise ValueError(f"{path}: its metadata do not describe a detector that can be built ({error})") from None
-    return load_weights(detector, path).eval(), metadata
-
 def _check_classes(metadata, folder, path):
     "Complain if a detector was trained for other categories than a folder's."
     n, ids = metadata["net"]["num_classes"], metadata.get("category_ids")
@@ -246,14 +220,14 @@ def _check_classes(metadata, folder, path):
 def _search(folder, split, weights, device, batch_size, workers, watch):
     "The folder's split and, picture by picture, what the detector in a file finds."
     dataset = CocoFolder(folder, split)
-    detector, metadata = load_detector(weights)
-    _check_classes(metadata, dataset, weights)
+    loaded = load(weights, kind="detector")
+    _check_classes(loaded.metadata, dataset, weights)
     batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
-    return dataset, watch(predict_results(detector.to(pick_device(device)), batches, dataset))
+    return dataset, watch(predict_results(loaded.model.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(
     folder: str | PathLike,
-    weights: str | PathLike, # see `load_detector`
+    weights: str | PathLike, # any file of a detector, see `load`
     *,
     split: str = "val2017",
     device: str | None = None, # None: a GPU if there is one
@@ -267,7 +241,7 @@ def evaluate_coco(
 
 def export_testdev(
     folder: str | PathLike,
-    weights: str | PathLike, # see `load_detector`
+    weights: str | PathLike, # any file of a detector, see `load`
     out: str | PathLike, # the JSON file
     *,
     split: str = "test-dev2017",

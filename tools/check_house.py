@@ -220,6 +220,30 @@ def private_attributes(root=ROOT):
                     yield Fault(room_of(name), "private", where, f"uses {node.value.id}.{node.attr}")
 
 
+def _private_parts(node):
+    "Private names of PyTorch that a node uses: in an import, or by their dots."
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+        dotted = [*node.module.split("."), *(alias.name for alias in node.names)]
+    elif isinstance(node, ast.Import):
+        dotted = [part for alias in node.names if alias.name.startswith("torch.") for part in alias.name.split(".")]
+    elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
+        dotted = [node.attr]
+    else:
+        return []
+    return [part for part in dotted if part.startswith("_") and not part.startswith("__")]
+
+
+def pinned(root=ROOT):
+    "Private functions of PyTorch may change with any release: a test must name each, and fail when it does."
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("*.py"))
+    for name, (path, tree) in modules(root).items():
+        for node in ast.walk(tree):
+            for part in _private_parts(node):
+                if not re.search(rf"\b{part}\b", tests):
+                    where = f"{path.relative_to(root)}:{node.lineno}"
+                    yield Fault(room_of(name), "pinned", where, f"uses PyTorch's private {part}; no test names it")
+
+
 def public_names(tree):
     "(name, line) of every public definition at the top of a module."
     for node in tree.body:
@@ -462,6 +486,7 @@ def mypy(root=ROOT):
 
 RULES = {
     "arrows": arrows,
+    "pinned": pinned,
     "private": private_attributes,
     "twice": defined_twice,
     "budget": budget,

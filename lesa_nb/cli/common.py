@@ -5,19 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lesa_nb.engine.group import is_main_process
+
 
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
 
 
-def is_main() -> bool:
-    "Whether this process is the one that talks: asked before torch is loaded, so the environment of torchrun answers."
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def echo(*words: object) -> None:
     "Print, if this process is the one that talks."
-    if is_main():
+    if is_main_process():
         print(*words, flush=True)
 
 
@@ -40,7 +37,7 @@ def progress(items: Iterable, unit: str) -> Any:
     "The items, with a bar in the process that talks."
     from tqdm import tqdm
 
-    return tqdm(items, unit=unit, disable=not is_main())
+    return tqdm(items, unit=unit, disable=not is_main_process())
 
 
 def write_json(path: Path, numbers: dict, what: str) -> None:

@@ -28,10 +28,10 @@ def export_classifier(
             f"--min-size must be at least 17 and less than --max-size, got {min_size} and {max_size}"
         )
     from lesa_nb.io.atomic import atomic_path
-    from lesa_nb.tasks.classify import load_classifier
+    from lesa_nb.weights.load import load
 
-    classifier = load_classifier(weights)
-    size = min(max(classifier.facts["image_size"], min_size), max_size)
+    classifier = load(weights, kind="classifier")
+    size = min(max(classifier.metadata["image_size"], min_size), max_size)
     sizes = dict(image_size=size, min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":
         from lesa_nb.weights.export import export_onnx
@@ -46,7 +46,7 @@ def export_classifier(
         with atomic_path(out, what="the network") as beside:
             torch.export.save(export_program(classifier.model, **sizes), beside)
     takes = f"pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation"
-    print(f"{out}: {classifier.facts['network']} for {takes}")
+    print(f"{out}: {classifier.metadata['network']} for {takes}")
     return 0
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.coco import CocoFolder
 from ..data.coco_file import coco_tools, segmentation_fault
+from ..engine.group import gather
 from ..io.atomic import atomic_write
 
 
@@ -148,9 +149,4 @@ def write_testdev(
 
 def gather_results(results: dict[int, list[dict]]) -> dict[int, list[dict]]:
     """Bring the results of all processes together, each image once; alone, nothing changes."""
-    import torch.distributed as dist
-    if not (dist.is_available() and dist.is_initialized()):
-        return results
-    parts: list = [None]*dist.get_world_size()
-    dist.all_gather_object(parts, results)
-    return {image_id: found for part in parts for image_id, found in part.items()}
+    return {image_id: found for part in gather(results) for image_id, found in part.items()}

@@ -96,8 +96,8 @@ def context_maps(backbone: nn.Module, x: Tensor, boxes: Tensor, size: tuple[int,
                  layer: str | None = None) -> Tensor:
     """What the middle of each box attends to, mean of the heads: (n, h, w), each summing to 1.
 
-    `backbone` with attention layers; `x`: the image as the backbone takes it, (1, 3, H', W'); `boxes`: corners (n, 4) in
-    pixels of the image as it came, which has `size` (H, W). `layer`: a name from `attention_layers`; None: the last.
+    `backbone` with attention layers; `x`: the image as the backbone takes it, (1, 3, H', W'); `boxes`: corners (n, 4)
+    in pixels of the image as it came, which has `size` (H, W). `layer`: a name from `attention_layers`; None: the last.
     """
     seen = capture_layer(backbone, x, layer)
     cells = [cell_of(pixel, size, seen.size) for pixel in box_middles(boxes, size)]

@@ -69,8 +69,8 @@ def evaluate_detector(
 ) -> Scores:
     """COCO's scores of a detector on a split.
 
-    `weights`: any file that `weights.load` reads. `device`: None for a GPU if there is one. `watch`: gets the results as
-    they come, a progress bar for instance. Classes are matched by name; a ValueError names what does not match.
+    `weights`: any file that `weights.load` reads. `device`: None for a GPU if there is one. `watch`: gets the results
+    as they come, a progress bar for instance. Classes are matched by name; a ValueError names what does not match.
     """
     dataset, found = _search(folder, weights, split, device, batch_size, workers, watch)
     return score_results(dataset, dict(found))

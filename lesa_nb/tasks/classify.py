@@ -10,7 +10,6 @@ __all__ = ['CLASSIFICATION_RECIPES', 'find_recipe', 'Batch', 'collate_classifica
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch

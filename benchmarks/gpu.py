@@ -92,10 +92,10 @@ def layers(side, C, args, bf16):
 
 def training(steps):
     "The study's small networks, three seeds each, on the generated task that needs both terms."
-    from lesa_nb.study.small import INNER, train_small, twin_task
+    from lesa_nb.study.small import INNER, train_small, twin_problem
 
-    task = twin_task()
-    facts = [train_small(task, term, steps=steps, seed=seed).facts for term in INNER for seed in range(1 if steps < 10 else 3)]
+    task = twin_problem()
+    facts = [train_small(task, term, steps=steps, seed=seed).metadata for term in INNER for seed in range(1 if steps < 10 else 3)]
     for f in facts: print({k: f[k] for k in ("net", "seed", "accuracy", "seconds")}, flush=True)
     return facts
 

@@ -14,7 +14,7 @@ from common import arguments, chosen, peak_mb, save, seconds, start
 from torch.utils.flop_counter import FlopCounterMode
 
 from lesa_nb.layers.context import Context, explicit
-from lesa_nb.weights.folding import fuse
+from lesa_nb.weights.folding import fold_norms
 from lesa_nb.layers.lesa import attend_with
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 
@@ -71,7 +71,7 @@ def measure(family, modes, batch, size, args):
                             peak_mb={n: peak_mb(w, device) for n, w in trained.items()})
     if "inference" in modes:
         for m in networks.values(): m.eval()
-        networks["LESA, folded"] = fuse(networks["LESA"])
+        networks["LESA, folded"] = fold_norms(networks["LESA"])
         inferred = {n: lambda m=m: infer(m) for n, m in networks.items()}
         row["inference"] = dict(images_per_second={n: batch/s for n, s in seconds(inferred, device, args.rounds).items()},
                                 peak_mb={n: peak_mb(w, device) for n, w in inferred.items()})

@@ -46,8 +46,8 @@ def plan(quick):
 
 
 def task_of(variant, quick):
-    if VARIANTS[variant] is None: return study.digit_task()
-    return study.twin_task(valid=128 if quick else 1024, **VARIANTS[variant])._replace(name=variant)
+    if VARIANTS[variant] is None: return study.digit_problem()
+    return study.twin_problem(valid=128 if quick else 1024, **VARIANTS[variant])._replace(name=variant)
 
 
 def recipe(variant, term, net, seed, args):
@@ -71,21 +71,21 @@ def finished(path, wanted):
 def train(path, wanted, args):
     "One run, and its two files: the weights first, so that a JSON file means that all is there."
     run = study.train_small(task_of(wanted["variant"], args.quick), wanted["term"], steps=wanted["steps"], batch_size=wanted["batch_size"], lr=wanted.get("lr", 1.5e-3), seed=wanted["seed"],
-                            checks=wanted["checks"], device=args.device, **wanted["net"])
+                            checks=wanted["checks"], device=args.device, net=wanted["net"])
     window = max(1, wanted["steps"]//40)  # curves are thinned: means of 40 stretches
     losses = [round(sum(part)/len(part), 4) for part in (run.losses[i:i + window] for i in range(0, len(run.losses), window))]
-    save_weights(run.model, path.with_suffix(".safetensors"), **run.facts)
+    save_weights(run.model, path.with_suffix(".safetensors"), **run.metadata)
     where = {key: value for key, value in facts(args.device).items() if key in ("date", "commit", "torch", "device", "threads")}
-    atomic_json(path.with_suffix(".json"), dict(recipe=wanted, **where, facts=run.facts, curve=run.curve, losses=losses, losses_every=window), indent=None)
+    atomic_json(path.with_suffix(".json"), dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window), indent=None)
 
 
 def measured(path, found):
     "The row of a finished run: its facts and what is found inside, kept beside it."
     kept = path.with_suffix(".row")
     if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime: return json.loads(kept.read_text())
-    knobs, (model, facts) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
-    held = study.digit_task().valid if knobs is None else find_twin(facts["pictures"], torch.Generator().manual_seed(2**31), **knobs)
-    row = study_row(study.Run(model, facts, [], found["curve"]), held)
+    knobs, (model, metadata) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
+    held = study.digit_problem().valid if knobs is None else find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
+    row = study_row(study.Run(model, metadata, [], found["curve"]), held)
     row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
     right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
     if abs(right - row["accuracy"]*row["pictures"]) > 2: raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
@@ -112,7 +112,7 @@ def small(args):
     for run, path, wanted in runs:
         if args.collect or finished(path, wanted): continue
         train(path, wanted, args)
-        f = finished(path, wanted)["facts"]
+        f = finished(path, wanted)["metadata"]
         print(f"{path.name}: {f['accuracy']:.1%}, {f['cpu_seconds']} CPU seconds, {f['seconds']} s", flush=True)
         gather(runs, args)
     rows, missing = gather(runs, args)

@@ -5,8 +5,11 @@
 
 The names below are loaded when they are first used, so that `import lesa_nb` takes no time and brings in nothing heavy.
 """
+
 __version__ = "0.1.0"
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +17,14 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.layers.lesa import LESA, attend_with
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
     from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+    from lesa_nb.weights.folding import fold_norms
     from lesa_nb.weights.published import load_published
 
 #: public name -> the module that owns it
 _OWNERS = {
     "LESA": "layers.lesa",
     "attend_with": "layers.lesa",
+    "fold_norms": "weights.folding",
     "htc_lesa_wrn50": "models.htc",
     "lesa_resnet50": "models.resnet",
     "lesa_wrn50": "models.resnet",
@@ -30,12 +35,24 @@ _OWNERS = {
 __all__ = [
     "LESA",
     "attend_with",
+    "fold_norms",
     "htc_lesa_wrn50",
     "lesa_resnet50",
     "lesa_wrn50",
     "load_published",
     "mask_rcnn_lesa_resnet50",
 ]
+
+
+def _one_thread_each() -> None:
+    "nbdev_test runs notebooks side by side: with more threads than cores they would mostly wait for each other."
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "torch" in sys.modules and os.environ["OMP_NUM_THREADS"] == "1":
+        sys.modules["torch"].set_num_threads(1)
+
+
+if os.environ.get("IN_TEST"):  # set by nbdev_test
+    _one_thread_each()
 
 
 def __getattr__(name: str) -> Any:

@@ -127,7 +127,7 @@ def test_interrupted_ends_with_130(monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesa_nb.study.small.demo", stop)
+    monkeypatch.setattr("lesa_nb.study.demo.train_demo", stop)
     status, out, err = run(capsys, "demo")
     assert status == 130 and err.strip() == "lesa: interrupted"
 
@@ -136,7 +136,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
     def bug(*args, **kwargs):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr("lesa_nb.study.small.demo", bug)
+    monkeypatch.setattr("lesa_nb.study.demo.train_demo", bug)
     with pytest.raises(AttributeError):
         cli.main(["demo"])
 
@@ -287,8 +287,8 @@ def mistakes(photo, weights, tmp_path):
     return {
         "missing picture": ([tmp_path / "gone.jpg"], ["gone.jpg", "no such file"]),
         "text named .jpg": ([text], ["text.jpg", "not a picture"]),
-        "empty picture": ([empty], ["empty.jpg", "not a picture"]),
-        "truncated picture": ([cut], ["cut.jpg", "cannot be read"]),
+        "empty picture": ([empty], ["empty.jpg", "empty file"]),
+        "truncated picture": ([cut], ["cut.jpg", "broken picture"]),
         "a folder": ([tmp_path], ["a folder"]),
         "pixel outside": ([photo, "--pixel", "90,3"], ["90,3", "90 wide and 60 high"]),
         "pixel negative": ([photo, "--pixel", "0,-1"], ["0,-1", "90 wide and 60 high"]),
@@ -298,7 +298,7 @@ def mistakes(photo, weights, tmp_path):
         "weights a picture": ([photo, "--weights", photo], ["a $b$ c;d.png"]),
         "weights that run code": ([photo, "--weights", trap], ["trap.pth", "run code"]),
         "weights cut off": ([photo, "--weights", half], ["half.safetensors"]),
-        "weights without LESA": ([photo, "--weights", conv], ["no LESA layer"]),
+        "weights without LESA": ([photo, "--weights", conv], ["no attention layer"]),
         "weights without facts": ([photo, "--weights", bare], ["bare.safetensors", "arch"]),
         "weights of something else": ([photo, "--weights", other], ["other.pth", "layer1.0.conv1.weight"]),
         "a plain ResNet": ([photo, "--weights", plain], ["plain.pth", "position table"]),

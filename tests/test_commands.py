@@ -1,4 +1,4 @@
-"""The commands called as functions: what each adds to the library's own functions, and the way from a folder to scores."""
+"""The commands called as functions: what they add to the library's functions, and the way from a folder to scores."""
 
 import json
 import os
@@ -235,7 +235,7 @@ def test_a_quick_demo_leaves_every_file(demo, tmp_path, capsys):
 
 @pytest.fixture
 def flower(tmp_path):
-    from lesa_nb.data.pictures import sample_photo
+    from lesa_nb.data.photos import sample_photo
 
     path = tmp_path / "flower; näh.png"
     sample_photo("flower").save(path)
@@ -274,7 +274,7 @@ def test_every_mistake_is_one_line(demo, flower, tmp_path, monkeypatch, capsys):
     full.mkdir()
     (full / "letter.txt").write_text("dear")
     mistakes = [
-        (["explain", "gone.jpg"], 1, "gone.jpg: no such file"),
+        (["explain", "gone.jpg"], 1, "gone.jpg: missing file (no such file)"),
         (["explain", text], 1, "text.jpg: not a picture"),
         (["explain", full], 1, "a folder, not a picture"),
         (
@@ -293,7 +293,7 @@ def test_every_mistake_is_one_line(demo, flower, tmp_path, monkeypatch, capsys):
         (["explain", flower, "--out", full], 1, "a folder"),
         (["explain", flower, "--out", full / "figure.doc"], 1, "figures can be written as"),
         (["explain", flower, "--out", text / "figure.png"], 1, "text.jpg"),
-        (["explore", "gone.jpg"], 1, "gone.jpg: no such file"),
+        (["explore", "gone.jpg"], 1, "gone.jpg: missing file (no such file)"),
         (["explore", flower, "--out", flower], 1, "a page is written as .html"),
         (["demo", "--steps", "0"], 2, "--steps must be at least 1"),
         (["demo", "--stpes", "4"], 2, "--stpes"),

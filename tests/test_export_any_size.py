@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.export import Dim
 
-from lesa_nb.weights.folding import export_onnx
+from lesa_nb.weights.export import export_onnx
 from lesa_nb.layers.lesa import POSITIONS
 from lesa_nb.layers.position import fit_offsets
 from lesa_nb.models.resnet import ResNet, lesa_resnet50

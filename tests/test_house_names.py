@@ -1,6 +1,8 @@
 """`import lesa_nb`: the public names, where they come from, and what their import does not bring in."""
+
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,9 @@ import pytest
 import lesa_nb
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTRACT = [
-    "LESA", "attend_with", "htc_lesa_wrn50", "lesa_resnet50", "lesa_wrn50", "load_published", "mask_rcnn_lesa_resnet50",
-]  # fmt: skip
+CONTRACT = """
+    LESA attend_with fold_norms htc_lesa_wrn50 lesa_resnet50 lesa_wrn50 load_published mask_rcnn_lesa_resnet50
+""".split()
 
 
 def test_the_public_names_are_listed():
@@ -51,3 +53,13 @@ def test_import_brings_in_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [["lesa_nb"], True, True]
+
+
+@pytest.mark.parametrize("first", ["torch", "lesa_nb"])
+def test_one_thread_for_each_notebook_of_nbdev_test(first):
+    code = f"import {first}, lesa_nb, torch; print(torch.get_num_threads())"
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**env, "IN_TEST": "1"}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -51,7 +51,7 @@ def test_a_house_in_order(tmp_path):
         {
             "lesa_nb/layers/inputs.py": "MEAN = 0.5\n",
             "lesa_nb/io/atomic.py": "import os\n",
-            "lesa_nb/data/photos.py": "from lesa_nb.layers.inputs import MEAN\n\n\ndef photo():\n    from ..io import atomic\n",
+            "lesa_nb/data/photos.py": "from lesa_nb.layers.inputs import MEAN\ndef f():\n    from ..io import atomic\n",
             "lesa_nb/cli/app.py": "import lesa_nb.data.photos\n",
         },
     )

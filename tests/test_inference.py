@@ -1,4 +1,4 @@
-"""The inference form gives the same numbers without a single batch norm; exported graphs give the same numbers again."""
+"""The inference form gives the same numbers without a single batch norm; exported graphs give them again."""
 import copy
 
 import onnxruntime
@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from lesa_nb.weights import folding as inference
+from lesa_nb.layers.blockwise import auto, streaming
 from lesa_nb.layers.context import Context, explicit
-from lesa_nb.weights.folding import NORMS, Scale, export_onnx, export_program, fold, fuse, scale_and_shift
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
-from lesa_nb.layers.blockwise import auto, streaming
+from lesa_nb.weights import export as exporting
+from lesa_nb.weights.export import export_onnx, export_program
+from lesa_nb.weights.folding import NORMS, Scale, fold, fold_norms, scale_and_shift
 
 
 def lived_in(part, seed=0):
@@ -49,9 +50,17 @@ def difference(a, b, x):
     return ((a - b).abs().max()/a.abs().max()).item()
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.BatchNorm2d(6, eps=0.1), nn.SyncBatchNorm(6), FrozenBatchNorm2d(6)])
-@pytest.mark.parametrize("conv", [nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(4, 6, 3, stride=2, groups=2),
-                                  DeformableConv2d(4, 6, padding=1, groups=2)])
+KINDS = [nn.BatchNorm2d(6), nn.BatchNorm2d(6, eps=0.1), nn.SyncBatchNorm(6), FrozenBatchNorm2d(6)]
+CONVS = [
+    nn.Conv2d(4, 6, 3),
+    nn.Conv2d(4, 6, 1, bias=False),
+    nn.Conv2d(4, 6, 3, stride=2, groups=2),
+    DeformableConv2d(4, 6, padding=1, groups=2),
+]
+
+
+@pytest.mark.parametrize("norm", KINDS)
+@pytest.mark.parametrize("conv", CONVS)
 def test_fold(conv, norm):
     "Every kind of norm into every kind of convolution."
     pair, x = lived_in(nn.Sequential(copy.deepcopy(conv), copy.deepcopy(norm))), torch.randn(2, 4, 7, 5)
@@ -77,15 +86,19 @@ def test_fold_without_affine():
 def test_layer(position, deformable, stride):
     "LESA with either table, on maps of other sizes, along every way to attend; no norm is left."
     layer = lived_in(LESA(16, 16, (6, 5), heads=2, position=position, deformable=deformable, stride=stride))
-    fused = fuse(layer)
-    assert norms_in(layer) and not norms_in(fused)
+    folded = fold_norms(layer)
+    assert norms_in(layer) and not norms_in(folded)
     for way in (explicit, streaming, auto):
-        attend_with(layer, way), attend_with(fused, way)
+        attend_with(layer, way), attend_with(folded, way)
         for size in [(1, 1), (6, 5), (4, 7), (9, 11)]:
-            assert difference(layer, fused, torch.randn(2, 16, *size)) < 1e-5, (way.__name__, size)
+            assert difference(layer, folded, torch.randn(2, 16, *size)) < 1e-5, (way.__name__, size)
 
 
-@pytest.mark.parametrize("scales", [(0., 0., 0.), (1., 0., 0.), (0., 1., 1.), (0., 1., 0.), (-2., -1., -3.), (1., 1e-30, 1e-30), (1e-30, 2., -1e-5), (50., 1e-3, 2e-3)])
+SCALES = [(0., 0., 0.), (1., 0., 0.), (0., 1., 1.), (0., 1., 0.), (-2., -1., -3.), (1., 1e-30, 1e-30),
+          (1e-30, 2., -1e-5), (50., 1e-3, 2e-3)]
+
+
+@pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_odd_scales_of_scores(position, scales):
     "Dead, turned, tiny and huge scales of content and place, all heads alike: exact where a quotient would not be."
@@ -93,15 +106,15 @@ def test_odd_scales_of_scores(position, scales):
     norm = layer.context.norm_scores
     with torch.no_grad():
         norm.weight.copy_(torch.tensor(scales[:len(norm.weight)//2]).repeat_interleave(2))
-    fused = fuse(layer)
-    assert all(t.isfinite().all() for t in fused.state_dict().values())
+    folded = fold_norms(layer)
+    assert all(t.isfinite().all() for t in folded.state_dict().values())
     for way in (explicit, streaming):
-        assert difference(attend_with(layer, way), attend_with(fused, way), torch.randn(2, 16, 4, 5)) < 1e-5
+        assert difference(attend_with(layer, way), attend_with(folded, way), torch.randn(2, 16, 4, 5)) < 1e-5
 
 
 def test_where_the_scales_go():
     "Nothing is left to do with the factored table; with the flat one the content's factor and the places' sum's."
-    contexts = {p: fuse(lived_in(LESA(16, 16, 4, heads=2, position=p), seed=3)).context for p in POSITIONS}
+    contexts = {p: fold_norms(lived_in(LESA(16, 16, 4, heads=2, position=p), seed=3)).context for p in POSITIONS}
     assert isinstance(contexts["factored"].norm_out, Scale) and contexts["factored"].norm_out.ones
     assert contexts["flat"].norm_out.weight[0::2].eq(1).all() and not contexts["flat"].norm_out.ones
 
@@ -112,23 +125,29 @@ def test_where_the_scales_go():
 def test_network(term, position, deformable):
     "All three terms, plain and deformable, at the tables' size and at others."
     net = small(term=term, position=position, deformable=deformable)
-    fused = fuse(net)
-    assert not norms_in(fused)
+    folded = fold_norms(net)
+    assert not norms_in(folded)
     for size in [(64, 64), (33, 95), (97, 80)]:
-        assert difference(net, fused, torch.randn(2, 3, *size)) < 1e-4
-        for a, b in zip(net.features(x := torch.randn(1, 3, *size)), fused.features(x), strict=True):
+        assert difference(net, folded, torch.randn(2, 3, *size)) < 1e-4
+        for a, b in zip(net.features(x := torch.randn(1, 3, *size)), folded.features(x), strict=True):
             assert (a - b).abs().max() < 1e-4*a.abs().max()
 
 
-@pytest.mark.parametrize("part", [LESA(8, 8, 4, heads=1), LESA(16, 16, 4, heads=2, gate_shrink=(2, 2), gate_kernels=(1, 3, 1)),
-                                  PlainAttention(16, 16, 4, heads=2, stride=2), nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), LESA(16, 8, 4, heads=2))])
-def test_other_parts(part):
+PARTS = [
+    (8, LESA(8, 8, 4, heads=1)),
+    (16, LESA(16, 16, 4, heads=2, local_groups=1)),
+    (16, LESA(16, 16, 4, heads=2, gate_shrink=(2, 2), gate_kernels=(1, 3, 1))),
+    (16, PlainAttention(16, 16, 4, heads=2, stride=2)),
+    (8, nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), LESA(16, 8, 4, heads=2))),
+]
+
+
+@pytest.mark.parametrize("channels, part", PARTS)
+def test_other_parts(channels, part):
     "No mix, a deep gate, attention alone, layers inside something else."
-    part = lived_in(part)
-    x = torch.randn(2, next(m for m in part.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))).in_channels if not isinstance(part, LESA)
-                    else part.context.qkv.in_channels, 7, 6)
-    fused = fuse(part)
-    assert not norms_in(fused) and difference(part, fused, x) < 1e-5
+    part, x = lived_in(part), torch.randn(2, channels, 7, 6)
+    folded = fold_norms(part)
+    assert not norms_in(folded) and difference(part, folded, x) < 1e-5
 
 
 @pytest.mark.parametrize("make", [lesa_resnet50, lesa_wrn50])
@@ -137,11 +156,11 @@ def test_published_networks(make):
     torch.manual_seed(0)
     net = make(num_classes=3, image_size=64).eval().double()
     state = copy.deepcopy(net.state_dict())
-    fused = fuse(net)
-    assert not norms_in(fused) and len(norms_in(net)) == 93
-    assert difference(net, fused, torch.randn(1, 3, 64, 48, dtype=torch.float64)) < 1e-8
+    folded = fold_norms(net)
+    assert not norms_in(folded) and len(norms_in(net)) == 93
+    assert difference(net, folded, torch.randn(1, 3, 64, 48, dtype=torch.float64)) < 1e-8
     assert all(torch.equal(t, state[name]) for name, t in net.state_dict().items())
-    ours, theirs = ({p.data_ptr() for p in n.parameters()} for n in (fused, net))
+    ours, theirs = ({p.data_ptr() for p in n.parameters()} for n in (folded, net))
     assert not ours & theirs
 
 
@@ -157,47 +176,48 @@ def test_calibrated_network():
             net(torch.randn(4, 3, 64, 64))
         exact, x = copy.deepcopy(net.eval()).double(), torch.randn(2, 3, 64, 64)
         want = exact(x.double())
-        with_norms, folded = ((n(x).double() - want).abs().max()/want.abs().max() for n in (net, fuse(net)))
+        with_norms, folded = ((n(x).double() - want).abs().max()/want.abs().max() for n in (net, fold_norms(net)))
     assert folded <= max(1e-4, 4*with_norms)
 
 
 def test_twice():
     "Folding a folded network gives the same one, bit by bit."
     net = small()
-    once = fuse(net)
-    twice = fuse(once)
+    once = fold_norms(net)
+    twice = fold_norms(once)
     assert once.state_dict().keys() == twice.state_dict().keys()
     assert all(torch.equal(t, twice.state_dict()[name]) for name, t in once.state_dict().items())
 
 
-def test_fused_network_is_an_ordinary_module():
+def test_folded_network_is_an_ordinary_module():
     "It can be saved, cast, run under autocast, and put into training mode by mistake without taking statistics."
     net = small(position="factored")
-    fused, other, x = fuse(net), fuse(lived_in(small(position="factored"), seed=1)), torch.randn(2, 3, 64, 64)
-    other.load_state_dict(fused.state_dict())
+    folded, x = fold_norms(net), torch.randn(2, 3, 64, 64)
+    other = fold_norms(lived_in(small(position="factored"), seed=1))
+    other.load_state_dict(folded.state_dict())
     with torch.no_grad():
-        assert torch.equal(other(x), fused(x))
-        assert torch.equal(fused.train()(x), other(x))
+        assert torch.equal(other(x), folded(x))
+        assert torch.equal(folded.train()(x), other(x))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert (fused(x).float() - net(x).float()).abs().max() < 0.1*net(x).abs().max()
-    assert difference(copy.deepcopy(net).double(), fuse(net.double()), x.double()) < 1e-10
-    fused(x).sum().backward()
-    assert fused.conv1.weight.grad.isfinite().all()
+            assert (folded(x).float() - net(x).float()).abs().max() < 0.1*net(x).abs().max()
+    assert difference(copy.deepcopy(net).double(), fold_norms(net.double()), x.double()) < 1e-10
+    folded(x).sum().backward()
+    assert folded.conv1.weight.grad.isfinite().all()
 
 
 def test_refusals():
     "Training mode, all of it or one part, and norms without statistics: named."
     net = small()
     with pytest.raises(ValueError, match=r"call .eval\(\)"):
-        fuse(copy.deepcopy(net).train())
+        fold_norms(copy.deepcopy(net).train())
     one = copy.deepcopy(net)
     one.layer3[1].conv2.context.norm_scores.train()
     with pytest.raises(ValueError, match="1 parts in training mode, first 'layer3.1.conv2.context.norm_scores'"):
-        fuse(one)
+        fold_norms(one)
     one = copy.deepcopy(net)
     one.layer4[0].conv2.context.norm_scores = nn.BatchNorm2d(24, track_running_stats=False).eval()
     with pytest.raises(ValueError, match="no running statistics"):
-        fuse(one)
+        fold_norms(one)
     for export in (export_program, lambda net: export_onnx(net, "never.onnx")):
         with pytest.raises(ValueError, match="eval mode"):
             export(copy.deepcopy(net).train())
@@ -210,7 +230,7 @@ def test_refusals():
 
 def test_onnx_packages_are_asked_for(monkeypatch, tmp_path):
     "Without the packages one line says what to install, and no file is written."
-    monkeypatch.setattr(inference, "find_spec", lambda name: None)
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs onnx and onnxscript: pip install 'lesa_nb\[export\]'"):
         export_onnx(small(), tmp_path/"net.onnx")
     assert not list(tmp_path.iterdir())
@@ -226,7 +246,7 @@ def same_everywhere(run, net, sizes, limit):
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_program_of_the_published_network(position):
-    "One graph of `lesa_resnet50` for every height and width up to the tables' size; in float64, see `test_published_networks`."
+    "One graph for every height and width up to the tables' size; in float64, see `test_published_networks`."
     net = lived_in(lesa_resnet50(num_classes=4, image_size=128, position=position)).double()
     run = export_program(net, image_size=(96, 80), min_size=32, max_size=128).module()
     same_everywhere(run, net, [(32, 32), (32, 128), (65, 97), (128, 128)], 1e-7)

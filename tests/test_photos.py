@@ -1,4 +1,5 @@
-"""One reader for every picture: any format, any depth, any orientation, bounded memory; and random numbers of a sample."""
+"""One reader for every picture: any format, depth and orientation, bounded memory; random numbers of a sample."""
+
 import io
 import struct
 import subprocess
@@ -15,7 +16,15 @@ from torchvision import datasets
 
 from lesa_nb.data import photos
 from lesa_nb.data.photos import (
-    MAX_PIXELS, PHOTO_FAULTS, fitted, open_image, photo_fault, photo_tensor, read_photo, sample_photo)
+    MAX_PIXELS,
+    PHOTO_FAULTS,
+    fitted,
+    open_image,
+    photo_fault,
+    photo_tensor,
+    read_photo,
+    sample_photo,
+)
 from lesa_nb.data.seeding import mixed_seed, seeded
 
 
@@ -69,6 +78,7 @@ def test_a_note_turns_the_picture_and_every_mode_becomes_rgb(tmp_path, photo):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_every_orientation_as_pillow_turns_it(tmp_path, orientation, suffix):
     from PIL import ImageOps
+
     pixels = np.zeros((24, 32, 3), np.uint8)
     pixels[:8, :8] = 255
     path = tmp_path / f"x.{suffix}"
@@ -80,9 +90,9 @@ def test_every_orientation_as_pillow_turns_it(tmp_path, orientation, suffix):
     read = read_photo(path)
     assert read.full_size == read.image.size
     if suffix != "tif":  # which Pillow turns itself
-        assert [kind for kind, _ in read.notes] == ["EXIF rotation"]*(orientation > 1)
+        assert [kind for kind, _ in read.notes] == ["EXIF rotation"] * (orientation > 1)
         assert np.array_equal(np.array(open_image(path, exif=False)), np.array(datasets.folder.pil_loader(path)))
-        assert [kind for kind, _ in read_photo(path, exif=False).notes] == ["EXIF rotation kept"]*(orientation > 1)
+        assert [kind for kind, _ in read_photo(path, exif=False).notes] == ["EXIF rotation kept"] * (orientation > 1)
 
 
 def test_as_stored_is_what_torchvision_reads(tmp_path):
@@ -104,22 +114,42 @@ def test_what_cannot_be_read_is_named(tmp_path, photo):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:9000])
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     for name, error, says in (
-            ("text.jpg", ValueError, r"text\.jpg: not a picture \(in no format that Pillow reads\)"),
-            ("cut.jpg", ValueError, r"cut\.jpg: broken picture \(.*truncated"),
-            ("none.jpg", ValueError, r"none\.jpg: empty file"),
-            ("nothing.jpg", FileNotFoundError, r"nothing\.jpg: missing file \(no such file\)"),
-            ("gone.png", FileNotFoundError, r"gone\.png: missing file \(a link that leads nowhere\)"),
-            ("", ValueError, "a folder, not a picture")):
+        ("text.jpg", ValueError, r"text\.jpg: not a picture \(in no format that Pillow reads\)"),
+        ("cut.jpg", ValueError, r"cut\.jpg: broken picture \(.*truncated"),
+        ("none.jpg", ValueError, r"none\.jpg: empty file"),
+        ("nothing.jpg", FileNotFoundError, r"nothing\.jpg: missing file \(no such file\)"),
+        ("gone.png", FileNotFoundError, r"gone\.png: missing file \(a link that leads nowhere\)"),
+        ("", ValueError, "a folder, not a picture"),
+    ):
         with pytest.raises(error, match=says) as caught:
             open_image(tmp_path / name)
         assert "\n" not in str(caught.value)
-    kinds = {photo_fault("x", error).kind for error in (
-        FileNotFoundError(), PermissionError(), IsADirectoryError(), OSError(5, "broken disk"), ValueError("?"))}
+    kinds = {
+        photo_fault("x", error).kind
+        for error in (
+            FileNotFoundError(),
+            PermissionError(),
+            IsADirectoryError(),
+            OSError(5, "broken disk"),
+            ValueError("?"),
+        )
+    }
     assert kinds == {"missing file", "no permission", "a folder", "unreadable file", "broken picture"}
 
 
-@pytest.mark.parametrize("suffix, options", [
-    ("gif", {}), ("jfif", {"format": "JPEG"}), ("avif", {}), ("jp2", {}), ("tga", {}), ("ico", {}), ("webp", {}), ("pcx", {})])
+@pytest.mark.parametrize(
+    "suffix, options",
+    [
+        ("gif", {}),
+        ("jfif", {"format": "JPEG"}),
+        ("avif", {}),
+        ("jp2", {}),
+        ("tga", {}),
+        ("ico", {}),
+        ("webp", {}),
+        ("pcx", {}),
+    ],
+)
 def test_every_format_that_pillow_decodes(tmp_path, photo, suffix, options):
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
@@ -130,7 +160,9 @@ def test_every_format_that_pillow_decodes(tmp_path, photo, suffix, options):
 
 
 def test_nothing_is_handed_to_another_program():
-    assert not {"EPS", "WMF", "MPEG"} & set(photos._formats()) and {"JPEG", "PNG", "GIF", "TIFF"} <= set(photos._formats())
+    assert not {"EPS", "WMF", "MPEG"} & set(photos._formats()) and {"JPEG", "PNG", "GIF", "TIFF"} <= set(
+        photos._formats()
+    )
 
 
 def test_of_several_pictures_the_first_is_read(tmp_path):
@@ -149,48 +181,52 @@ def grey_of(path):
 
 
 def test_sixteen_bits_are_scaled(tmp_path):
-    values = np.linspace(0, 65535, 48*64).round().astype(np.uint16).reshape(48, 64)
+    values = np.linspace(0, 65535, 48 * 64).round().astype(np.uint16).reshape(48, 64)
     Image.fromarray(values).save(tmp_path / "x.png")
     Image.fromarray(values).save(tmp_path / "x.tif")
     for name in ("x.png", "x.tif"):
-        assert np.abs(grey_of(tmp_path / name).astype(float) - values/257).max() <= .5
+        assert np.abs(grey_of(tmp_path / name).astype(float) - values / 257).max() <= 0.5
         assert [kind for kind, _ in read_photo(tmp_path / name).notes] == ["deep colour"]
 
 
 def test_twelve_bits_in_a_sixteen_bit_file(tmp_path):
-    values = np.linspace(0, 4095, 48*64).round().astype(np.uint16).reshape(48, 64)
+    values = np.linspace(0, 4095, 48 * 64).round().astype(np.uint16).reshape(48, 64)
     Image.fromarray(values).save(tmp_path / "silent.png")
     with pytest.raises(ValueError, match=r"silent.png: unclear range \(values 0 to 4,095 of 65,535: .*12 bits.*sBIT"):
         open_image(tmp_path / "silent.png")
     for path in (with_bits(tmp_path / "says.png", values, 12), tiff(tmp_path / "says.tif", values, _281=4095)):
-        assert np.abs(grey_of(path).astype(float) - values*(255/4095)).max() <= .51
+        assert np.abs(grey_of(path).astype(float) - values * (255 / 4095)).max() <= 0.51
     black = np.zeros((8, 8), np.uint16)
     Image.fromarray(black).save(tmp_path / "black.png")
     assert not grey_of(tmp_path / "black.png").any()  # black is black on any scale
 
 
 def test_floats_are_scaled_by_what_they_say_or_refused(tmp_path):
-    ramp = np.linspace(0, 1, 48*64).astype(np.float32).reshape(48, 64)
-    for name, values in (("unit", ramp), ("dim", ramp/2), ("bytes", 255*ramp)):
+    ramp = np.linspace(0, 1, 48 * 64).astype(np.float32).reshape(48, 64)
+    for name, values in (("unit", ramp), ("dim", ramp / 2), ("bytes", 255 * ramp)):
         white = 255 if name == "bytes" else 1
         path = tiff(tmp_path / f"{name}.tif", values)
-        assert np.abs(grey_of(path) - 255*values/white).max() <= .51
-    path = tiff(tmp_path / "stated.tif", 20*ramp - 30, _340=-30.0, _341=-10.0)
-    assert np.abs(grey_of(path) - 255*ramp).max() <= .51
+        assert np.abs(grey_of(path) - 255 * values / white).max() <= 0.51
+    path = tiff(tmp_path / "stated.tif", 20 * ramp - 30, _340=-30.0, _341=-10.0)
+    assert np.abs(grey_of(path) - 255 * ramp).max() <= 0.51
     holed = ramp.copy()
     holed[3, 4] = np.nan
-    for name, values, says in (("holed", holed, "not all are finite"), ("negative", ramp - 2, "values -2 to -1, and the file"),
-                               ("large", ramp*3000, "values 0 to 3,000"), ("endless", np.full_like(ramp, np.inf), "finite")):
+    for name, values, says in (
+        ("holed", holed, "not all are finite"),
+        ("negative", ramp - 2, "values -2 to -1, and the file"),
+        ("large", ramp * 3000, "values 0 to 3,000"),
+        ("endless", np.full_like(ramp, np.inf), "finite"),
+    ):
         with pytest.raises(ValueError, match=f"{name}.tif: unclear range .*{says}"):
             open_image(tiff(tmp_path / f"{name}.tif", values))
 
 
 def test_whole_numbers_of_32_bits_need_a_range(tmp_path):
-    values = np.arange(48*64, dtype=np.int32).reshape(48, 64)
+    values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
     with pytest.raises(ValueError, match="unclear range .values 0 to 3,071, and the file does not say"):
         open_image(tiff(tmp_path / "x.tif", values))
     path = tiff(tmp_path / "says.tif", values, _281=3071)
-    assert np.abs(grey_of(path) - values*(255/3071)).max() <= .51
+    assert np.abs(grey_of(path) - values * (255 / 3071)).max() <= 0.51
 
 
 # Large ones
@@ -204,7 +240,7 @@ def test_a_large_picture_is_reduced(tmp_path):
     for name in ("x.jpg", "x.png", "p.png", "deep.png"):
         read = read_photo(tmp_path / name, max_pixels=10**6)
         assert read.full_size == (3000, 2000) and ("large picture", "3,000 x 2,000 pixels") in read.notes
-        assert 10**6//4 < read.image.width*read.image.height <= 10**6
+        assert 10**6 // 4 < read.image.width * read.image.height <= 10**6
         assert open_image(tmp_path / name).size == (3000, 2000)
     assert min(open_image(tmp_path / "x.jpg", max_pixels=10**6).getpixel((9, 9))[0], 250) == 250
     Image.new("L", (1, 20000)).save(tmp_path / "thin.png")
@@ -213,14 +249,22 @@ def test_a_large_picture_is_reduced(tmp_path):
 
 def test_108_megapixels_in_bounded_memory(tmp_path):
     Image.new("RGB", (12000, 9000), "blue").save(tmp_path / "x.jpg", quality=30)
-    code = ("import resource, sys; from lesa_nb.data.photos import open_image, MAX_PIXELS; "
-            "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; image = open_image(sys.argv[1], max_pixels=MAX_PIXELS); "
-            "print(image.size[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)//1024)")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.jpg")], capture_output=True, text=True, timeout=120,
-                          cwd=Path(__file__).parent.parent)
+    code = (
+        "import resource, sys; from lesa_nb.data.photos import open_image, MAX_PIXELS; "
+        "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "image = open_image(sys.argv[1], max_pixels=MAX_PIXELS); "
+        "print(image.size[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)//1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.jpg")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr
     width, mebibytes = map(int, done.stdout.split())
-    assert 12000/4 <= width <= 6000 and mebibytes < 250  # 432 MB at full size
+    assert 12000 / 4 <= width <= 6000 and mebibytes < 250  # 432 MB at full size
     assert MAX_PIXELS == 2**24
 
 
@@ -236,7 +280,11 @@ def test_a_bomb_is_named(tmp_path, monkeypatch):
 
 def test_fitted_sizes_and_tensors(photo):
     assert [fitted((640, 427), n) for n in (None, 1280, 64, 1)] == [(640, 427), (1280, 854), (64, 43), (1, 1)]
-    assert [fitted((640, 427), n, 16) for n in (None, 448, 16)] == [(640, 432), (448, 304), (16, 16)]  # whole patches of 16
+    assert [fitted((640, 427), n, 16) for n in (None, 448, 16)] == [
+        (640, 432),
+        (448, 304),
+        (16, 16),
+    ]  # whole patches of 16
     with pytest.raises(ValueError, match="at least 16 pixels, got 15"):
         fitted((640, 427), 15, 16)
     assert photo_tensor(photo).shape == (3, 427, 640) and photo_tensor(photo, 160).shape == (3, 107, 160)
@@ -253,7 +301,9 @@ def test_samples_come_with_scikit_learn(monkeypatch):
 
 def test_every_kind_that_the_code_names_is_in_the_table():
     assert set(photos._MODES.values()) <= set(PHOTO_FAULTS)
-    assert all(PHOTO_FAULTS[kind] == "fatal" for kind in ("broken picture", "empty file", "missing file", "unclear range"))
+    assert all(
+        PHOTO_FAULTS[kind] == "fatal" for kind in ("broken picture", "empty file", "missing file", "unclear range")
+    )
 
 
 # Random numbers of a sample
@@ -267,7 +317,7 @@ def test_randomness_is_independent_and_disturbs_nobody():
     before = torch.get_rng_state()
     values = {drawn(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(40)}
     assert len(values) > 990  # keys that add up to the same number have other random numbers
-    assert abs(sum(values)/len(values) - .5) < .05
+    assert abs(sum(values) / len(values) - 0.5) < 0.05
     with pytest.raises(RuntimeError), seeded(0, 0, 0):
         torch.rand(1)
         raise RuntimeError

@@ -107,9 +107,9 @@ def test_dropping_a_term_leaves_the_network_alone_even_after_an_error():
 @pytest.mark.slow
 def test_lesa_finds_the_twin_and_the_controls_guess():
     "One seed of the claim, by the recipe that got stuck in no run: about four minutes of one core."
-    task, accuracy = study.twin_task(), {}
+    task, accuracy = study.twin_problem(), {}
     for term in study.INNER:
-        facts = study.train_small(task, term, steps=400, batch_size=64, lr=3e-3, seed=0, device="cpu").facts
+        facts = study.train_small(task, term, steps=400, batch_size=64, lr=3e-3, seed=0, device="cpu").metadata
         accuracy[term] = facts["accuracy"]
         print(term, f"{facts['accuracy']:.1%}, {facts['cpu_seconds']} CPU seconds")
     assert accuracy["lesa"] > .95 and max(accuracy["conv"], accuracy["attention"]) < .45, accuracy

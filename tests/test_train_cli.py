@@ -1,4 +1,4 @@
-"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, stopped or misled too."""
+"""`lesa train`, `eval`, `verify-data`, `make-data`, `export` as a user types them: what they say, stopped or misled."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lesa_nb.cli import app as cli
-from lesa_nb.data.folders import make_pictures
+from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.engine.run import read_checkpoint, read_log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def one_line(done, status, *parts):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("data") / "two words; größe", task="corner", train=24, val=9, size=64)
+    return make_image_folder(tmp_path_factory.mktemp("data") / "two words; größe", task="corner", train=24, val=9, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_refusals(run, data, tmp_path, capsys):
     train = ["train", "imagenet", "--data", data, *SMALL, "--workers", "0", "--epochs", "2"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    other = make_pictures(tmp_path / "other", task="twin", train=4, val=2, size=64)
+    other = make_image_folder(tmp_path / "other", task="twin", train=4, val=2, size=64)
     os.rename(other / "val" / "red", other / "val" / "rot")
     before = (out / "last.pt").read_bytes()
     for words, status, parts in (

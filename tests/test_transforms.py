@@ -1,4 +1,5 @@
 """Transforms of classification: the published ones, for any picture, whatever its shape."""
+
 import resource
 
 import numpy as np
@@ -26,16 +27,17 @@ def test_the_validation_transform_is_the_published_one():
 
 def test_the_validation_transform_by_hand():
     image = sample_photo("china")  # 640 x 427
-    small = image.resize((round(256*640/427 - .5), 256), Image.Resampling.BILINEAR)
-    left, top = round((small.width - 224)/2), 16
-    hand = torch.from_numpy(np.array(small.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1)/255
+    small = image.resize((round(256 * 640 / 427 - 0.5), 256), Image.Resampling.BILINEAR)
+    left, top = round((small.width - 224) / 2), 16
+    hand = torch.from_numpy(np.array(small.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1) / 255
     torch.testing.assert_close(eval_transform()(image), NORMALIZE(hand))
 
 
-@pytest.mark.parametrize("name, extra", [("published", []), ("jitter", [transforms.ColorJitter(.4, .4, .4, .1)])])
+@pytest.mark.parametrize("name, extra", [("published", []), ("jitter", [transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)])])
 def test_the_training_transform_is_the_published_one(name, extra):
-    theirs = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *extra,
-                                 transforms.ToTensor(), NORMALIZE])
+    theirs = transforms.Compose(
+        [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *extra, transforms.ToTensor(), NORMALIZE]
+    )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8))
     same = 0
     for epoch in range(6):
@@ -44,7 +46,9 @@ def test_the_training_transform_is_the_published_one(name, extra):
             with seeded(0, epoch, 5):
                 results.append(transform(image))
         same += torch.allclose(*results, atol=1e-5)
-    assert same >= (6 if name == "published" else 3)  # the same random numbers; jitter may round its colours differently
+    assert same >= (
+        6 if name == "published" else 3
+    )  # the same random numbers; jitter may round its colours differently
 
 
 def test_transforms_take_any_picture():
@@ -66,15 +70,17 @@ def test_a_thin_picture_does_not_grow_huge(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for transform in (eval_transform(224), train_transform(224)):
         assert transform(image).shape == (3, 224, 224)
-    torch.testing.assert_close(eval_transform(224)(image), eval_transform(224)(Image.new("RGB", (9, 9), "white")))  # its middle
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024 < 200  # 3,900 MiB if resized first
+    torch.testing.assert_close(
+        eval_transform(224)(image), eval_transform(224)(Image.new("RGB", (9, 9), "white"))
+    )  # its middle
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200  # 3,900 MiB if resized first
 
 
 def test_a_long_picture_is_seen_in_the_middle_as_without_trimming():
-    ramp = np.linspace(0, 255, 20*17).astype(np.uint8)
-    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (20, 20*17, 3)).copy())
+    ramp = np.linspace(0, 255, 20 * 17).astype(np.uint8)
+    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (20, 20 * 17, 3)).copy())
     plain = v2.Compose(eval_transform(64).transforms[1:])
-    assert (eval_transform(64)(image) - plain(image)).abs().max() < .05
+    assert (eval_transform(64)(image) - plain(image)).abs().max() < 0.05
 
 
 def test_wrong_wishes_are_refused():

@@ -1,7 +1,8 @@
 """Draw the pictures of the README that need no training anew: Images/lesa_map.png.
 
-    python tools/draw_images.py
+python tools/draw_images.py
 """
+
 import os
 import sys
 from pathlib import Path

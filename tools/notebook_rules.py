@@ -6,8 +6,8 @@ import re
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-COMPONENT = re.compile(r"(0[1-9]|10)_")  # notebooks that derive, test and draw one part of the layer
-NUMBERED = re.compile(r"\d\d_")
+# Notebooks that derive, test and draw one part of the layer or of its networks.
+COMPONENT = re.compile(r"(0[1-9]|1[01])_")
 TESTS_PER_COMPONENT = 5
 LARGEST = 300_000  # bytes
 

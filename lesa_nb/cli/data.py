@@ -19,9 +19,9 @@ def verify_imagenet(
         data: Folder that holds train/ and val/.
         workers: Pictures that are read at the same time.
     """
-    from lesa_nb.data.folders import verify_pictures
+    from lesa_nb.data.verify import verify_image_folder
 
-    report = verify_pictures(data, workers=workers)
+    report = verify_image_folder(data, workers=workers)
     print(report)
     return 0 if report.ok else 1
 
@@ -65,12 +65,12 @@ def make_imagenet(
         seed: Another seed, other pictures.
     """
     positive(train=train, val=val)
-    from lesa_nb.data.folders import make_digits, make_pictures
+    from lesa_nb.data.drawn import make_digits, make_image_folder
 
     if task == "digits":
         folder = make_digits(out, size=size, seed=seed)
     else:
-        folder = make_pictures(out, task=task, train=train, val=val, size=size, seed=seed)
+        folder = make_image_folder(out, task=task, train=train, val=val, size=size, seed=seed)
     options = f"--network small --image-size {size} --position factored"
     print(f"{folder}: ready for lesa train imagenet --data {folder} {options}")
     return 0

@@ -34,14 +34,14 @@ def export_classifier(
     size = min(max(classifier.facts["image_size"], min_size), max_size)
     sizes = dict(image_size=size, min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":
-        from lesa_nb.weights.folding import export_onnx
+        from lesa_nb.weights.export import export_onnx
 
         with atomic_path(out, what="the network") as beside:
             export_onnx(classifier.model, beside, **sizes)
     else:
         import torch
 
-        from lesa_nb.weights.folding import export_program
+        from lesa_nb.weights.export import export_program
 
         with atomic_path(out, what="the network") as beside:
             torch.export.save(export_program(classifier.model, **sizes), beside)

@@ -46,11 +46,12 @@ def run_demo(
         raise UsageError(f"--steps must be at least 1, got {steps}")
     if seed < 0:
         raise UsageError(f"--seed must be at least 0, got {seed}")
-    from lesa_nb.study import small as study
+    from lesa_nb.study import demo
+    from lesa_nb.study.small import result_table
 
     few: dict[str, Any] = dict(steps=4, batch_size=16, valid=64) if quick else dict(steps=steps)
-    metrics = study.demo(out, seed=seed, watch=_progress, **few)
-    print(f"\n{study.table(metrics['results'])}\n")
+    metrics = demo.train_demo(out, seed=seed, watch=_progress, **few)
+    print(f"\n{result_table(metrics['results'])}\n")
     if quick:
         print("a quick run: nothing was learned, these accuracies say only that everything runs")
     else:
@@ -181,7 +182,7 @@ def _as_input(network: _Network, picture: "Image.Image", size: int) -> "torch.Te
     "The picture as the network wants it, in whole patches; refused if too small for it, or too large for this machine."
     import torch
 
-    from lesa_nb.data.pictures import fitted, photo_tensor
+    from lesa_nb.data.photos import fitted, photo_tensor
 
     if size < network.stride:
         patch = f"{network.stride}x{network.stride}"
@@ -209,7 +210,7 @@ def explain_photo(
     layer: Annotated[str | None, arg(metavar="NAME")] = None,
     size: Annotated[int | None, arg(metavar="N")] = None,
 ) -> int:
-    """Draw what one LESA layer makes of a photograph: local term, gate, and what one pixel attends to.
+    """Draw what one attention layer makes of a photograph: local term, gate, and what one pixel attends to.
 
     Args:
         photo: Any picture. Turned pictures, grey ones, CMYK, palettes and transparency are understood.
@@ -217,21 +218,21 @@ def explain_photo(
             Without it the network is untrained.
         pixel: Column and row in the picture, counted from 0 at the top left. Default: its middle.
         out: Where the figure goes. Default: the picture's name with _lesa.png, in the current folder.
-        layer: The LESA layer to look into. Default: the last one.
+        layer: The attention layer to look into. Default: the last one.
         size: Longer side in pixels at which the network sees the picture, rounded to whole patches.
             The aspect ratio stays.
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.pictures import open_photo, photo_tensor
-    from lesa_nb.look import maps
+    from lesa_nb.data.photos import open_image, photo_tensor
+    from lesa_nb.look import capture, maps
 
-    picture = open_photo(photo)
+    picture = open_image(photo)
     row, column = _pixel(pixel, picture)
     out = _figure_file(out, photo)
     network = _open_network(weights)
     image = _as_input(network, picture, size or network.size)
-    seen = maps.look(network.model, image[None], layer)
+    seen = capture.capture_layer(network.model, image[None], layer)
 
     import matplotlib.pyplot as plt  # last: what goes wrong before needs no plotting
 
@@ -240,7 +241,7 @@ def explain_photo(
     fig = maps.explain_figure(photo_tensor(picture), seen, (row, column), title)
     fig.savefig(out, dpi=110)
     plt.close(fig)
-    layers = ", ".join(maps.lesa_layers(network.model))
+    layers = ", ".join(capture.attention_layers(network.model))
     print(f"network  {network.title}")
     print(f"picture  {photo}: {picture.width}x{picture.height}, the network sees it at {shape}")
     print(f"layer    {seen.layer} of {layers}: {seen.size[1]}x{seen.size[0]} positions")
@@ -278,10 +279,10 @@ def explore_photo(
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.pictures import open_photo
+    from lesa_nb.data.photos import open_image
     from lesa_nb.look.explorer import explorer
 
-    picture = open_photo(photo)
+    picture = open_image(photo)
     start = _pixel(pixel, picture)
     out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
     networks, images = {}, {}

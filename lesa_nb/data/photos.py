@@ -1,12 +1,14 @@
 """The one reader of pictures: for training, validation, COCO folders, predictions and for people.
 
 What it takes: everything that Pillow decodes by itself, whatever the file's name says. What comes out: 8-bit RGB. Grey
-stays grey, four inks and palettes become RGB, transparent pixels lie on white, and pictures of more than 8 bits are scaled
-by what their file says; where the file does not say which value is white, the picture is refused and the range named.
+stays grey, four inks and palettes become RGB, transparent pixels lie on white, and pictures of more than 8 bits are
+scaled by what their file says; where the file does not say which value is white, the picture is refused and the range
+named.
 
-Orientation: cameras store a picture sideways and note in the file (EXIF) how to turn it. `exif=True`, the default, turns
-it, so that a network sees what a person sees. `exif=False` keeps the pixels as they are stored, as torchvision's
-`ImageFolder` does and as the published networks were trained and scored; the boxes of a COCO folder count stored pixels.
+Orientation: cameras store a picture sideways and note in the file (EXIF) how to turn it. `exif=True`, the default,
+turns it, so that a network sees what a person sees. `exif=False` keeps the pixels as they are stored, as torchvision's
+`ImageFolder` does and as the published networks were trained and scored; the boxes of a COCO folder count stored
+pixels.
 """
 from __future__ import annotations
 
@@ -57,6 +59,9 @@ class _UnclearRange(Exception):
 
 class _TooManyPixels(Exception):
     pass
+
+
+_OURS = {_EmptyFile: "empty file", _UnclearRange: "unclear range", _TooManyPixels: "too many pixels"}
 
 
 def _one_line(error: Exception) -> str:
@@ -150,12 +155,14 @@ def _stated_range(image: Image.Image, data: bytes) -> tuple[float, float] | None
         return None
     if image.format == "PNG":
         return 0.0, 2.0**_png_bits(data) - 1
-    bits = tag(258) if tags else (16 if image.format == "PPM" or image.mode.startswith("I;16") else None)  # BitsPerSample
+    sixteen = image.format == "PPM" or image.mode.startswith("I;16")
+    bits = tag(258) if tags else (16 if sixteen else None)  # BitsPerSample
     return None if bits is None or bits > 16 else (0.0, 2.0**bits - 1)
 
 
 def _black_and_white(image: Image.Image, data: bytes, low: float, high: float) -> tuple[float, float]:
-    """Which values are black and white in a picture whose values go from `low` to `high`; refused where nothing says so."""
+    """Which values are black and white in a picture whose values go from `low` to `high`; refused where nothing says
+    so."""
     found = f"values {low:,.6g} to {high:,.6g}"
     stated = _stated_range(image, data)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -165,14 +172,15 @@ def _black_and_white(image: Image.Image, data: bytes, low: float, high: float) -
         if low < black or high > white:
             raise _UnclearRange(f"{found}, outside {black:,.6g} to {white:,.6g}, which its file names")
         if 0 < (high - black)*16 < white - black and image.mode != "F":
-            raise _UnclearRange(f"{found} of {white:,.6g}: all but black; if these are {int(high).bit_length()} bits in a wider "
-                                "file, let the file say so (PNG: sBIT, TIFF: MaxSampleValue), or save it with 8 bits")
+            bits = int(high).bit_length()
+            raise _UnclearRange(f"{found} of {white:,.6g}: all but black; if these are {bits} bits in a wider file, "
+                                "let the file say so (PNG: sBIT, TIFF: MaxSampleValue), or save it with 8 bits")
         return stated
     if image.mode == "F" and low >= 0 and high <= 255:
         return 0.0, 1.0 if high <= 1 else 255.0
     says = "0 to 1, or 0 to 255" if image.mode == "F" else "8 or 16 bits"
-    raise _UnclearRange(f"{found}, and the file does not say which is white; expected {says}, or TIFF's SMinSampleValue and "
-                        "SMaxSampleValue")
+    raise _UnclearRange(f"{found}, and the file does not say which is white; "
+                        f"expected {says}, or TIFF's SMinSampleValue and SMaxSampleValue")
 
 
 def _eight_bits(image: Image.Image, data: bytes) -> tuple[Image.Image, str]:
@@ -270,7 +278,7 @@ def photo_fault(path: str | os.PathLike, error: Exception) -> Fault:
         return PHOTO_FAULTS.fault("a folder", path, "a folder, not a picture")
     if isinstance(error, PermissionError):
         return PHOTO_FAULTS.fault("no permission", path, error.strerror or text)
-    for raised, kind in ((_EmptyFile, "empty file"), (_UnclearRange, "unclear range"), (_TooManyPixels, "too many pixels")):
+    for raised, kind in _OURS.items():
         if isinstance(error, raised):
             return PHOTO_FAULTS.fault(kind, path, text)
     if isinstance(error, UnidentifiedImageError):
@@ -287,11 +295,12 @@ _RAISED: dict[str, type[Exception]] = {
 def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None) -> Image.Image:
     """Read a picture as RGB of 8 bits, or say which file cannot be read and why.
 
-    exif: turn it by its EXIF note, as a person sees it; False keeps the pixels as they are stored (Pillow turns TIFF files
-    in both cases). max_pixels: larger pictures are reduced by a whole factor, JPEG files while they are decoded, so that
-    their full size never lies in memory; None keeps every pixel.
+    exif: turn it by its EXIF note, as a person sees it; False keeps the pixels as they are stored (Pillow turns TIFF
+    files in both cases). max_pixels: larger pictures are reduced by a whole factor, JPEG files while they are decoded,
+    so that their full size never lies in memory; None keeps every pixel.
 
-    Raises FileNotFoundError, PermissionError, OSError or ValueError with a sentence: path, kind of fault, what was found.
+    Raises FileNotFoundError, PermissionError, OSError or ValueError with a sentence: path, kind of fault, what was
+    found.
     """
     try:
         return read_photo(path, exif=exif, max_pixels=max_pixels).image
@@ -320,8 +329,8 @@ def sample_photo(name: str = "china") -> Image.Image:
 def fitted(size: tuple[int, int], longest: int | None, multiple: int = 1) -> tuple[int, int]:
     """A size with the same aspect ratio, as near as whole patches allow.
 
-    size: width and height; longest: pixels of the longer side, None keeps the size; multiple: both sides become multiples
-    of this, so that patches of this size tile the picture. Returns width and height.
+    size: width and height; longest: pixels of the longer side, None keeps the size; multiple: both sides become
+    multiples of this, so that patches of this size tile the picture. Returns width and height.
     """
     longest = max(size) if longest is None else longest
     if longest < multiple:

@@ -11,7 +11,8 @@ _KEPT = 20  # of each kind that is not fatal, and fatal ones printed
 
 
 def printable(path: str | os.PathLike) -> str:
-    """A path as it can always be printed on one line: bytes that are no text, and signs that do not print, as escapes."""
+    """A path as it can always be printed on one line: bytes that are no text, and signs that do not print, as
+    escapes."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -19,8 +20,8 @@ def printable(path: str | os.PathLike) -> str:
 class Fault(NamedTuple):
     """One thing that is wrong, and where.
 
-    kind: a name from the table of its verifier; path: printable; found: what is there; outcome: "fatal", or what becomes
-    of it in training; image_id, annotation_id: where a file describes several.
+    kind: a name from the table of its verifier; path: printable; found: what is there; outcome: "fatal", or what
+    becomes of it in training; image_id, annotation_id: where a file describes several.
     """
 
     kind: str
@@ -59,8 +60,8 @@ class Report:
 
     title: the first line; kinds: the table of what can be wrong; mend: what to do when something is fatal.
 
-    counts: kind -> how often; faults: all fatal ones, and the first 20 of every other kind; splits: split -> its numbers,
-    as the verifier counts them; ok: whether training can start. `str(report)` is for people.
+    counts: kind -> how often; faults: all fatal ones, and the first 20 of every other kind; splits: split -> its
+    numbers, as the verifier counts them; ok: whether training can start. `str(report)` is for people.
     """
 
     def __init__(self, title: str, kinds: Mapping[str, str], mend: str = "mend what is fatal") -> None:

@@ -13,7 +13,8 @@ def mixed_seed(*numbers: int) -> int:
 
 @contextmanager
 def seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
-    """Inside, torch's random numbers on the CPU depend on these three numbers alone, eq. (15.2); outside, nothing changes.
+    """Inside, torch's random numbers on the CPU depend on these three numbers alone, eq. (15.2); outside, nothing
+    changes.
 
     A GPU's generators go on undisturbed.
     """

@@ -13,8 +13,8 @@ _LONGEST_RATIO = 16  # of the sides of a picture; what is longer loses its ends 
 class Augment(NamedTuple):
     """What training may do to a picture, besides mirroring half of them.
 
-    area: part of the picture that is kept, from and to; jitter: brightness, contrast, saturation, hue; trivial: one random
-    change of random strength (`v2.TrivialAugmentWide`); erase: probability of a patch without content.
+    area: part of the picture that is kept, from and to; jitter: brightness, contrast, saturation, hue; trivial: one
+    random change of random strength (`v2.TrivialAugmentWide`); erase: probability of a patch without content.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -33,8 +33,8 @@ CLASSIFY_AUGMENTS = {
 
 
 class TrimEnds(v2.Transform):
-    """Cut both ends off a picture that is more than 16 times as long as wide, or it would grow huge when its shorter side
-    is resized; what stays is its middle, which is all that validation looks at."""
+    """Cut both ends off a picture that is more than 16 times as long as wide, or it would grow huge when its shorter
+    side is resized; what stays is its middle, which is all that validation looks at."""
 
     def transform(self, inpt: Image.Image, params: dict) -> Image.Image:
         """The picture, or its middle part."""
@@ -66,8 +66,8 @@ def _standardised() -> list[v2.Transform]:
 def train_transform(size: int = 224, augment: str = "published") -> v2.Compose:
     """Random crop, mirror, and what `augment` says: RGB Pillow picture -> float (3, size, size), standardised.
 
-    size: pixels of the square that comes out; augment: a row of `CLASSIFY_AUGMENTS`. Unknown rows and sizes below 1 are a
-    ValueError.
+    size: pixels of the square that comes out; augment: a row of `CLASSIFY_AUGMENTS`. Unknown rows and sizes below 1
+    are a ValueError.
     """
     if augment not in CLASSIFY_AUGMENTS:
         raise ValueError(f"no augment {augment!r}; there are {', '.join(CLASSIFY_AUGMENTS)}")

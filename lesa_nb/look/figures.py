@@ -44,6 +44,7 @@ COLORS = dict(
     neutral="#6F7581",
 )
 
+_WORDS = dict(COLORS, convolution=COLORS["conv"])  # words of a name that decide its hue
 _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 
 
@@ -202,13 +203,17 @@ def overlay(
     pixel: tuple[float, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
 ) -> Figure | None:
-    """Lay a map over a grey image: the brighter, the larger.
+    """Lay a map over a grey image, cell by cell: the brighter, the larger.
 
     image: (3, H, W) or (1, H, W); numbers outside [0, 1] are stretched into it. values: (h, w), laid over the
     whole image. pixel: row and column *of the map* to ring; cell r of an h-row map has its middle at
     (r + 1/2) H/h - 1/2 on the image, because whole numbers are the centres of pixels.
-    ax: an axis of yours to draw on. Returns the figure; None if it is your axis.
+    ax: an axis of yours to draw on. vmin, vmax: ends of the colour scale; None: those of the map.
+    Returns the figure; None if it is your axis.
     """
     picture, field = _array(image), _array(values)
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or field.ndim != 2:
@@ -220,7 +225,8 @@ def overlay(
         ax.set_title(title, fontsize=9)
     low, high = min(0, picture.min()), max(1, picture.max())
     ax.imshow((picture.mean(0) - low)/(high - low), "gray", vmin=0, vmax=1)
-    ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="bilinear")
+    ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="nearest",
+              vmin=vmin, vmax=vmax)
     if pixel is not None:
         mark(ax, ((pixel[0] + .5)*H/h - .5, (pixel[1] + .5)*W/w - .5))
     ax.axis("off")
@@ -235,7 +241,7 @@ def _styles(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     used: list[str] = []
     for name in names:
         words = re.findall("[a-z]+", str(name).lower())
-        hue = next((COLORS[word] for word in words if word in COLORS), COLORS["neutral"])
+        hue = next((_WORDS[word] for word in words if word in _WORDS), COLORS["neutral"])
         yield hue, used.count(hue)
         used.append(hue)
 
@@ -432,7 +438,8 @@ def _draw_formula(ax: Axes, lit: str | None, bright: bool) -> None:
         return "white" if lit == "gate" else COLORS[key] if bright else _PALE
 
     parts = ("local", "local"), ("+", "lesa"), ("gate", "gate"), ("×", "lesa"), ("context", "context")
-    words: list[Artist] = [TextArea(word, textprops=dict(color=ink(key), fontsize=7.5, weight="bold")) for word, key in parts]
+    style = dict(fontsize=7.5, weight="bold")
+    words: list[Artist] = [TextArea(word, textprops=dict(color=ink(key), **style)) for word, key in parts]
     row = HPacker(children=words, sep=3, pad=0, align="baseline")
     ax.add_artist(AnnotationBbox(row, (643, 130), frameon=False, pad=0))
     ax.text(643, 156, "the gate has seen both", color=ink("gate"), fontsize=7.5, ha="center")

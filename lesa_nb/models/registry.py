@@ -1,10 +1,11 @@
 """Classifiers and detectors by name: as published, and a small one of each kind.
 
-The small networks have the stages, widths, heads and factored tables of one preset, so the weights of a small classifier
-can start the backbone of a small detector, as those of a published classifier start a published detector.
+The small networks have the stages, widths, heads and factored tables of one preset, so the weights of a small
+classifier can start the backbone of a small detector, as those of a published classifier start a published detector.
 """
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from .htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from .mask_rcnn import MaskRCNN
@@ -12,7 +13,7 @@ from .pyramid import Backbone, Pyramid
 from .resnet import TERMS, ResNet, lesa_resnet50, lesa_wrn50
 
 #: what the small networks have in common: one block in each stage, a quarter of the channels, half of the heads
-_SMALL = dict(stages=("C", "C", "L", "L"), base=16, heads=4)
+_SMALL: dict[str, Any] = dict(stages=("C", "C", "L", "L"), base=16, heads=4)
 
 
 def small_resnet(
@@ -23,7 +24,7 @@ def small_resnet(
     term: str = "lesa",
     **term_options,
 ) -> ResNet:
-    """Four blocks, two of them with the term, on maps of an eighth of the image: everything of the large ones, in seconds."""
+    """Four blocks, two of them with the term, on maps of an eighth of the image: the large ones, in seconds."""
     return ResNet(strides=(1, 2, 1, 1), num_classes=num_classes, image_size=image_size, position=position, term=term,
                   **_SMALL | term_options)
 

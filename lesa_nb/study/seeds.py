@@ -226,8 +226,8 @@ def study_row(
 ) -> dict: # a row of the study's file
     "One finished run and what was found inside."
     keep = ("accuracy", "chance", "pictures", "parameters", "steps", "batch_size", "lr", "seed", "seconds", "cpu_seconds")
-    net = {key: value for key, value in run.facts["net"].items() if key not in ("classes", "channels", "size", "patch")}
-    return dict(variant=run.facts["task"], name=name_of(net), net=net, **{key: run.facts[key] for key in keep},
+    net = {key: value for key, value in run.metadata["net"].items() if key not in ("classes", "channels", "size", "patch")}
+    return dict(variant=run.metadata["task"], name=name_of(net), net=net, **{key: run.metadata[key] for key in keep},
                 curve=[list(point) for point in run.curve], inside=measure(run.model, pictures))
 
 def name_of(

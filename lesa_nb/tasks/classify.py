@@ -20,7 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..data.folders import ClassFolder, class_folders, class_names, loader_speed, valid_transform
+from ..data.folders import ClassFolder, class_folders, class_names
+from ..data.speed import loader_speed
+from ..data.transforms import eval_transform
 from ..weights.published import load_published, read_published
 from ..models.registry import CLASSIFIERS, build_classifier
 from ..models.resnet import ResNet
@@ -170,7 +172,7 @@ def score_folder(
     if "recipe" in classifier.facts and names != known:
         differ = next((a, b) for a, b in zip(names, known) if a != b)
         raise ValueError(f"{folder}: other classes than the network's: {differ[0]!r} where it learned {differ[1]!r}; labels would not mean the same")
-    pictures, device = ClassFolder(folder, valid_transform(image_size or classifier.facts["image_size"])), pick_device(device)
+    pictures, device = ClassFolder(folder, eval_transform(image_size or classifier.facts["image_size"])), pick_device(device)
     with processes(device) as ranks, torch.inference_mode():
         keys = shared_out(len(pictures), batch_size, ranks)
         scores = validate(classifier.model.to(device).eval(), _read(watch(loader(pictures, keys, collate, workers=workers))), device, classes=len(names))

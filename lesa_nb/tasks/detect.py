@@ -28,9 +28,10 @@ from torchvision.transforms import v2
 
 from ..data.coco import Categories, CocoFolder, collate_detection
 from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
-from ..data.folders import seeded
+from ..data.seeding import seeded
 from ..models.mask_rcnn import MaskRCNN
-from ..look.maps import cell_of, look
+from ..look.capture import capture_layer
+from ..look.maps import cell_of
 from ..weights.published import load_published, read_published
 from ..models.pyramid import prepare
 from ..models.registry import DETECTORS, build_detector
@@ -320,11 +321,11 @@ def context_maps(
     detector: MaskRCNN,
     image: Float[Tensor, "3 H W"], # RGB in [0, 1]
     boxes_n4: Float[Tensor, "n 4"], # xyxy, in pixels of the image
-    layer: str | None = None, # of the backbone, a name from `lesa_layers`; None: the last one
+    layer: str | None = None, # of the backbone, a name from `attention_layers`; None: the last one
 ) -> Float[Tensor, "n h w"]:
     "What the middle of each box attends to, mean of the heads, eq. (29.5)."
     (x_3HW,), _ = prepare([image], side=detector.image_size, keep_ratio=detector.keep_ratio)
-    seen = look(detector.pyramid.backbone, x_3HW[None], layer)
+    seen = capture_layer(detector.pyramid.backbone, x_3HW[None], layer)
     (H, W), middles_n2 = image.shape[1:], (boxes_n4[:, :2] + boxes_n4[:, 2:])/2
     pixels = [(min(int(y), H - 1), min(int(x), W - 1)) for x, y in middles_n2.clamp_min(0).tolist()]
     return torch.stack([seen.attention(*cell_of(p, (H, W), seen.size))[0].mean(0) for p in pixels])      # (29.5)

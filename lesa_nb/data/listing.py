@@ -1,0 +1,208 @@
+"""Which files of a folder are pictures, which folders are classes, and where training and validation lie.
+
+Litter of operating systems and tools (`._cat.jpg`, `__MACOSX`, `.ipynb_checkpoints`, hidden files and folders) is
+skipped, and so are links that lead back to a folder above them, which would list every picture again and again. What
+was skipped is counted.
+"""
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from PIL import features
+
+from lesa_nb.data.photos import photo_fault
+from lesa_nb.data.report import printable
+
+#: ends of names that count as pictures, and the format each one promises: torchvision's, and more that Pillow reads
+PICTURE_FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG", ".ppm": "PPM",
+    ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".bmp": "BMP", ".dib": "DIB", ".tif": "TIFF", ".tiff": "TIFF",
+    ".webp": "WEBP", ".gif": "GIF", ".tga": "TGA"}
+_UNREAD = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psb", ".exr", ".hdr"}
+_BUILT_IN = ((".avif", "AVIF", "avif"), (".jp2", "JPEG2000", "jpg_2000"), (".j2k", "JPEG2000", "jpg_2000"))
+for _end, _format, _feature in _BUILT_IN:  # if this Pillow was built with it
+    if features.check(_feature):
+        PICTURE_FORMATS[_end] = _format
+    else:
+        _UNREAD.add(_end)
+
+#: names of the folders beside train/ that count as validation, the first that exists
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+
+_LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found",
+           "system volume information", "__pycache__"}
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends like a picture's that can be read."""
+    return os.path.splitext(name)[1].lower() in PICTURE_FORMATS
+
+
+def is_unread_picture(name: str) -> bool:
+    """Whether a file's name ends like a picture's in a format that cannot be read here, such as .heic."""
+    return os.path.splitext(name)[1].lower() in _UNREAD
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name belongs to an operating system or a tool, not to the data: hidden ones, __MACOSX, Thumbs.db and
+    so on."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+class Skipped(NamedTuple):
+    """Something that is not part of the data, and why."""
+
+    kind: str  # "system file" or "link to a folder above"
+    path: str
+
+
+class Entries(NamedTuple):
+    """What lies in one folder."""
+
+    folders: list[str]  # names, sorted
+    files: list[str]  # names, sorted
+    skipped: list[Skipped]
+
+
+def _identity(path: str) -> tuple[int, int]:
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
+def _above(folder: str) -> frozenset[tuple[int, int]]:
+    """A folder and all those that it lies in."""
+    path, found = os.path.realpath(folder), set()
+    while True:
+        found.add(_identity(path))
+        if path == os.path.dirname(path):
+            return frozenset(found)
+        path = os.path.dirname(path)
+
+
+def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> Entries:
+    folders: list[str] = []
+    files: list[str] = []
+    skipped: list[Skipped] = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            if is_litter(entry.name):
+                skipped.append(Skipped("system file", entry.path))
+            elif not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
+                files.append(entry.name)
+            elif entry.is_symlink() and _identity(entry.path) in chain:
+                skipped.append(Skipped("link to a folder above", entry.path))
+            else:
+                folders.append(entry.name)
+    return Entries(sorted(folders), sorted(files), sorted(skipped))
+
+
+def entries(folder: str | os.PathLike) -> Entries:
+    """The folders and files in a folder, without litter and without links to folders above it."""
+    folder = os.fspath(folder)
+    return _entries(folder, _above(folder))
+
+
+class Listing(NamedTuple):
+    """All files below a folder."""
+
+    files: list[str]  # paths, in torchvision's order
+    skipped: list[Skipped]
+
+
+def list_files(folder: str | os.PathLike) -> Listing:
+    """All files below a folder, in torchvision's order. Links are followed; a folder that cannot be listed is an
+    OSError."""
+    skipped: list[Skipped] = []
+
+    def walk(at: str, chain: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
+        found = _entries(at, chain)
+        skipped.extend(found.skipped)
+        yield at, found.files
+        for name in found.folders:
+            below = os.path.join(at, name)
+            yield from walk(below, chain | {_identity(below)})
+
+    folder = os.fspath(folder)
+    files = [os.path.join(at, name) for at, names in sorted(walk(folder, _above(folder))) for name in names]
+    return Listing(files, skipped)
+
+
+def kind_of_file(path: str) -> str | None:
+    """Why a listed file is no picture: "format not read" or "other file"; None for a picture."""
+    if is_picture(path):
+        return None
+    return "format not read" if is_unread_picture(path) else "other file"
+
+
+def list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:
+    """The pictures of each class, as paths below `folder` (class/name, in torchvision's order), and how many files of
+    which kind were skipped. A class that cannot be listed is an OSError that names it."""
+    folder = os.fspath(folder)
+    start = len(os.path.join(folder, ""))
+    found: list[list[str]] = []
+    skipped: Counter[str] = Counter()
+    try:
+        skipped.update(kind for kind, _ in entries(folder).skipped)
+        for name in classes:
+            listing = list_files(os.path.join(folder, name))
+            skipped.update(kind for kind, _ in listing.skipped)
+            skipped.update(kind for kind in map(kind_of_file, listing.files) if kind)
+            found.append([path[start:] for path in listing.files if is_picture(path)])
+    except OSError as error:
+        raise type(error)(str(photo_fault(error.filename, error))) from None
+    return found, skipped
+
+
+class Layout(NamedTuple):
+    """Where the pictures for training and for validation lie."""
+
+    train: str  # a folder that holds a folder for each class
+    val: str  # likewise; the same one where the pictures are split by their names
+    val_fraction: float | None  # part of the pictures that validate, or None where two folders hold them
+
+    def __str__(self) -> str:
+        if self.val_fraction is None:
+            return f"{os.path.basename(self.train)}/ and {os.path.basename(self.val)}/ hold a folder for each class"
+        part = f"{100*self.val_fraction:g} % of the pictures"
+        return f"one folder for each class; a hash of each file's name puts {part} into validation"
+
+
+def validation_folder(folder: str | os.PathLike) -> str | None:
+    """The folder for validation inside a data set's folder, or None: val, valid, validation or test."""
+    for name in VALIDATION_NAMES:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            return path
+    return None
+
+
+def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) -> Layout:
+    """Find training and validation in a folder.
+
+    folder: holds train/ and val/ (or valid/, validation/, test/); with `val_fraction`, in 0..1: holds the folders of
+    the classes itself, or a train/ that holds them. What is not there is a FileNotFoundError, a fraction that makes no
+    sense a ValueError.
+    """
+    folder = os.fspath(folder)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{printable(folder)}: no such folder")
+    train, val = os.path.join(folder, "train"), validation_folder(folder)
+    if val_fraction is not None:
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        if not os.path.isdir(train):
+            return Layout(folder, folder, val_fraction)
+        if val:
+            raise ValueError(f"{printable(folder)}: holds train/ and {os.path.basename(val)}/ already; "
+                             "leave val_fraction out")
+        return Layout(train, train, val_fraction)
+    if os.path.isdir(train) and val:
+        return Layout(train, val, None)
+    missing = train if val else os.path.join(folder, "val")
+    says = f"{printable(missing)}: no such folder; expected train/ and val/ in {printable(folder)}"
+    if os.path.isdir(train) or (not val and entries(folder).folders):
+        says += "; to split the pictures of one folder by their names, say which part validates: val_fraction=0.2"
+    raise FileNotFoundError(says)

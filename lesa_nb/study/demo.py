@@ -1,0 +1,120 @@
+"""The work behind `lesa demo`: both problems, all three networks, everything on disk."""
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lesa_nb.data.photos import photo_tensor, sample_photo
+from lesa_nb.data.pictures import CELL, find_twin
+from lesa_nb.io.atomic import atomic_json, atomic_path
+from lesa_nb.look.capture import capture_layer
+from lesa_nb.look.maps import explain_figure
+from lesa_nb.study.small import (
+    TERM_NAMES,
+    Problem,
+    Run,
+    digit_problem,
+    findings,
+    train_small,
+    train_terms,
+    twin_problem,
+)
+from lesa_nb.weights.files import save_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["train_demo"]
+
+
+def _learning_curves(results: Mapping[str, Mapping[str, Run]]) -> "Figure":
+    """Accuracy on the way, one panel for each problem."""
+    from lesa_nb.look.figures import COLORS, new_figure
+
+    fig, axes = new_figure(1, len(results), size=(5*len(results), 3.4), squeeze=False)
+    for ax, (name, runs) in zip(axes[0], results.items()):
+        for term, run in runs.items():
+            label = f"{TERM_NAMES[term]} {run.metadata['accuracy']:.1%}"
+            ax.plot(*zip(*run.curve), color=COLORS[term], marker="o", ms=3, label=label)
+        chance = next(iter(runs.values())).metadata["chance"]
+        ax.axhline(chance, color=COLORS["neutral"], ls=":", label="guessing")
+        ax.set(xlabel="step", ylabel="accuracy, 256 unseen pictures", title=name, ylim=(0, 1.02))
+        ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def _explained(run: Run, seed: int) -> dict[str, "Figure"]:
+    """What a network trained on twins looks at: in a photograph, and in a twin picture from the mark that is the twin."""
+    photo, twins = sample_photo("china"), find_twin(1, torch.Generator().manual_seed(2**31 + 1 + seed))
+    label = int(twins.labels[0])
+    row, column = twins.corners[0, 1 + label].tolist()
+    square = twins.images[0, label, row:row + 3*CELL, column:column + 3*CELL]
+    cell = int(square.reshape(3, CELL, 3, CELL).mean((1, 3)).argmax())  # a lit cell of the coloured twin
+    pixel = (row + CELL*(cell//3) + CELL//2, column + CELL*(cell % 3) + CELL//2)
+    image = twins.images[..., :12*CELL, :12*CELL]  # the last pixels fill no patch
+    f = run.metadata
+    learned = f"LESA after {f['steps']} steps on twin pictures ({f['accuracy']:.1%} right there), looking "
+    seen = capture_layer(run.model, photo_tensor(photo, 160, CELL)[None])
+    return {
+        "explain.png": explain_figure(photo_tensor(photo), seen, (250, 320),
+                                      learned + "at a photograph: nothing it has trained for"),
+        "explain_twin.png": explain_figure(image[0], capture_layer(run.model, image), pixel,
+                                           learned + "from the twin's mark in a new one"),
+    }
+
+
+def _no_bar(losses: Iterator[float], name: str, steps: int) -> Iterator[float]:
+    return losses
+
+
+def train_demo(
+    out: str | PathLike,
+    *,
+    steps: int = 400,
+    seed: int = 0,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+    valid: int = 1024,
+    watch: Callable[[Iterator[float], str, int], Iterable[float]] = _no_bar,
+) -> dict[str, Any]:
+    """Train the three networks on both problems; write weights, metrics, curves, and figures of what LESA looks at.
+
+    out: folder for everything that is written; made if it does not exist. steps: of every network on every problem.
+    batch_size, lr: with these LESA learned the twins from every seed that was tried (nb 30). valid: twin pictures
+    kept for validation. watch: gets the losses, the name and the steps of every run; a progress bar, for instance.
+    Returns what metrics.json holds. OSError: the folder cannot be written.
+    """
+    import matplotlib.pyplot as plt
+
+    out, start = Path(out), time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+
+    def train(problem: Problem, term: str, **recipe: Any) -> Run:
+        name = f"{problem.name}, {TERM_NAMES[term]}"
+        return train_small(problem, term, watch=lambda losses: watch(losses, name, steps), **recipe)
+
+    results: dict[str, dict[str, Run]] = {}
+    for problem in (digit_problem(), twin_problem(valid=valid)):
+        runs = results[problem.name] = {}
+        recipe = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+        for term, run in train_terms(problem, train=train, **recipe):
+            runs[term] = run
+            save_weights(run.model, out/f"{problem.name.split()[-1]}_{term}.safetensors", **run.metadata)
+    metadata = {name: {term: run.metadata for term, run in runs.items()} for name, runs in results.items()}
+    figures = {"learning_curves.png": _learning_curves(results), **_explained(results[problem.name]["lesa"], seed)}
+    for name, fig in figures.items():
+        with atomic_path(out/name, what="the figure") as path:
+            fig.savefig(path, dpi=110, format="png")
+        plt.close(fig)
+    versions = dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")})
+    metrics = dict(seed=seed, steps=steps, batch_size=batch_size, lr=lr, seconds=round(time.perf_counter() - start, 1),
+                   threads=torch.get_num_threads(), versions=versions, results=metadata,
+                   findings=[findings(runs) for runs in metadata.values()])
+    atomic_json(out/"metrics.json", metrics)
+    return metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 from tyro.extras import SubcommandApp
 
-from lesa_nb.cli import check, data, eval, export, see, train
+from lesa_nb.cli import check, data, eval, export, predict, see, train
 from lesa_nb.cli.common import UsageError, is_main
 from lesa_nb.engine.signals import Stopped
 
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable] = {
     "explore": see.explore_photo,
     "export": export.export_classifier,
     "export-testdev": export.testdev_file,
+    "predict": predict.predict_images,
 }
 #: the commands of two words: first word -> what it does, and the function behind each second word
 GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {

@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -29,20 +29,18 @@ def _draw(answer: dict, classes: list[str], out: Path) -> None:
     from lesa_nb.data.coco_file import coco_tools
     from lesa_nb.data.photos import open_image, photo_tensor
     from lesa_nb.io.atomic import atomic_path
-    from lesa_nb.look.boxes import draw_objects
+    from lesa_nb.look.annotate import annotate
 
-    image = photo_tensor(open_image(answer["file"]))
-    objects, labels = answer["objects"], {name: label for label, name in enumerate(classes, 1)}
-    target: dict[str, Any] = dict(
-        boxes=torch.tensor([thing["box"] for thing in objects]).reshape(-1, 4),
-        labels=torch.tensor([labels[thing["name"]] for thing in objects], dtype=torch.int64),
-        scores=torch.tensor([thing["score"] for thing in objects]),
-    )
+    objects, masks = answer["objects"], None
     if objects and all("mask" in thing for thing in objects):
         decoded = coco_tools("faster_coco_eval.core.mask").decode([thing["mask"] for thing in objects])
-        target["masks"] = torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+        masks = torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+    boxes = torch.tensor([thing["box"] for thing in objects]).reshape(-1, 4)
+    labels = [classes.index(thing["name"]) for thing in objects]
+    texts = [f"{thing['name']} {thing['score']:.2f}" for thing in objects]
+    picture = annotate(photo_tensor(open_image(answer["file"])), boxes, labels, texts, masks)
     with atomic_path(out, what="the picture") as beside:
-        draw_objects(image, target, classes, beside)
+        picture.save(beside, "png")
 
 
 def _sentence(answer: dict) -> str:

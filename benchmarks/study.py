@@ -19,7 +19,9 @@ from lesa_nb.io.atomic import atomic_json
 from lesa_nb.study import small as study
 from lesa_nb.data.pictures import find_twin
 from lesa_nb.models.resnet import lesa_resnet50
-from lesa_nb.study.seeds import LIMITS, name_of, score_table, study_row, verdicts
+from lesa_nb.study.inside import study_row
+from lesa_nb.study.report import LIMITS, name_of, score_table
+from lesa_nb.study.seeds import verdicts
 from lesa_nb.engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
 from lesa_nb.weights.files import save_weights
 
@@ -85,7 +87,7 @@ def measured(path, found):
     if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime: return json.loads(kept.read_text())
     knobs, (model, metadata) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
     held = study.digit_problem().valid if knobs is None else find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
-    row = study_row(study.Run(model, metadata, [], found["curve"]), held)
+    row = study_row(study.Trained(model, metadata, [], found["curve"]), held)
     row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
     right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
     if abs(right - row["accuracy"]*row["pictures"]) > 2: raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
     from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
     from lesa_nb.weights.folding import fold_norms
+    from lesa_nb.weights.load import load
     from lesa_nb.weights.published import load_published
 
 #: public name -> the module that owns it
@@ -28,6 +29,7 @@ _OWNERS = {
     "htc_lesa_wrn50": "models.htc",
     "lesa_resnet50": "models.resnet",
     "lesa_wrn50": "models.resnet",
+    "load": "weights.load",
     "load_published": "weights.published",
     "mask_rcnn_lesa_resnet50": "models.htc",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "htc_lesa_wrn50",
     "lesa_resnet50",
     "lesa_wrn50",
+    "load",
     "load_published",
     "mask_rcnn_lesa_resnet50",
 ]

@@ -1,7 +1,7 @@
 """Weights and inputs that are a function of a name and a shape, so that recorded results need no weights beside them.
 
-Every number comes from `np.random.default_rng(seed).standard_normal`: drawn in float64 in C order, rounded to float32, and
-scaled in float32. The seed of a weight is the CRC-32 of its name in the authors' state dict.
+Every number comes from `np.random.default_rng(seed).standard_normal`: drawn in float64 in C order, rounded to float32,
+and scaled in float32. The seed of a weight is the CRC-32 of its name in the authors' state dict.
 """
 import zlib
 from pathlib import Path

@@ -9,7 +9,7 @@ from golden_weights import GOLDEN, error, filled, image
 
 from lesa_nb.models.htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
-from lesa_nb.models.rpn import first_sampler
+from lesa_nb.models.ops import first_sampler
 from lesa_nb.weights.published import load_published, published_names, to_published
 from lesa_nb.models.pyramid import Backbone, Pyramid
 from lesa_nb.weights.start import start_backbone

@@ -15,7 +15,16 @@ from PIL import Image
 
 from lesa_nb.look import figures
 from lesa_nb.look.figures import (
-    COLORS, draw_map, mark, new_figure, overlay, png, save_png, show_bars, show_curves, show_maps,
+    COLORS,
+    draw_map,
+    mark,
+    new_figure,
+    overlay,
+    png,
+    save_png,
+    show_bars,
+    show_curves,
+    show_maps,
 )
 
 # Machado, Oliveira and Fernandes (2009): what eyes without one of the three cones make of red, green and blue light.

@@ -1,6 +1,7 @@
 """One reader for every picture: any format, depth and orientation, bounded memory; random numbers of a sample."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -221,6 +222,24 @@ def test_floats_are_scaled_by_what_they_say_or_refused(tmp_path):
             open_image(tiff(tmp_path / f"{name}.tif", values))
 
 
+def test_for_looking_at_it_the_own_range_will_do(tmp_path):
+    ramp = np.linspace(0, 1, 48 * 64).astype(np.float32).reshape(48, 64)
+    holed = ramp - 2
+    holed[3, 4], holed[5, 6] = np.nan, np.inf
+    for values in ((250 * ramp).astype(np.uint16), ramp - 2, 3000 * ramp, holed):
+        path = tiff(tmp_path / "x.tif", values)
+        with pytest.raises(ValueError, match="unclear range"):
+            open_image(path)
+        grey = np.array(open_image(path, stretch=True))[..., 0]
+        inside = np.isfinite(values)
+        low, high = values[inside].min(), values[inside].max()
+        assert np.abs(grey[inside] - 255.0 * (values[inside] - low) / (high - low)).max() < 0.6
+    assert grey[3, 4] == 0 and grey[5, 6] == 255
+    for value in (7, np.nan):
+        path = tiff(tmp_path / "x.tif", np.full((8, 8), value, np.float32) * 1000)
+        assert not np.array(open_image(path, stretch=True)).any()
+
+
 def test_whole_numbers_of_32_bits_need_a_range(tmp_path):
     values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
     with pytest.raises(ValueError, match="unclear range .values 0 to 3,071, and the file does not say"):
@@ -266,6 +285,24 @@ def test_108_megapixels_in_bounded_memory(tmp_path):
     width, mebibytes = map(int, done.stdout.split())
     assert 12000 / 4 <= width <= 6000 and mebibytes < 250  # 432 MB at full size
     assert MAX_PIXELS == 2**24
+
+
+def test_explain_in_bounded_memory(tmp_path):
+    Image.new("RGB", (12000, 9000), "blue").save(tmp_path / "x.jpg", quality=30)
+    code = (
+        "import resource, sys; from lesa_nb.cli.app import main; "
+        "status = main(['explain', 'x.jpg', '--size', '64', '--pixel', '11999,8999']); "
+        "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "LESA_DEBUG": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "picture  x.jpg: 12000x9000, the network sees it at 64x48" in done.stdout
+    assert "pixel    11999,8999" in done.stdout
+    status, mebibytes = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0 and mebibytes < 2000  # 9,500 when the whole picture was drawn
 
 
 def test_a_bomb_is_named(tmp_path, monkeypatch):

@@ -346,3 +346,14 @@ def test_printing_in_a_plain_terminal(folder):
     assert done.returncode == 0, done.stderr
     assert b"not ready" in done.stdout and b"24/24" not in done.stdout  # the bar goes to the other stream
     assert b"train: 100%" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_the_command_checks_a_folder_without_a_split(folder, capsys):
+    from lesa_nb.cli.app import main
+
+    assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "0.25"]) == 0
+    said = capsys.readouterr().out
+    assert "a hash of each file's name puts 25 % of the pictures into validation" in said and "ready to train" in said
+    assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "2"]) == 1
+    assert "val_fraction must lie between 0 and 1, got 2.0" in capsys.readouterr().err
+    assert main(["verify-data", "imagenet", str(folder / "train")]) == 1

@@ -1,14 +1,17 @@
-"""Make README.md from nbs/index.ipynb.
+"""Make README.md from nbs/index.ipynb, and in it the table of contents from the notebooks.
 
     python tools/readme.py            # this project
     python tools/readme.py FOLDER     # another one
 
+Between `<!-- contents of FOLDER -->` and `<!-- end -->` stand the titles and promises of the notebooks in that folder
+of nbs/, in index.ipynb too.
 Cells marked `#| hide` are left out, the directives of the others too. Pictures that cells draw become files in Images/;
 links written for the notebook's folder are rewritten for the project's.
 The same notebook gives the same bytes: text output is dropped, only pictures are kept.
 """
 
 import base64
+import json
 import re
 import sys
 from pathlib import Path
@@ -21,6 +24,7 @@ _directive = re.compile(r"^\s*#\s*\|.*\n?", re.MULTILINE)
 _hidden = re.compile(r"^\s*#\s*\|\s*(hide|exports?|exporti|default_exp)\b", re.MULTILINE)
 _code_hidden = re.compile(r"^\s*#\s*\|\s*(echo\s*:\s*false|hide_input)\b", re.MULTILINE)
 _link = re.compile(r"(\]\(|\b(?:src|href)=[\"'])([^)\"'\s]+)")
+_contents = re.compile(r"(<!-- contents of (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _fence = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -74,11 +78,47 @@ def readme(notebook, folder="nbs"):
     return f"{NOTICE}\n\n{text}\n", pictures
 
 
+def title_and_promise(path):
+    "The heading of a notebook, and the line of quotation below it."
+    first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    match = re.match(r"# (.+)\n+> (.+)", first)
+    if not match:
+        raise ValueError(f"{path.name}: expected '# title' and '> promise' at its top")
+    return match[1].strip(), match[2].strip()
+
+
+def contents(folder, nbs):
+    "The table of the notebooks in a folder of nbs/."
+    paths = sorted((nbs / folder).glob("*.ipynb"))
+    if not paths:
+        raise ValueError(f"index.ipynb wants the contents of nbs/{folder}, where there is no notebook")
+    lines = ["| | | |", "|--:|---|---|"]
+    for path in paths:
+        title, promise = title_and_promise(path)
+        number = path.stem.split("_")[0].lstrip("0")
+        lines.append(f"| {number} | [{title}]({folder}/{path.name}) | {promise} |")
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def update_contents(index):
+    "Write the tables of contents into index.ipynb, as nbdev_clean would leave the file."
+    notebook = json.loads(index.read_text(encoding="utf-8"))
+    before = json.dumps(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            source = _contents.sub(lambda m: m[1] + contents(m[2], index.parent), "".join(cell["source"]))
+            cell["source"] = source.splitlines(True)
+    if json.dumps(notebook) != before:
+        text = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False)
+        index.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
 def main(root):
     source = root / "nbs" / "index.ipynb"
     if not source.exists():
         sys.exit(f"error: {source} is missing: README.md is made from it")
     try:
+        update_contents(source)
         text, pictures = readme(nbformat.read(source, as_version=4))
     except ValueError as error:
         sys.exit(f"error: {error}")

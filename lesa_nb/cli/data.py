@@ -10,18 +10,22 @@ from lesa_nb.cli.common import positive
 def verify_imagenet(
     data: Annotated[Positional[Path], arg(metavar="DIR")],
     workers: int | None = None,
+    val_fraction: float | None = None,
 ) -> int:
     """Read every picture of a folder in ImageNet's layout, and list what would stop training and what would not.
 
-    Ends with status 1 if anything would.
+    Ends with status 1 if anything would. Pictures are read as for training: turned upright by their EXIF notes,
+    litter of operating systems (._x.jpg, __MACOSX, hidden folders) skipped.
 
     Args:
-        data: Folder that holds train/ and val/.
+        data: Folder that holds train/ and val/ (or valid/, validation/, test/), with a folder for each class; with
+            --val-fraction, the folders of the classes themselves.
         workers: Pictures that are read at the same time.
+        val_fraction: Part of each class that validates, decided by a hash of each file's name.
     """
     from lesa_nb.data.verify import verify_image_folder
 
-    report = verify_image_folder(data, workers=workers)
+    report = verify_image_folder(data, workers=workers, val_fraction=val_fraction)
     print(report)
     return 0 if report.ok else 1
 

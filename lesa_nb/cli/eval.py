@@ -19,7 +19,8 @@ def eval_imagenet(
     """Score weights on the validation pictures of a folder in ImageNet's layout.
 
     Args:
-        data: Folder that holds val/, or the folders of the classes themselves.
+        data: Folder that holds val/, or the folders of the classes themselves. Pictures are turned upright by their
+            EXIF notes, as in training.
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
         image_size: Pixels of a side. Default: what the network was made for.
         batch_size: Pictures at once.

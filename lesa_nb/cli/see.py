@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from lesa_nb.data.photos import Photo
+
+_MOST_PIXELS = 2**22  # of a picture that is looked at; a larger one is reduced while it is read
 _UNTRAINED = "UNTRAINED: the maps show what random weights do, not what a network has learned. Choose --weights."
 
 
@@ -132,18 +135,24 @@ def _open_network(weights: Path | None) -> _Network:
     return _classifier(weights) if read_metadata(weights).get("arch") == "classifier" else _ours(weights)
 
 
-def _pixel(text: str | None, picture: "Image.Image") -> tuple[int, int]:
-    "Read 'X,Y' as row and column; the middle of the picture if nothing was chosen."
+def _pixel(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
+    "Read 'X,Y' as row and column; the middle of a picture of this width and height if nothing was chosen."
     from lesa_nb.look.maps import cell_of
 
     if text is None:
-        return picture.height // 2, picture.width // 2
+        return size[1] // 2, size[0] // 2
     try:
         column, row = (int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--pixel wants two whole numbers X,Y, got {text!r}") from None
-    cell_of((row, column), (picture.height, picture.width), (1, 1))  # refuses a pixel outside the picture
+    cell_of((row, column), (size[1], size[0]), (1, 1))  # refuses a pixel outside the picture
     return row, column
+
+
+def _reduced_pixel(pixel: tuple[int, int], photo: "Photo") -> tuple[int, int]:
+    "Where a pixel of the full picture lies in the one that was reduced while it was read."
+    (row, column), (width, height) = pixel, photo.full_size
+    return row * photo.image.height // height, column * photo.image.width // width
 
 
 def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal: str) -> Path:
@@ -224,11 +233,12 @@ def explain_photo(
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.photos import open_image, photo_tensor
+    from lesa_nb.data.photos import open_photo, photo_tensor
     from lesa_nb.look import capture, maps
 
-    picture = open_image(photo)
-    row, column = _pixel(pixel, picture)
+    opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
+    picture = opened.image
+    row, column = _pixel(pixel, opened.full_size)
     out = _figure_file(out, photo)
     network = _open_network(weights)
     image = _as_input(network, picture, size or network.size)
@@ -238,12 +248,13 @@ def explain_photo(
 
     shape = f"{image.shape[2]}x{image.shape[1]}"
     title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
-    fig = maps.explain_figure(photo_tensor(picture), seen, (row, column), title)
+    fig = maps.explain_figure(photo_tensor(picture), seen, _reduced_pixel((row, column), opened), title)
     fig.savefig(out, dpi=110)
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
     print(f"network  {network.title}")
-    print(f"picture  {photo}: {picture.width}x{picture.height}, the network sees it at {shape}")
+    width, height = opened.full_size
+    print(f"picture  {photo}: {width}x{height}, the network sees it at {shape}")
     print(f"layer    {seen.layer} of {layers}: {seen.size[1]}x{seen.size[0]} positions")
     print(f"pixel    {column},{row}" + ("" if pixel else " (the middle; choose another with --pixel X,Y)"))
     print(f"figure   {out}")
@@ -279,11 +290,12 @@ def explore_photo(
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
-    from lesa_nb.data.photos import open_image
+    from lesa_nb.data.photos import open_photo
     from lesa_nb.look.explorer import explorer
 
-    picture = open_image(photo)
-    start = _pixel(pixel, picture)
+    opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
+    picture = opened.image
+    start = _reduced_pixel(_pixel(pixel, opened.full_size), opened)
     out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
     networks, images = {}, {}
     for file in weights or (None,):
@@ -294,7 +306,8 @@ def explore_photo(
     layers = [layer] if layer else None
     page = explorer(picture, networks, images, layers=layers, heads=not mean, pixel=start, title=photo.name)
     page.save(out)
-    print(f"picture  {photo}: {picture.width}x{picture.height}")
+    width, height = opened.full_size
+    print(f"picture  {photo}: {width}x{height}")
     for name, image in images.items():
         print(f"network  {name}, sees it at {image.shape[3]}x{image.shape[2]}")
     print(f"page     {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")

@@ -182,7 +182,8 @@ def train_imagenet(
     A run cut off by force loses at most --minutes.
 
     Args:
-        data: Folder that holds train/ and val/ with a folder for each class.
+        data: Folder that holds train/ and val/ (or valid/, validation/, test/) with a folder for each class. Pictures
+            are turned upright by their EXIF notes, as a person sees them; so does eval.
         run: What every run can be told.
         out: Folder of this run: checkpoint, weights, log, curves.
         recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.

@@ -2,49 +2,40 @@
 import importlib
 import json
 import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .photos import photo_fault, read_photo
+from .report import FaultKinds
+
 NO_STUFF = 255  #: unlabelled in a stuff map
 _RAW_VALUES = 183  # stuff maps hold 0..182
+_SHOWN = 5  # faults of types that one error lists
 
 #: what can be wrong with an annotation: name -> what happens
-ANNOTATION_FAULTS = {
-    "unknown image": "dropped", "duplicate annotation id": "dropped", "unknown category": "dropped",
-    "box not finite": "dropped", "crowd": "dropped for training", "no area": "dropped for training",
-    "box outside the image": "dropped for training", "empty segmentation": "dropped",
-    "polygon of fewer than 3 points": "dropped", "broken segmentation": "dropped"}
-#: what can be wrong with an image
-IMAGE_FAULTS = {
+ANNOTATION_FAULTS = FaultKinds({
+    "unknown image": "dropped", "unknown category": "dropped", "box not finite": "dropped",
+    "crowd": "dropped for training", "no area": "dropped for training", "box outside the image": "dropped for training",
+    "duplicate annotation id": "kept, nothing needs the id",
+    "empty segmentation": "box kept, mask left out", "polygon of fewer than 3 points": "box kept, mask left out",
+    "broken segmentation": "box kept, mask left out"})
+#: what can be wrong with an image or a file
+IMAGE_FAULTS = FaultKinds({
     "image without annotations": "dropped for training", "crowd only": "dropped for training",
     "no annotation left": "dropped for training", "side under 32 pixels": "dropped for training",
     "missing image": "fatal", "unreadable image": "fatal", "image of another size": "fatal",
     "duplicate image id": "fatal", "unreadable annotation file": "fatal", "missing stuff map": "fatal",
-    "unreadable stuff map": "fatal", "stuff map of another size": "fatal", "unknown value in stuff map": "fatal"}
-
-
-class Fault(NamedTuple):
-    """One thing that is wrong with a COCO folder."""
-    kind: str  # a name from ANNOTATION_FAULTS or IMAGE_FAULTS
-    file: str
-    image_id: int | None = None
-    annotation_id: int | None = None
-    found: str = ""  # what is there
-
-    @property
-    def outcome(self) -> str:
-        """What happens to it."""
-        return (ANNOTATION_FAULTS | IMAGE_FAULTS)[self.kind]
-
-    def __str__(self):
-        ids = [f"{name} {value}" for name, value in (("image", self.image_id), ("annotation", self.annotation_id))
-               if value is not None]
-        return ": ".join([", ".join([self.file, *ids]), self.kind + (f" ({self.found})" if self.found else "")])
+    "unreadable stuff map": "fatal", "stuff map of another size": "fatal", "unknown value in stuff map": "fatal",
+    "nothing to train on": "fatal"})
+#: everything that can be wrong with a COCO folder
+COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | IMAGE_FAULTS)
 
 
 def coco_tools(name: str) -> ModuleType:
@@ -57,21 +48,7 @@ def coco_tools(name: str) -> ModuleType:
             f"pip install faster-coco-eval torchmetrics pycocotools ({error})") from error
 
 
-def _unpacked(text: str) -> list[int]:
-    """The run lengths in a compressed string: 5 bits in a character, differences to the count before the last."""
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode("ascii"):
-        code -= 48
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue  # more bits follow
-        if code & 16:
-            value -= 1 << shift  # a negative difference
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    return counts
+# ---- outlines
 
 
 def _usable(polygons: list) -> list:
@@ -90,16 +67,36 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict:
     return segmentation
 
 
+def draw_masks(outlines: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Outlines (None for none) as masks (n, H, W) of 0 and 1; the mask of no outline is empty."""
+    masks = np.zeros((len(outlines), height, width), np.uint8)
+    there = [i for i, outline in enumerate(outlines) if outline is not None]
+    if there:
+        rles = [encode_segmentation(outlines[i], height, width) for i in there]
+        masks[there] = coco_tools("faster_coco_eval.core.mask").decode(rles).transpose(2, 0, 1)
+    return masks
+
+
+def _runs_fill(segmentation: dict, height: int, width: int) -> bool:
+    """Whether run lengths, as a list or compressed, are whole numbers that fill the image."""
+    counts = segmentation.get("counts")
+    if segmentation.get("size") != [height, width]:
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == height*width
+    if not isinstance(counts, (str, bytes)):
+        return False
+    try:
+        coco_tools("faster_coco_eval.core.mask").decode(dict(size=[height, width], counts=counts))
+    except (ValueError, RuntimeError):  # the decoder's two words for a string that does not fit
+        return False
+    return True
+
+
 def segmentation_fault(segmentation: Any, height: int, width: int) -> list[str]:
     """What is wrong with an outline (a name from ANNOTATION_FAULTS), or nothing."""
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        try:
-            runs = counts if isinstance(counts, list) else _unpacked(counts)
-        except (AttributeError, UnicodeEncodeError):
-            return ["broken segmentation"]
-        whole = all(isinstance(run, int) and run >= 0 for run in runs) and sum(runs) == height*width
-        return [] if whole and list(segmentation.get("size", ())) == [height, width] else ["broken segmentation"]
+        return [] if _runs_fill(segmentation, height, width) else ["broken segmentation"]
     if not isinstance(segmentation, list) or not any(segmentation):
         return ["empty segmentation"]
     usable = _usable(segmentation)
@@ -108,6 +105,9 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> list[str]:
         return ["polygon of fewer than 3 points" if short else "broken segmentation"]
     far = max(abs(v) for polygon in usable for v in polygon) > 10*max(height, width)
     return ["broken segmentation"] if far else []
+
+
+# ---- the annotation file
 
 
 def find_annotation_file(folder: str | PathLike, split: str) -> Path:
@@ -121,8 +121,61 @@ def find_annotation_file(folder: str | PathLike, split: str) -> Path:
                             "annotations/instances_*.json and, for the semantic branch, stuffthingmaps")
 
 
-def read_annotation_file(path: str | PathLike) -> dict:
-    """The content of an annotation file, as far as its outer form is right."""
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole_or_missing(value: Any) -> bool:
+    return value is None or _whole(value)
+
+
+def _side(value: Any) -> bool:
+    return _whole(value) and value > 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _text_or_missing(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _number_or_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _flag_or_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, (bool, int, float)) and value in (0, 1))
+
+
+#: list of the file -> field -> (test, what it must be); other fields are not looked at
+_FIELDS = {
+    "images": {"id": (_whole, "a whole number"), "file_name": (_text, "a text"),
+               "height": (_side, "a whole number above 0"), "width": (_side, "a whole number above 0")},
+    "categories": {"id": (_whole, "a whole number"), "name": (_text_or_missing, "a text")},
+    "annotations": {"id": (_whole_or_missing, "a whole number, or none"), "image_id": (_whole, "a whole number"),
+                    "category_id": (_whole, "a whole number"), "area": (_number_or_missing, "a number, or none"),
+                    "iscrowd": (_flag_or_missing, "0 or 1, or none")}}
+_TYPES = {str: "text", list: "a list", dict: "an object", float: "a number with a fraction", bool: "true or false",
+          int: "a whole number", type(None): "null"}
+
+
+def _type_faults(content: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of the wrong type: which entry, which field, what it must be, what was found."""
+    for name, fields in _FIELDS.items():
+        for place, entry in enumerate(content.get(name) or []):
+            for field, (fits, expected) in fields.items():
+                value = entry.get(field)
+                if fits(value):
+                    continue
+                number = f" (id {entry['id']})" if field != "id" and _whole(entry.get("id")) else ""
+                found = f"{json.dumps(value)[:60]} ({_TYPES[type(value)]})" if field in entry else "no such field"
+                yield f"entry {place} of {name}{number} must have {field}: expected {expected}, found {found}"
+
+
+def _load_json(path: str | PathLike) -> dict:
+    """An annotation file whose outer form is right: an object with lists of objects."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -131,22 +184,127 @@ def read_annotation_file(path: str | PathLike) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with images, annotations and categories, "
                          f"found a {type(content).__name__}")
-    for key in "images", "categories", "annotations":
+    for key in _FIELDS:
         entries = content.get(key, [] if key == "annotations" else None)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{path}: expected a list of objects under {key!r}, found {type(entries).__name__}")
-    for place, image in enumerate(content["images"]):
-        name, sides = image.get("file_name"), [image.get("height"), image.get("width")]
-        sized = all(isinstance(side, int) and side > 0 for side in sides)
-        if not isinstance(image.get("id"), int) or not isinstance(name, str) or not sized:
-            raise ValueError(f"{path}: entry {place} of images must have id, file_name, height and width, found {image}")
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise ValueError(f"{path}: image {image['id']}: file_name {name!r} leads out of the folder")
     return content
 
 
+def _inner_name(path: str | PathLike, image: dict) -> str:
+    """The name of an image's file below the folder of its split, without detours."""
+    name = image["file_name"]
+    if "\\" in name:
+        raise ValueError(f"{path}: image {image['id']}: file_name {name!r} has a backslash; "
+                         "write a slash between folder and file, as COCO does on every system")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{path}: image {image['id']}: file_name {name!r} leads out of the folder")
+    return pure.as_posix()
+
+
+def read_annotation_file(path: str | PathLike) -> dict:
+    """The content of an annotation file: lists of images, categories and annotations, every field of the right type.
+
+    A missing or null iscrowd becomes 0, a missing or null area the box's. A ValueError names the file and the first
+    fields that are wrong: entry, field, what it must be, what was found.
+    """
+    content = _load_json(path)
+    wrong = list(_type_faults(content))
+    if wrong:
+        more = f"\n  ... and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ValueError(f"{path}: " + "\n  ".join(wrong[:_SHOWN]) + more)
+    for image in content["images"]:
+        image["file_name"] = _inner_name(path, image)
+    content.setdefault("annotations", [])
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+        if annotation.get("area") is None and is_box(annotation.get("bbox")):
+            annotation["area"] = annotation["bbox"][2]*annotation["bbox"][3]
+    return content
+
+
+def is_box(box: Any) -> bool:
+    """Whether something is a box in COCO's form: four finite numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in box)
+
+
+class PackedLists(Sequence[list]):
+    """Lists of what JSON can hold, kept as bytes in one array: processes that load data share it, objects they copy."""
+
+    def __init__(self, lists: Iterable[list]):
+        blocks = [json.dumps(entries).encode() for entries in lists]
+        self._ends = np.cumsum([0, *map(len, blocks)])
+        self._bytes = np.frombuffer(b"".join(blocks), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place):
+        return json.loads(self._bytes[self._ends[place]:self._ends[place + 1]].tobytes())
+
+
+# ---- images and stuff maps
+
+
+def images_folder(folder: str | PathLike, split: str) -> Path:
+    """Where the images of a split are; test-dev2017 is a part of test2017."""
+    return Path(folder)/split.replace("-dev", "")
+
+
+def stuff_file(folder: str | PathLike, split: str, file_name: str) -> Path:
+    """Where the stuff map of an image is."""
+    return (Path(folder)/"stuffthingmaps"/split/file_name).with_suffix(".png")
+
+
+def present_files(root: str | PathLike, names: Iterable[str]) -> set[str]:
+    """Which of these files are there, links followed; each folder that is named is listed once."""
+    of_folder: dict[str, set[str]] = {}
+    for name in names:
+        of_folder.setdefault(os.path.dirname(name), set()).add(name)
+    present: set[str] = set()
+    for folder, wanted in of_folder.items():
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                here = {os.path.join(folder, entry.name) for entry in entries if entry.is_file()}
+        except OSError:
+            continue  # no such folder: nothing of it is there
+        present |= wanted & here
+    return present
+
+
+def check_image(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
+    """What is wrong with an image's file (kind, found), and its pixels (H, W, 3) as they are stored.
+
+    `size` is (height, width) as the annotation file says.
+    """
+    try:
+        photo = read_photo(path, exif=False)
+    except Exception as error:  # a decoder can fail in many ways
+        fault = photo_fault(path, error)
+        kind = "missing image" if fault.kind == "missing file" else "unreadable image"
+        return kind, f"{fault.kind}: {fault.found}", None
+    height, width = photo.image.height, photo.image.width
+    if (height, width) == size:
+        return None, "", np.array(photo.image)
+    found = f"{height}x{width} pixels (height x width), the annotation file says {size[0]}x{size[1]}"
+    turned = any(kind == "EXIF rotation kept" for kind, _ in photo.notes) and (width, height) == size
+    cause = ("; its EXIF note turns it, and boxes count pixels as they are stored: save it upright, without the note"
+             if turned else "; the boxes would not fit: replace one of the two")
+    return "image of another size", found + cause, None
+
+
+def read_image(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
+    """The pixels (H, W, 3) of an image; a ValueError names the file, the image and what is wrong."""
+    kind, found, pixels = check_image(path, size)
+    if pixels is None:
+        raise ValueError(f"{path}: image {image_id}: {kind} ({found})")
+    return pixels
+
+
 def check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
-    """What is wrong with a stuff map (kind, found), and its values; `size` is (height, width) of its image."""
+    """What is wrong with a stuff map (kind, found), and its values (H, W); `size` is (height, width) of its image."""
     if not path.is_file():
         return "missing stuff map", "no such file", None
     try:
@@ -161,3 +319,16 @@ def check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str,
     if values.dtype != np.uint8 or strange.size:
         return "unknown value in stuff map", f"{values.dtype} {strange[:5].tolist()}", None
     return None, "", values
+
+
+def read_stuff_map(
+    folder: str | PathLike, split: str, image_file: Path, size: tuple[int, int], image_id: int,
+) -> np.ndarray:
+    """The raw values (H, W) of an image's stuff map; a ValueError names the file, the image and what is wrong."""
+    name = image_file.relative_to(images_folder(folder, split)).as_posix()
+    path = stuff_file(folder, split, name)
+    kind, found, values = check_stuff_map(path, size)
+    if values is None:
+        raise ValueError(f"{path}: image {image_id}: {kind} ({found}); get stuffthingmaps_trainval2017 again, "
+                         "or train with semantic=False (on the command line: --no-semantic)")
+    return values

@@ -183,14 +183,26 @@ def _black_and_white(image: Image.Image, data: bytes, low: float, high: float) -
                         f"expected {says}, or TIFF's SMinSampleValue and SMaxSampleValue")
 
 
-def _eight_bits(image: Image.Image, data: bytes) -> tuple[Image.Image, str]:
+def _own_range(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest finite value; at least 1 apart where all are the same."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return low, high if high > low else low + 1
+
+
+def _eight_bits(image: Image.Image, data: bytes, stretch: bool) -> tuple[Image.Image, str]:
     """A picture of more than 8 bits as grey of 8 bits, and its range in words."""
     values = np.asarray(image)
-    black, white = _black_and_white(image, data, values.min().item(), values.max().item())
+    try:
+        black, white = _black_and_white(image, data, values.min().item(), values.max().item())
+    except _UnclearRange:
+        if not stretch:
+            raise
+        black, white = _own_range(values)
     grey = np.empty(values.shape, np.uint8)
     for row in range(0, len(values), 256):  # a few rows at a time, so that a large picture stays small
         scaled = (values[row:row + 256].astype(np.float64) - black)*(255/(white - black))
-        grey[row:row + 256] = scaled.round()
+        grey[row:row + 256] = np.nan_to_num(scaled, posinf=255, neginf=0).clip(0, 255).round()
     return Image.fromarray(grey), f"mode {image.mode}, {black:,.6g} to {white:,.6g}"
 
 
@@ -227,7 +239,8 @@ class Photo(NamedTuple):
     notes: list[tuple[str, str]]  # kind of `PHOTO_FAULTS` that is not fatal, and what was found
 
 
-def read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None) -> Photo:
+def read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None,
+               stretch: bool = False) -> Photo:
     """Read and decode a picture to the last pixel; raises the raw error of whatever fails, see `photo_fault`.
 
     Parameters as in `open_image`.
@@ -253,7 +266,7 @@ def read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
         orientation, transparent = _orientation(image), image.has_transparency_data
         kind = "transparent" if transparent else _MODES.get(image.mode.partition(";")[0])
         if kind == "deep colour":
-            rgb, found = _eight_bits(image, data)
+            rgb, found = _eight_bits(image, data, stretch)
         else:
             rgb, found = image, f"mode {image.mode}"
         if kind:
@@ -292,21 +305,30 @@ _RAISED: dict[str, type[Exception]] = {
     "missing file": FileNotFoundError, "no permission": PermissionError, "unreadable file": OSError}
 
 
-def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None) -> Image.Image:
+def open_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None,
+               stretch: bool = False) -> Photo:
+    """Read a picture with what was found on the way, or say which file cannot be read and why; otherwise
+    `open_image`."""
+    try:
+        return read_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch)
+    except Exception as error:  # Pillow's decoders fail in many ways
+        fault = photo_fault(path, error)
+        raise _RAISED.get(fault.kind, ValueError)(str(fault)) from None
+
+
+def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None,
+               stretch: bool = False) -> Image.Image:
     """Read a picture as RGB of 8 bits, or say which file cannot be read and why.
 
     exif: turn it by its EXIF note, as a person sees it; False keeps the pixels as they are stored (Pillow turns TIFF
     files in both cases). max_pixels: larger pictures are reduced by a whole factor, JPEG files while they are decoded,
-    so that their full size never lies in memory; None keeps every pixel.
+    so that their full size never lies in memory; None keeps every pixel. stretch: for looking at one picture, scale it
+    by its own smallest and largest value where its file does not say which is white; without, it is refused.
 
     Raises FileNotFoundError, PermissionError, OSError or ValueError with a sentence: path, kind of fault, what was
     found.
     """
-    try:
-        return read_photo(path, exif=exif, max_pixels=max_pixels).image
-    except Exception as error:  # Pillow's decoders fail in many ways
-        fault = photo_fault(path, error)
-        raise _RAISED.get(fault.kind, ValueError)(str(fault)) from None
+    return open_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch).image
 
 
 def sklearn_datasets() -> ModuleType:

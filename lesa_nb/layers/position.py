@@ -56,7 +56,7 @@ def fit_offsets(
 ) -> Float[Tensor, "... R2"]: # last axis: the offsets of n positions, 2n-1 of them
     "The table for a map of `n` positions: its middle if that is enough, stretched if not, eq. (4.3)."
     m = _positions(table_R)
-    if torch.compiler.is_exporting(): return _fit_any(table_R, m, n) # a graph for all sizes may not ask which case this is
+    if torch.compiler.is_compiling(): return _fit_any(table_R, m, n) # one graph for all sizes: it may not ask which case
     return table_R[..., m - n:m + n - 1] if n <= m else stretch_offsets(table_R, n)
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-20

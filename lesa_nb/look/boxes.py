@@ -14,7 +14,7 @@ def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, 
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
     canvas = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy().copy()
     count = len(target["labels"])
-    scores = target["scores"].tolist() if "scores" in target else [None]*count
+    scores: list = target["scores"].tolist() if "scores" in target else [None]*count
     crowds = target["iscrowd"].tolist() if "iscrowd" in target else [0]*count
     texts = []
     for i, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist())):

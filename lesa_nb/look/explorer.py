@@ -44,7 +44,8 @@ def view_layer(
     "Ask one layer for its weights, and sum up what it did."
     w_GNN = seen.weights[0].float().cpu()
     if not w_GNN.isfinite().all():
-        raise FloatingPointError(f"layer {seen.layer}: its attention weights are not finite; are the network's weights?")
+        raise FloatingPointError(f"layer {seen.layer}: its attention weights are not finite; "
+                                 "are the network's weights?")
     shown_KNN = w_mean_1NN = w_GNN.mean(0, keepdim=True)
     if heads and len(w_GNN) > 1:
         shown_KNN = torch.cat([w_mean_1NN, w_GNN])
@@ -82,7 +83,8 @@ def _chosen(networks, layers):
     there = {name: list(attention_layers(model)) for name, model in networks.items()}
     every = list(dict.fromkeys(key for found in there.values() for key in found))
     if not every:
-        raise ValueError("no network has an attention layer to look into: expected LESA or plain attention in at least one")
+        raise ValueError("no network has an attention layer to look into: "
+                         "expected LESA or plain attention in at least one")
     if unknown := [key for key in layers or () if key not in every]:
         raise ValueError(f"no attention layer {unknown[0]!r}; there are {', '.join(every)}")
     chosen = {name: [key for key in found if layers is None or key in layers] for name, found in there.items()}
@@ -105,7 +107,7 @@ def _images(picture, networks, images):
 def explorer(
     photo: Image.Image | Float[Tensor, "3 H W"], # what a person sees
     networks: nn.Module | Mapping[str, nn.Module], # one, or several by name, side by side
-    images: Tensor | Mapping[str, Tensor] | None = None, # 1 C H W as the networks want it, or one for each name; None: the photo itself
+    images: Tensor | Mapping[str, Tensor] | None = None, # 1 C H W as the networks want it, or by name; None: the photo
     *,
     layers: Sequence[str] | None = None, # names from `attention_layers`; None: all
     heads: bool = True, # False: only their mean, for large maps
@@ -118,13 +120,15 @@ def explorer(
     picture = as_picture(photo)
     if isinstance(networks, nn.Module):
         networks = {type(networks).__name__: networks}
-    images = _images(picture, networks, images)
+    shown = _images(picture, networks, images)
     pixel = pixel or (picture.height//2, picture.width//2)
     cell_of(pixel, (picture.height, picture.width), (1, 1)) # refuses a pixel outside
     chosen = _chosen(networks, layers)
-    seen = {name: capture(networks[name], images[name], chosen[name]) if chosen[name] else {} for name in networks}
-    check_page_size([(part.heads if heads else 1, *part.size) for parts in seen.values() for part in parts.values()], limit)
+    seen = {name: capture(networks[name], shown[name], chosen[name]) if chosen[name] else {} for name in networks}
+    every = [part for parts in seen.values() for part in parts.values()]
+    check_page_size([(part.heads if heads else 1, *part.size) for part in every], limit)
+    del every # one layer at a time: only its bytes stay
     packed = []
-    for name in networks: # one layer at a time: only its bytes stay
+    for name in networks:
         packed.append((name, [pack_view(view_layer(seen[name].pop(key), heads)) for key in chosen[name]]))
     return make_page(title, picture, pixel, packed, height=height)

@@ -187,7 +187,7 @@ def _colorbar(fig: Figure, drawn: Any, axs: Any) -> None:
     bar = fig.colorbar(drawn, ax=axs, shrink=.85, aspect=16)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.ax.locator_params(nbins=4)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # a Spine, which matplotlib's stub does not say
+    bar.outline.set_visible(False)
 
 
 def mark(ax: Axes, pixel: tuple[float, float]) -> None:

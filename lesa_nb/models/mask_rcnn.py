@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
-from .rpn import (RPN, STRIDES, BoxCoder, RPNOutput, assign, full_precision, grouped_nms, random_sampler, sample,
-                                smooth_distance)
+from .rpn import (RPN, STRIDES, BoxCoder, RPNOutput, assign, full_precision, grouped_nms, random_sampler, rpn_losses, sample,
+                                smooth_l1)
 from .pyramid import Pyramid, prepare
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-09
@@ -83,7 +83,7 @@ def sample_rois(
 ) -> Sampled:
     "Objects and proposals, matched and sampled, eq. (25.4)."
     T = len(truth_T4)
-    matched_n = assign(box_iou(truth_T4, proposals_n4), threshold, threshold, threshold)
+    matched_n = assign(truth_T4, proposals_n4, threshold, threshold, threshold)
     matched_n = torch.cat([torch.arange(T, device=matched_n.device), matched_n])                         # (25.4)
     positive_P, negative_Q = sample(matched_n, 512, .25, sampler)
     boxes_n4 = torch.cat([truth_T4, proposals_n4])[torch.cat([positive_P, negative_Q])]
@@ -109,7 +109,7 @@ def box_losses(
         targets.append(coder.encode(s.boxes[:P], truth_T4[s.objects]))
     n = max(len(logits_nK), 1)
     return dict(loss_cls=F.cross_entropy(logits_nK, torch.cat(wanted), reduction="sum")/n,               # (25.5)
-                loss_bbox=smooth_distance(torch.cat(steps), torch.cat(targets), beta)/n)
+                loss_bbox=smooth_l1(torch.cat(steps), torch.cat(targets), beta)/n)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-18
 class MaskHead(nn.Module):
@@ -283,7 +283,7 @@ class MaskRCNN(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         "The terms of eq. (25.10)."
         all_features = self.extract_mixed(inputs)
-        losses = self.rpn.losses([s.rpn for s in all_features], [t["boxes"] for t in targets], self.sampler)
+        losses = rpn_losses(self.rpn, [s.rpn for s in all_features], [t["boxes"] for t in targets], self.sampler)
         proposals = [self.rpn.propose(features.rpn)[0] for features in all_features]
         return losses | self.roi_losses(all_features, proposals, targets)
 

@@ -18,7 +18,7 @@ from lesa_nb.look.maps import explain_figure
 from lesa_nb.study.small import (
     TERM_NAMES,
     Problem,
-    Run,
+    Trained,
     digit_problem,
     findings,
     train_small,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["train_demo"]
 
 
-def _learning_curves(results: Mapping[str, Mapping[str, Run]]) -> "Figure":
+def _learning_curves(results: Mapping[str, Mapping[str, Trained]]) -> "Figure":
     """Accuracy on the way, one panel for each problem."""
     from lesa_nb.look.figures import COLORS, new_figure
 
@@ -49,8 +49,8 @@ def _learning_curves(results: Mapping[str, Mapping[str, Run]]) -> "Figure":
     return fig
 
 
-def _explained(run: Run, seed: int) -> dict[str, "Figure"]:
-    """What a network trained on twins looks at: in a photograph, and in a twin picture from the mark that is the twin."""
+def _explained(run: Trained, seed: int) -> dict[str, "Figure"]:
+    """What a network trained on twins looks at: in a photograph, and from the twin's mark in a twin picture."""
     photo, twins = sample_photo("china"), find_twin(1, torch.Generator().manual_seed(2**31 + 1 + seed))
     label = int(twins.labels[0])
     row, column = twins.corners[0, 1 + label].tolist()
@@ -95,14 +95,14 @@ def train_demo(
     out, start = Path(out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
-    def train(problem: Problem, term: str, **recipe: Any) -> Run:
+    def train(problem: Problem, term: str, **recipe: Any) -> Trained:
         name = f"{problem.name}, {TERM_NAMES[term]}"
         return train_small(problem, term, watch=lambda losses: watch(losses, name, steps), **recipe)
 
-    results: dict[str, dict[str, Run]] = {}
+    results: dict[str, dict[str, Trained]] = {}
     for problem in (digit_problem(), twin_problem(valid=valid)):
         runs = results[problem.name] = {}
-        recipe = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+        recipe: dict[str, Any] = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
         for term, run in train_terms(problem, train=train, **recipe):
             runs[term] = run
             save_weights(run.model, out/f"{problem.name.split()[-1]}_{term}.safetensors", **run.metadata)

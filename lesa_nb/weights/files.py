@@ -93,8 +93,15 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+def _averaged(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network inside the state dict of an AveragedModel, which counts its updates; others stay as they are."""
+    if "n_averaged" not in tensors:
+        return tensors
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items() if key != "n_averaged"}
+
+
 def _of_a_run(content: Any) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
-    """Weights and metadata of a run's checkpoint: the averaged ones if it has them; None if it is no such checkpoint."""
+    """Weights and metadata of a run's checkpoint, the averaged weights if it has them; None if it is no such thing."""
     if not isinstance(content, Mapping) or not isinstance(content.get("metadata"), Mapping):
         return None
     if not isinstance(content.get("model"), Mapping):
@@ -104,11 +111,12 @@ def _of_a_run(content: Any) -> tuple[Mapping[str, Tensor], dict[str, Any]] | Non
     metadata = dict(content["metadata"]) | told | dict(averaged=average is not None)
     if average is None:
         return content["model"], metadata
-    return {key: tensor for key, tensor in average.items() if key != "n_averaged"}, metadata  # how often it was updated
+    return _averaged(average), metadata
 
 
-def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Names and tensors as they are stored, and the metadata beside them."""
+    content: Any = source
     if not isinstance(source, Mapping):
         path = Path(source)
         if not path.exists():
@@ -117,21 +125,20 @@ def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Mapping[str, Tens
             raise ValueError(f"{path}: a folder, not a file of weights; name the file inside it")
         if _is_safetensors(path):
             return read_tensors(path), read_metadata(path, required=False)
-        source = read_pth(path)
-    found = _of_a_run(source)
-    if found is not None:
+        content = read_pth(path)
+    if (found := _of_a_run(content)) is not None:
         return found
-    if isinstance(source, Mapping) and set(source) == {"model"} and isinstance(source["model"], Mapping):
-        return source["model"], {}
-    return source, {}
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    return _averaged(content) if isinstance(content, Mapping) else content, {}
 
 
 def read_weights(source: str | PathLike | Mapping[str, Any]) -> Stored:
     """Whatever holds weights, in our names; no code in it is executed.
 
     Args:
-        source: Path of a file of this library (.safetensors), of a run's checkpoint (last.pt), of the authors (.pth), of
-            `torch.save(model.state_dict(), path)`; or what such a file holds.
+        source: Path of a file of this library (.safetensors), of a run's checkpoint (last.pt), of the authors (.pth),
+            of `torch.save(model.state_dict(), path)`; or what such a file holds.
 
     Raises:
         FileNotFoundError: There is no such file.

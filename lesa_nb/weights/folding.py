@@ -7,6 +7,7 @@ __all__ = ['NORMS', 'PAIRS', 'scale_and_shift', 'Shift', 'fold', 'Scale', 'fold_
 
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-02
 import copy
+from typing import Any
 
 import torch
 import torchvision.models.resnet as torchvision_resnet
@@ -22,7 +23,7 @@ from ..models.resnet import Bottleneck, ResNet
 NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)  # what can be folded
 
 def scale_and_shift(
-    norm: nn.Module, # one of `NORMS`, in eval mode
+    norm: Any, # one of `NORMS`, in eval mode
 ) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]: # s and t, in float64
     "The two numbers per channel that a batch norm comes down to."
     if norm.running_mean is None:
@@ -42,6 +43,7 @@ class Shift(nn.Module):
         shift_C: Float[Tensor, "C"],
     ):
         super().__init__()
+        self.shift: Tensor
         self.register_buffer("shift", shift_C)
 
     def forward(self, x_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -53,7 +55,7 @@ def _rows(scale_C: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold(
-    conv: nn.Module, # convolution, changed in place
+    conv: nn.Conv1d | nn.Conv2d, # changed in place
     norm: nn.Module, # batch norm that follows it; anything else is left alone
 ) -> nn.Module: # what to put in the norm's place
     "Fold a batch norm into the convolution before it."
@@ -76,6 +78,7 @@ class Scale(nn.Module):
         scale_C: Float[Tensor, "C"], # the factors
     ):
         super().__init__()
+        self.weight: Tensor
         self.register_buffer("weight", scale_C)
         self.training, self.ones = False, bool((scale_C == 1).all())
 
@@ -116,15 +119,16 @@ def fold_context(
     q_G, k_G, left_PG = _share(scale_and_shift(context.norm_scores)[0].unflatten(0, (-1, G)))
     scale_GVS, shift_GVS = (t.unflatten(0, (G, -1, S)) for t in scale_and_shift(context.norm_out))
     V = scale_GVS.shape[1]
-    context.norm_qkv = fold(qkv, context.norm_qkv)                               # (13.2)
+    context.add_module("norm_qkv", fold(qkv, context.norm_qkv))                  # (13.2)
+    assert qkv.bias is not None
     rows_GD = torch.cat([q_G[:, None].expand(G, V//2), k_G[:, None].expand(G, V//2), scale_GVS[..., 0]], 1)
     bias_GD = rows_GD*qkv.bias.double().unflatten(0, (G, -1))
     bias_GD[:, -V:] += shift_GVS.sum(-1)                                         # (13.3) t and t'
     qkv.weight.copy_(_rows(rows_GD.flatten(), qkv.weight)*qkv.weight.double())   # (13.3) s, (13.4)
     qkv.bias.copy_(bias_GD.flatten())
-    context.norm_scores = Scale(left_PG.flatten().to(qkv.weight))
+    context.add_module("norm_scores", Scale(left_PG.flatten().to(qkv.weight)))
     rest_GVS = torch.cat([torch.ones_like(scale_GVS[..., :1]), scale_GVS[..., 1:]], -1)
-    context.norm_out = Scale(rest_GVS.flatten().to(qkv.weight))                  # s'
+    context.add_module("norm_out", Scale(rest_GVS.flatten().to(qkv.weight)))     # s'
     return context
 
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-20
@@ -142,7 +146,8 @@ def _fold_part(part: nn.Module) -> None:
     if isinstance(part, Context):
         fold_context(part)
     elif isinstance(part, Local):
-        part.norm = fold(part.spatial if isinstance(part.mix, nn.Identity) else part.mix, part.norm)
+        last: Any = part.mix if isinstance(part.mix, nn.Conv2d) else part.spatial
+        part.add_module("norm", fold(last, part.norm))
     elif isinstance(part, nn.Sequential):
         for i in range(1, len(part)):
             if isinstance(part[i - 1], (nn.Conv1d, nn.Conv2d)):

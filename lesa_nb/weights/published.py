@@ -52,7 +52,7 @@ def _flatten_index(
 def to_published(
     module: nn.Module, # a LESA layer or a network that contains some
 ) -> dict[str, Tensor]: # a state dict in the authors' layout; it shares memory with the module
-    "The module's weights as the authors would have saved them: the inverse of `load_published`, eqs. (11.1) and (11.2)."
+    "The module's weights as the authors would have saved them: the inverse of `load_published`."
     state = module.state_dict()
     tensors = {theirs: state[ours] for theirs, ours in published_names(module).items()}
     return tensors | {key: _flatten_index(N) for key, N in _index_buffers(module).items()}

@@ -39,7 +39,7 @@ class Started(NamedTuple):
         parts = [("dropped", "not used", self.dropped), ("fresh", "not in the checkpoint, as built", self.fresh),
                  ("converted", "cut to the part that has a counterpart", self.converted)]
         lines = [f"loaded: {len(self.loaded)}"]
-        lines += [f"{name} ({why}): {len(keys)}" + (f": {', '.join(keys)}" if keys else "") for name, why, keys in parts]
+        lines += [f"{name} ({why}): {len(keys)}{': '*bool(keys)}{', '.join(keys)}" for name, why, keys in parts]
         if self.stripped:
             lines.append(f"taken out of the names: {', '.join(self.stripped)}")
         return "\n".join(lines)
@@ -67,7 +67,7 @@ def _has_flat_tables(keys) -> bool:
 
 
 def _backbone_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a checkpoint's backbone, and the names of the others: all are its backbone if it is a classifier's."""
+    """The tensors of a checkpoint's backbone, and the names of the others; of a classifier's all are its backbone."""
     for place in _BACKBONES:
         if any(key.startswith(place) for key in tensors):
             inside = {key.removeprefix(place): tensor for key, tensor in tensors.items() if key.startswith(place)}
@@ -81,16 +81,16 @@ def start_backbone(
     *,
     convert: str | None = None,
 ) -> Started:
-    """Fill a detector's backbone from an ImageNet classifier, eq. (23.7); a checkpoint that does not fit changes nothing.
+    """Fill a detector's backbone from a classifier, eq. (23.7); a checkpoint that does not fit changes nothing.
 
     Position tables and deformable offsets, which depend on the image's size and on the task, stay as they were built.
 
     Args:
         detector: A detector, a `Pyramid` or a `Backbone`.
-        source: A file that `read_weights` can read, what it holds, or a network of this library; a detector's backbone
-            is taken out of it.
-        convert: For a checkpoint with flat tables: what becomes of its norms of scores and sums, which have other widths.
-            "drop" starts them afresh, "slice" keeps the part that has a counterpart, eq. (23.8).
+        source: A file that `read_weights` can read, what it holds, or a network of this library; a detector's
+            backbone is taken out of it.
+        convert: For a checkpoint with flat tables: what becomes of its norms of scores and sums, which have other
+            widths. "drop" starts them afresh, "slice" keeps the part that has a counterpart, eq. (23.8).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -98,11 +98,12 @@ def start_backbone(
     """
     if convert not in (None, "drop", "slice"):
         raise ValueError(f"convert must be 'drop', 'slice' or None, got {convert!r}")
-    backbone = next((part for part in detector.modules() if isinstance(part, ResNet) and not hasattr(part, "fc")), None)
+    resnets = (part for part in detector.modules() if isinstance(part, ResNet))
+    backbone = next((part for part in resnets if not hasattr(part, "fc")), None)  # a classifier has one
     if backbone is None:
         raise ValueError(f"found no Backbone in this {type(detector).__name__}")
     if isinstance(source, nn.Module):
-        what, stored, stripped = f"the given {type(source).__name__}", source.state_dict(), ()
+        what, stored, stripped = f"the given {type(source).__name__}", source.state_dict(), tuple[str, ...]()
     else:
         what = "the given state dict" if isinstance(source, Mapping) else str(source)
         stored, _, stripped, _ = read_weights(source)
@@ -113,16 +114,19 @@ def start_backbone(
     if _has_flat_tables(found) and not _has_flat_tables(wanted):
         if convert is None:
             raise ValueError(
-                f"{what}: this checkpoint has flat position tables, the backbone factored ones: in every LESA layer the "
-                "norms of scores and sums have other widths. Start from an ImageNet run with position='factored', or say "
-                "convert='drop' (these norms start afresh) or convert='slice' (the part that has a counterpart is kept)")
+                f"{what}: this checkpoint has flat position tables, the backbone factored ones: in every LESA layer "
+                "the norms of scores and sums have other widths. Start from an ImageNet run with position='factored', "
+                "or say convert='drop' (these norms start afresh) or convert='slice' (the part that has a counterpart "
+                "is kept)")
         others = [key for key in found if _of_scores(key) or _of_sums(key)]
         if convert == "drop":
             dropped += others
         else:
             converted = others
     left_out = set(dropped)
-    kept = {key: _sliced(key, tensor) if key in converted else tensor for key, tensor in found.items() if key not in left_out}
-    fresh = [key for key in wanted if key not in kept and (_is_table(key) or ".conv_offset." in key or key in left_out)]
+    kept = {key: _sliced(key, tensor) if key in converted else tensor
+            for key, tensor in found.items() if key not in left_out}
+    fresh = [key for key in wanted
+             if key not in kept and (_is_table(key) or ".conv_offset." in key or key in left_out)]
     load_tensors(backbone, {key: wanted[key] for key in fresh} | kept, what)  # (23.7)
     return Started([key for key in kept if key not in converted], dropped, converted, fresh, stripped)

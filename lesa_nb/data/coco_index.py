@@ -1,0 +1,117 @@
+"""Which images a COCO folder has and which annotations are left: everything that is known before a file is opened."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, IMAGE_FAULTS, PackedLists, images_folder, present_files
+from .report import Fault
+
+
+class CocoSplit(NamedTuple):
+    """What an annotation file holds, after the rules."""
+    images: dict[int, dict]  # image id -> its entry
+    categories: Any  # `Categories`: ids, names, labels
+    annotations: dict[int, list[dict]]  # image id -> what is left; a mask that cannot be used is None
+    faults: list[Fault]  # what was left out, and what is fatal
+
+
+def match_categories(own: Mapping[int, str], other: Mapping[int, str], here: str, there: str) -> list[int]:
+    """The ids of `own` (id -> name) in the order of `other`'s names; `here` and `there` name the two for the error."""
+    of_name = {name: category_id for category_id, name in own.items()}
+    if sorted(own.values()) == sorted(other.values()):
+        return [of_name[name] for name in other.values()]
+    for category_id, name in own.items():
+        if own.keys() == other.keys() and name not in other.values():
+            raise ValueError(f"{here}: category {category_id} is {name!r} and in {there} it is {other[category_id]!r}; "
+                             "expected the same classes: correct the names in one of the two")
+    raise ValueError(f"{here}: expected the categories of {there}, {dict(other)}, found {dict(own)}")
+
+
+def image_fault(image: dict, kept: Sequence[dict], reasons: Sequence[str | None]) -> str | None:
+    """Why an image is not trained on, or nothing.
+
+    `kept`: the annotations that are left; `reasons`: why each annotation was dropped, None where it was not.
+    """
+    if min(image["height"], image["width"]) < 32:
+        return "side under 32 pixels"
+    if kept:
+        return None
+    if not reasons:
+        return "image without annotations"
+    return "crowd only" if set(reasons) == {"crowd"} else "no annotation left"
+
+
+def _refuse(folder: Path, fatal: Sequence[Fault]):
+    """Refuse to go on, with the first few reasons."""
+    more = f" ... and {len(fatal) - 5} more" if len(fatal) > 5 else ""
+    raise ValueError(f"{folder}: {len(fatal)} fatal faults; `verify_coco` lists them all:\n  "
+                     + "\n  ".join(map(str, fatal[:5])) + more)
+
+
+class CocoIndex:
+    """The images of a split and what is known of them.
+
+    `folder`, `split`, `path`: where they are, and the annotation file; `content`: what `read_split` made of it;
+    `training`: whether its filter was applied; `keep_empty`: images without boxes stay; `missing`: "error", or "drop"
+    for images that are not there. A ValueError lists what is fatal, or says why no image is left.
+
+    Attributes: `categories`; `image_ids`, sorted; `dropped`: kind of fault -> how often something was left out for it;
+    `has_masks`: whether there is anything to learn or to find but boxes; `pictures`: the folder of the images.
+    """
+
+    def __init__(self, folder: str | PathLike, split: str, path: Path, content: CocoSplit, *, training: bool,
+                 keep_empty: bool = False, missing: str = "error"):
+        if missing not in ("error", "drop"):
+            raise ValueError(f"missing must be 'error' or 'drop', got {missing!r}")
+        self.folder, self.split, self.path, self.training = Path(folder), split, path, training
+        self.categories = content.categories
+        self.pictures = images_folder(folder, split)
+        if not self.pictures.is_dir():
+            raise FileNotFoundError(f"{self.pictures}: no such folder; the images of {split} belong there")
+        images = content.images
+        there = present_files(self.pictures, [image["file_name"] for image in images.values()])
+        gone = [COCO_FAULTS.fault("missing image", self.pictures/image["file_name"], image_id=i)
+                for i, image in images.items() if image["file_name"] not in there]
+        fatal = [f for f in content.faults if f.fatal] + (gone if missing == "error" else [])
+        if fatal:
+            _refuse(self.folder, fatal)
+        out = {f.image_id for f in content.faults if f.kind in IMAGE_FAULTS}
+        if keep_empty:
+            out = {f.image_id for f in content.faults if f.kind == "side under 32 pixels"}
+        out |= {f.image_id for f in gone}
+        noted = [f for f in content.faults + gone if not f.outcome.startswith("kept")]
+        self.dropped = Counter(f.kind for f in noted if f.kind in ANNOTATION_FAULTS or f.image_id in out)
+        self.image_ids = sorted(i for i in images if i not in out)
+        if not self.image_ids:
+            most = f"most of all for: {self.dropped.most_common(1)[0][0]}; " if self.dropped else ""
+            raise ValueError(f"{path}: none of {len(images)} images is left; {most}left out: {dict(self.dropped)}")
+        self._place = {image_id: place for place, image_id in enumerate(self.image_ids)}
+        self._names = np.array([images[i]["file_name"] for i in self.image_ids])
+        self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in self.image_ids])
+        self._annotations = PackedLists(content.annotations[i] for i in self.image_ids)
+        every = [a.get("segmentation") is not None for i in self.image_ids for a in content.annotations[i]]
+        self.has_masks = any(every) or not every
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """Height and width of an image."""
+        if image_id not in self._place:
+            raise ValueError(f"{self.path}: no image {image_id}")
+        height, width = self._sizes[self._place[image_id]].tolist()
+        return height, width
+
+    def file(self, image_id: int) -> Path:
+        """The file of an image."""
+        return self.pictures/str(self._names[self._place[image_id]])
+
+    def annotations(self, image_id: int) -> list[dict]:
+        """What is left of the annotations of an image, as in the JSON file; a mask that cannot be used is None."""
+        return self._annotations[self._place[image_id]]

@@ -1,0 +1,102 @@
+"""The study's file, read: its limits, names, tables, means over the seeds, and learning curves."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lesa_nb.study.seeds import scores, spread
+from lesa_nb.study.small import TERM_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "score_table", "show_learning"]
+
+#: What the generated problem cannot show; printed beside every result.
+LIMITS = (
+    "Convolutions of 8 blocks reach across the whole map; where they fail, the training did not find the way: "
+    "optimisation, not reach.",
+    "A convolution and then an attention block has both ingredients: the task shows that both are needed, not that "
+    "the gate is.",
+    "Recipes were chosen for LESA, which can still get stuck (see the range over the seeds); the controls got no "
+    "search of their own.",
+    "Marks are aligned with the stem's cells unless the variant says otherwise.",
+    "Attention shows where coloured marks look, twin or not: at the white one. A map of attention is no proof that "
+    "the task was solved that way.",
+    "Pictures of 64 pixels and networks of 32 thousand weights: nothing here is about ImageNet.",
+)
+
+
+def name_of(net: dict[str, Any]) -> str:
+    """What a network is called in tables. net: its term, and its blocks where they are not two."""
+    return TERM_NAMES[net["term"]] + (f", {net['blocks']} blocks" if "blocks" in net else "")
+
+
+def _rows_of(rows: Sequence[dict], variant: str, name: str) -> list[dict]:
+    return [row for row in rows if (row["variant"], row["name"]) == (variant, name)]
+
+
+def score_table(rows: Sequence[dict]) -> str:
+    """Mean, interval and range over the seeds of every network on every variant, one line each.
+
+    rows: from `lesa_nb.study.inside.study_row`.
+    """
+    lines = [f"{'task':<18} {'network':<28}{'accuracy':>9}{'+-':>7}{'range':>15}{'seeds':>7}{'steps':>9}{'chance':>8}"
+             f"{'weights':>11}{'CPU s':>7}"]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        for name, by_seed in scores(rows, variant).items():
+            own = _rows_of(rows, variant, name)
+            s, cpu = spread(list(by_seed.values())), spread([row["cpu_seconds"] for row in own]).mean
+            half, recipe = f"{100*s.half:.1f}" if s.n > 1 else "-", f"{own[0]['steps']}x{own[0]['batch_size']}"
+            reach = f"{100*s.low:.1f} to {100*s.high:.1f}"
+            lines.append(f"{variant:<18} {name:<28}{s.mean:>9.1%}{half:>7}{reach:>15}{s.n:>7}{recipe:>9}"
+                         f"{own[0]['chance']:>8.1%}{own[0]['parameters']:>11,}{cpu:>7.3g}")
+    return "\n".join(lines)
+
+
+def mean_inside(rows: Sequence[dict], variant: str, name: str, *path: str | int) -> float:
+    """One number from inside a network, averaged over the seeds. path: the keys that lead to it in a row."""
+    values = []
+    for row in _rows_of(rows, variant, name):
+        value = row["inside"]
+        for step in path:
+            value = value[step]
+        values.append(value)
+    if not values: raise ValueError(f"no run of {name} on {variant!r}")
+    return sum(values)/len(values)
+
+
+def confusions(rows: Sequence[dict], variant: str, name: str) -> Tensor:
+    """The confusion matrices of one network, seed by seed: (seeds, labels, answers)."""
+    return torch.tensor([row["inside"]["mistakes"]["confusion"] for row in _rows_of(rows, variant, name)]).float()
+
+
+def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
+    """Accuracy on the way, one panel for each variant: the mean of the seeds, and a band around all of them.
+
+    Networks of two blocks only. title: the finding.
+    """
+    from lesa_nb.look.figures import COLORS, new_figure
+
+    hues = dict(zip(TERM_NAMES.values(), (COLORS[key] for key in ("conv", "attention", "lesa", "gate", "local"))))
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    fig, axes = new_figure(1, len(variants), size=(min(9.6, 2.6*len(variants)), 2.9), title=title, sharey=True,
+                           squeeze=False)
+    for ax, variant in zip(axes[0], variants):
+        for name in scores(rows, variant):
+            if name not in hues:
+                continue
+            runs = torch.tensor([row["curve"] for row in _rows_of(rows, variant, name)])
+            steps, accuracies = runs[0, :, 0], runs[..., 1]
+            ax.plot(steps, accuracies.mean(0), color=hues[name], lw=1.6, label=name)
+            ax.fill_between(steps, accuracies.amin(0), accuracies.amax(0), color=hues[name], alpha=.2, lw=0)
+        chance = next(row["chance"] for row in rows if row["variant"] == variant)
+        ax.axhline(chance, color=COLORS["neutral"], ls=":", label="guessing")
+        ax.set_title(variant, fontsize=9)
+        ax.set(xlabel="step", ylim=(0, 1.02))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("accuracy")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=8)
+    return fig

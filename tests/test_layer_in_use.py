@@ -1,0 +1,158 @@
+"""The layer in other people's hands: compilers, torch.func, hooks, meta tensors, other types. Never another answer than on a small map."""
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from lesa_nb.layers.blockwise import choose
+from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
+
+LARGE = (24, 24)  # with two images and two heads: more scores than `choose` would write out
+SIZES = [(8, 8), (6, 9), (24, 24), (30, 20), (5, 5), (40, 40), (12, 12), (13, 31), (24, 25), (7, 3), (33, 33), (14, 14)]
+
+
+def layers(table, fmap=LARGE, *, training=False):
+    "The same layer twice: as it comes, and written out."
+    torch.manual_seed(0)
+    one, two = (LESA(16, 16, fmap, heads=2, position=table, attend=way).train(training) for way in ("auto", "explicit"))
+    two.load_state_dict(one.state_dict())
+    q = torch.empty(2, 2, 4, LARGE[0]*LARGE[1])
+    assert choose(q, one.context.position, one.context.norm_scores, LARGE).name != "explicit"
+    return one, two
+
+
+def compiled_over_sizes(table, training, backend):
+    "Every size and batch through one compiled layer, gradients too; how many graphs that took."
+    torch._dynamo.reset()
+    one, two = layers(table, (12, 12), training=training)
+    graphs, inner = [], torch._dynamo.lookup_backend(backend)
+
+    def count(graph, example):
+        graphs.append(graph)
+        return inner(graph, example)
+
+    fast = torch.compile(one, backend=count)
+    for i, size in enumerate(SIZES):
+        x = torch.randn(1 + i % 3, 16, *size)
+        got, want = fast(x), two(x)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4*want.abs().max().item())
+        if training:
+            one.zero_grad()
+            two.zero_grad()
+            got.square().mean().backward()
+            want.square().mean().backward()
+            for (name, p), other in zip(one.named_parameters(), two.parameters(), strict=True):
+                torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name} {size}: {m}")
+    for (name, b), other in zip(one.named_buffers(), two.buffers(), strict=True):
+        torch.testing.assert_close(b, other, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    return len(graphs)
+
+
+@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("table", POSITIONS)
+def test_compiled_for_any_size(table, training):
+    "Twelve sizes and three batch sizes: written out or streamed, one image or several, and unknown sizes: few graphs."
+    assert compiled_over_sizes(table, training, "eager") <= 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("table", POSITIONS)
+def test_compiled_forward_and_backward_for_any_size(table, training):
+    assert compiled_over_sizes(table, training, "aot_eager") <= 7
+
+
+@pytest.mark.parametrize("table", POSITIONS)
+def test_torch_func_on_a_large_map(table):
+    "jvp, grad, vmap, derivatives for parameters, and forward mode by hand: the numbers of the written-out form."
+    one, two = layers(table)
+    x, t = torch.randn(2, 2, 16, *LARGE)
+
+    def close(f):
+        got, want = f(one), f(two)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4*max(1, want.abs().max().item()))
+
+    def dual(layer):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, t))).tangent
+
+    def for_the_table(layer):
+        name = next(n for n, _ in layer.named_parameters() if "position" in n)
+        parameter = layer.get_parameter(name).detach()
+        return torch.func.jvp(lambda p: torch.func.functional_call(layer, {name: p}, (x,)), (parameter,), (torch.ones_like(parameter),))[1]
+
+    close(lambda layer: torch.func.jvp(layer, (x,), (t,))[1])
+    close(lambda layer: torch.func.grad(lambda z: layer(z).square().sum())(x))
+    close(lambda layer: torch.func.vmap(lambda z: layer(z[None])[0])(x))
+    close(dual)
+    close(for_the_table)
+    for way in ("flat",) if table == "flat" else ("rows", "channels"):
+        with pytest.raises(ValueError, match="have to see every operation"):
+            torch.func.jvp(attend_with(one, way), (x,), (t,))
+
+
+def test_pinned_private_functions():
+    "What this library takes from inside PyTorch still means what it meant."
+    assert not torch._C._are_functorch_transforms_active()
+    assert torch.func.vmap(lambda t: t + torch._C._are_functorch_transforms_active())(torch.zeros(1)) == 1
+    g, a = torch.randn(3, 5), torch.randn(3, 5).softmax(-1)
+    want = a*(g - (g*a).sum(-1, keepdim=True))
+    out = g.clone()
+    torch._softmax_backward_data(out, a, -1, a.dtype, grad_input=out)
+    torch.testing.assert_close(out, want)
+
+
+@pytest.mark.parametrize("size", [(5, 5), LARGE])
+@pytest.mark.parametrize("table", POSITIONS)
+def test_full_backward_hooks(table, size):
+    "On every module at once; PyTorch refuses them where something is changed in place."
+    one, two = layers(table, training=True)
+    seen = set()
+    for name, part in one.named_modules():
+        part.register_full_backward_hook(lambda part, grad_in, grad_out, name=name: seen.add(name))
+    x = torch.randn(2, 16, *size)
+    for layer in (one, two):
+        layer(x.requires_grad_()).square().sum().backward()
+    assert seen >= {"", "local.norm", "context.norm_qkv", "context.norm_out", "gate.reason.2", "gate.reason.3", "gate.project.1"}
+    for (name, p), other in zip(one.named_parameters(), two.parameters(), strict=True):
+        if not name.endswith("norm_scores.bias"):  # zero by theory, so rounding is all there is
+            torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("table", POSITIONS)
+def test_meta_tensors(table, training):
+    "Shapes without numbers, forward and backward, on small and large maps."
+    layer = LESA(16, 32, LARGE, heads=2, position=table, stride=2).to("meta").train(training)
+    for size in [(5, 7), LARGE]:
+        x = torch.empty(2, 16, *size, device="meta", requires_grad=True)
+        y = layer(x)
+        assert y.shape == (2, 32, -(-size[0]//2), -(-size[1]//2)) and y.is_meta
+        y.sum().backward()
+        assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("table", POSITIONS)
+def test_another_type_is_said_in_one_sentence(table):
+    one, _ = layers(table)
+    x = torch.randn(1, 16, 4, 4)
+    with pytest.raises(ValueError, match=r"float32 like the layer's weights, found torch.float64: convert the map with .to\(torch.float32\)"):
+        one(x.double())
+    with pytest.raises(ValueError, match="found torch.bfloat16"):
+        one(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert one(x.bfloat16()).isfinite().all()
+    assert one.double()(x.double()).dtype == torch.float64
+
+
+def test_a_gate_and_a_dense_local_term_of_your_own():
+    "`gate` takes the place of the gate, and nothing of a gate is left; `local_groups=1` is one convolution and its norm."
+    class Open(nn.Module):
+        def forward(self, local, context):
+            return torch.ones_like(context)
+
+    layer = LESA(16, 16, 5, heads=2, local_groups=1, gate=Open(), attend="explicit")
+    terms = layer.terms(torch.randn(2, 16, 5, 5))
+    torch.testing.assert_close(terms.out, terms.local + terms.context)
+    assert not list(layer.gate.parameters()) and isinstance(layer.local.mix, nn.Identity)
+    assert layer.local.spatial.weight.shape == (16, 16, 3, 3)

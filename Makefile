@@ -14,7 +14,7 @@ else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all check lab notebooks sync dev hooks clean
+.PHONY: help demo test test-all nbdev-test check lab notebooks sync dev hooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,10 @@ test: ## prove everything: notebooks, tests, files made from the notebooks
 
 test-all: ## the same and the slow tests (installs the package in fresh environments: minutes and gigabytes)
 	@$(proof) -- python tools/test.py --slow $(ARGS)
+
+nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as it is
+	@before=$$(git status --porcelain); $(proof) -- nbdev_test $(ARGS) && \
+	if [ "$$(git status --porcelain)" != "$$before" ]; then git status --short; echo "error: nbdev_test changed the files above" >&2; exit 1; fi
 
 check: ## what keeps the house in order, without running anything: make check ARGS=layers
 	@$(dev) -- python tools/check_house.py $(ARGS)

@@ -4,93 +4,152 @@
     python benchmarks/study.py --collect            # only measure and gather what is finished
     python benchmarks/study.py --device cuda --full # full-size networks on 224 x 224 pictures
 
-Small networks of about equal size, trained alike (see nbs/3_training/19_three_networks.ipynb) on the generated task, on harder versions of it
-and on handwritten digits. Every finished run leaves its weights and its facts in benchmarks/runs/, so an interrupted study
-goes on where it stopped. What the networks do inside is measured afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
+Small networks of about equal size, trained alike (see nbs/3_training/19_three_networks.ipynb) on the generated task,
+on harder versions of it and on handwritten digits. Every finished run leaves its weights and its metadata in
+benchmarks/runs/, so an interrupted study goes on where it stopped. What the networks do inside is measured
+afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
 """
+
 import json
-import time
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, arguments, facts, save, start
+from common import RESULTS, arguments, machine_metadata, save, start
 
+from lesa_nb.data.pictures import Samples, find_twin
 from lesa_nb.io.atomic import atomic_json
-from lesa_nb.study import small as study
-from lesa_nb.data.pictures import find_twin
 from lesa_nb.models.resnet import lesa_resnet50
+from lesa_nb.study import small as study
 from lesa_nb.study.inside import study_row
 from lesa_nb.study.report import LIMITS, name_of, score_table
 from lesa_nb.study.seeds import verdicts
-from lesa_nb.engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
 from lesa_nb.weights.files import save_weights
+from lesa_nb.weights.load import load
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
 VARIANTS = {  # name -> knobs of find_twin; None: the digits
-    "find the twin": {}, "twin, batch of 64": {}, "digits": None, "twin, unaligned": dict(aligned=False), "twin, clutter": dict(clutter=24),
+    "find the twin": {},
+    "twin, batch of 64": {},
+    "digits": None,
+    "twin, unaligned": dict(aligned=False),
+    "twin, clutter": dict(clutter=24),
 }
-RECIPES = {"twin, batch of 64": dict(steps=400, batch_size=64, lr=3e-3)}  # what differs from 600 steps of 32 pictures, rate 1.5e-3
+RECIPES = {
+    "twin, batch of 64": dict(steps=400, batch_size=64, lr=3e-3)
+}  # what differs from 600 steps of 32 pictures, rate 1.5e-3
 DEEP = dict(blocks=8)  # as many convolutions as it takes to see the whole map
 
 
 def plan(quick):
     "All runs, the ones that matter most first: (variant, term, options of the network, seed)."
     three = list(study.INNER)
-    if quick: return [("find the twin", "lesa", {}, 0), ("find the twin", "ungated", {}, 0), ("digits", "conv", DEEP, 0), ("twin, unaligned", "attention", {}, 0)]
+    if quick:
+        return [
+            ("find the twin", "lesa", {}, 0),
+            ("find the twin", "ungated", {}, 0),
+            ("digits", "conv", DEEP, 0),
+            ("twin, unaligned", "attention", {}, 0),
+        ]
     runs = [("find the twin", t, {}, s) for s in range(3) for t in three]
     runs += [("digits", t, {}, s) for t in study.TERM_NAMES for s in range(3)]
     for seeds in ([0], [1, 2]):
         runs += [("find the twin", t, {}, s) for s in seeds for t in ("ungated", "conv+attention")]
-        if seeds == [0]: runs += [("twin, batch of 64", t, {}, s) for s in range(3) for t in ("lesa", "conv", "attention")]
-        runs += [(v, t, {}, s) for v in ("twin, unaligned", "twin, clutter") for s in seeds for t in ("lesa", "conv", "attention")]
-        if seeds == [0]: runs.append(("find the twin", "conv", DEEP, 0))
+        if seeds == [0]:
+            runs += [("twin, batch of 64", t, {}, s) for s in range(3) for t in ("lesa", "conv", "attention")]
+        runs += [
+            (v, t, {}, s)
+            for v in ("twin, unaligned", "twin, clutter")
+            for s in seeds
+            for t in ("lesa", "conv", "attention")
+        ]
+        if seeds == [0]:
+            runs.append(("find the twin", "conv", DEEP, 0))
     return runs
 
 
-def task_of(variant, quick):
-    if VARIANTS[variant] is None: return study.digit_problem()
+def problem_of(variant, quick):
+    if VARIANTS[variant] is None:
+        return study.digit_problem()
     return study.twin_problem(valid=128 if quick else 1024, **VARIANTS[variant])._replace(name=variant)
 
 
 def recipe(variant, term, net, seed, args):
     "What decides a run, besides the code."
-    return dict(variant=variant, knobs=VARIANTS[variant], term=term, net=net, seed=seed, steps=args.steps, batch_size=32, checks=12, device=args.device) | ({} if args.quick else RECIPES.get(variant, {}))
+    return dict(
+        variant=variant,
+        knobs=VARIANTS[variant],
+        term=term,
+        net=net,
+        seed=seed,
+        steps=args.steps,
+        batch_size=32,
+        checks=12,
+        device=args.device,
+    ) | ({} if args.quick else RECIPES.get(variant, {}))
 
 
 def stem(folder, variant, term, net, seed):
     "The files of a run, without suffix."
     words = f"{variant} {term.replace('+', ' then ')} {' '.join(f'{k} {v}' for k, v in net.items())} seed {seed}"
-    return folder/"-".join(words.replace(",", "").split())
+    return folder / "-".join(words.replace(",", "").split())
 
 
 def finished(path, wanted):
-    "The facts of a run that was made by this recipe, or None."
-    if not path.with_suffix(".json").exists() or not path.with_suffix(".safetensors").exists(): return None
+    "The metadata of a run that was made by this recipe, or None."
+    if not path.with_suffix(".json").exists() or not path.with_suffix(".safetensors").exists():
+        return None
     found = json.loads(path.with_suffix(".json").read_text())
     return found if found["recipe"] == wanted else None
 
 
 def train(path, wanted, args):
     "One run, and its two files: the weights first, so that a JSON file means that all is there."
-    run = study.train_small(task_of(wanted["variant"], args.quick), wanted["term"], steps=wanted["steps"], batch_size=wanted["batch_size"], lr=wanted.get("lr", 1.5e-3), seed=wanted["seed"],
-                            checks=wanted["checks"], device=args.device, net=wanted["net"])
-    window = max(1, wanted["steps"]//40)  # curves are thinned: means of 40 stretches
-    losses = [round(sum(part)/len(part), 4) for part in (run.losses[i:i + window] for i in range(0, len(run.losses), window))]
+    run = study.train_small(
+        problem_of(wanted["variant"], args.quick),
+        wanted["term"],
+        steps=wanted["steps"],
+        batch_size=wanted["batch_size"],
+        lr=wanted.get("lr", 1.5e-3),
+        seed=wanted["seed"],
+        checks=wanted["checks"],
+        device=args.device,
+        net=wanted["net"],
+    )
+    window = max(1, wanted["steps"] // 40)  # curves are thinned: means of 40 stretches
+    losses = [
+        round(sum(part) / len(part), 4)
+        for part in (run.losses[i : i + window] for i in range(0, len(run.losses), window))
+    ]
     save_weights(run.model, path.with_suffix(".safetensors"), **run.metadata)
-    where = {key: value for key, value in facts(args.device).items() if key in ("date", "commit", "torch", "device", "threads")}
-    atomic_json(path.with_suffix(".json"), dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window), indent=None)
+    where = {
+        key: value
+        for key, value in machine_metadata(args.device).items()
+        if key in ("date", "commit", "torch", "device", "threads")
+    }
+    atomic_json(
+        path.with_suffix(".json"),
+        dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window),
+        indent=None,
+    )
 
 
 def measured(path, found):
-    "The row of a finished run: its facts and what is found inside, kept beside it."
+    "The row of a finished run: its metadata and what is found inside, kept beside it."
     kept = path.with_suffix(".row")
-    if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime: return json.loads(kept.read_text())
-    knobs, (model, metadata) = found["recipe"]["knobs"], study.load_small(path.with_suffix(".safetensors"))
-    held = study.digit_problem().valid if knobs is None else find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
+    if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime:
+        return json.loads(kept.read_text())
+    knobs, loaded = found["recipe"]["knobs"], load(path.with_suffix(".safetensors"))
+    model, metadata = loaded.model, loaded.metadata
+    held = (
+        study.digit_problem().valid
+        if knobs is None
+        else find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
+    )
     row = study_row(study.Trained(model, metadata, [], found["curve"]), held)
     row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
     right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
-    if abs(right - row["accuracy"]*row["pictures"]) > 2: raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
+    if abs(right - row["accuracy"] * row["pictures"]) > 2:
+        raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
     row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
     atomic_json(kept, row, indent=None)
     return row
@@ -100,19 +159,23 @@ def gather(runs, args):
     "Every finished run into one file, whoever made it and when; what is missing by name."
     rows, missing = [], ["full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full"]
     for run, path, wanted in runs:
-        if found := finished(path, wanted): rows.append(measured(path, found))
-        else: missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
-    if rows: save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
+        if found := finished(path, wanted):
+            rows.append(measured(path, found))
+        else:
+            missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
+    if rows:
+        save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
     return rows, missing
 
 
 def small(args):
     "All small networks: train what is not there, measure, gather."
-    folder = RESULTS.parent/"runs"/f"study-{args.device}{'-quick' if args.quick else ''}"
+    folder = RESULTS.parent / "runs" / f"study-{args.device}{'-quick' if args.quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     runs = [(run, stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
     for run, path, wanted in runs:
-        if args.collect or finished(path, wanted): continue
+        if args.collect or finished(path, wanted):
+            continue
         train(path, wanted, args)
         f = finished(path, wanted)["metadata"]
         print(f"{path.name}: {f['accuracy']:.1%}, {f['cpu_seconds']} CPU seconds, {f['seconds']} s", flush=True)
@@ -120,38 +183,47 @@ def small(args):
     rows, missing = gather(runs, args)
     print(score_table(rows))
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        for line in verdicts(rows, variant): print(line)
+        for line in verdicts(rows, variant):
+            print(line)
     print("not run:", *missing, sep="\n  ")
 
 
 # Full-size networks on larger pictures
 
-def large_twins(n, side, generator, device):
+
+def large_twins(n, side, generator, device="cpu"):
     "Twin pictures with clutter and marks anywhere, enlarged to side x side on the device."
     images, labels = find_twin(n, generator, aligned=False, clutter=24)[:2]
-    return F.interpolate(images.to(device), (side, side)), labels.to(device)
+    return Samples(F.interpolate(images.to(device), (side, side)), labels.to(device))
+
+
+def large_problem(side, valid, device):
+    "The harder twin on large pictures: validated on a fixed set, trained on pictures drawn as they are asked for."
+    held = large_twins(valid, side, torch.Generator().manual_seed(2**31))
+
+    def batches(batch_size, steps, generator):
+        return (large_twins(batch_size, side, generator, device) for _ in range(steps))
+
+    name = f"twin {side} x {side}, unaligned, clutter"
+    return study.Problem(name, dict(classes=3, channels=3, size=side), batches, held)
 
 
 def full(args):
     "LESA-ResNet-50 and its two controls, from scratch."
     side, steps, batch, valid, seeds = (64, 2, 2, 4, 1) if args.quick else (224, 3000, 64, 4096, 3)
-    held = [large_twins(min(64, valid), side, torch.Generator().manual_seed(2**31 + i), args.device) for i in range(max(1, valid//64))]
-    rows = []
+
+    def train(problem, term, **recipe):
+        net = dict(arch="lesa_resnet50", term=term)
+        return study.train_network(
+            lambda: lesa_resnet50(num_classes=3, image_size=side, term=term), problem, net=net, **recipe
+        )
+
+    rows, problem = [], large_problem(side, valid, args.device)
+    recipe = dict(steps=steps, batch_size=batch, lr=1e-3, checks=12, device=args.device)
     for seed in range(seeds):
-        for term in study.INNER:
-            seed_everything(seed)
-            model = lesa_resnet50(num_classes=3, image_size=side, term=term).to(args.device)
-            optimizer, schedule = adamw_onecycle(model, steps, lr=1e-3)
-            generator, losses, curve = torch.Generator().manual_seed(seed), [], []
-            begin, cpu = time.perf_counter(), time.process_time()
-            batches = (large_twins(batch, side, generator, args.device) for _ in range(steps))
-            for step, loss in enumerate(train_steps(model, batches, optimizer, schedule), 1):
-                losses.append(loss)
-                if step % max(1, steps//12) == 0: curve.append((step, evaluate(model, held[:8])))
-            rows.append(dict(variant="twin 224 x 224, unaligned, clutter", name=study.TERM_NAMES[term], net=dict(arch="lesa_resnet50", term=term), seed=seed,
-                             accuracy=evaluate(model, held), chance=1/3, pictures=sum(len(y) for _, y in held), steps=steps, batch_size=batch,
-                             parameters=sum(p.numel() for p in model.parameters()), cpu_seconds=time.process_time() - cpu, seconds=time.perf_counter() - begin,
-                             curve=curve, losses=losses[::max(1, steps//40)]))
+        for term, run in study.train_terms(problem, train=train, seed=seed, **recipe):
+            row = dict(run.metadata, variant=problem.name, name=study.TERM_NAMES[term])
+            rows.append(row | dict(curve=run.curve, losses=run.losses[:: max(1, steps // 40)]))
             save("study-full", QUESTION, rows, args, side=side, steps=steps)
     print(score_table(rows))
 
@@ -163,4 +235,4 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
     args = start(parser)
     args.steps = args.steps or (3 if args.quick else 600)
-    full(args) if args.full else small(args)
+    (full if args.full else small)(args)

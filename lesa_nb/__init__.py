@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.layers.lesa import LESA, attend_with
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
     from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+    from lesa_nb.tasks.predict import predict
     from lesa_nb.weights.folding import fold_norms
+    from lesa_nb.weights.graft import graft
     from lesa_nb.weights.load import load
     from lesa_nb.weights.published import load_published
 
@@ -26,24 +28,28 @@ _OWNERS = {
     "LESA": "layers.lesa",
     "attend_with": "layers.lesa",
     "fold_norms": "weights.folding",
+    "graft": "weights.graft",
     "htc_lesa_wrn50": "models.htc",
     "lesa_resnet50": "models.resnet",
     "lesa_wrn50": "models.resnet",
     "load": "weights.load",
     "load_published": "weights.published",
     "mask_rcnn_lesa_resnet50": "models.htc",
+    "predict": "tasks.predict",
 }
 
 __all__ = [
     "LESA",
     "attend_with",
     "fold_norms",
+    "graft",
     "htc_lesa_wrn50",
     "lesa_resnet50",
     "lesa_wrn50",
     "load",
     "load_published",
     "mask_rcnn_lesa_resnet50",
+    "predict",
 ]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+# Side by side (pytest -n 2), workers with more threads than cores wait for each other most of the time.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 if not os.access(Path.home(), os.W_OK):
     os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="lesa-matplotlib-"))
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from lesa_nb.data.pictures import digits
-from lesa_nb.tasks.classify import Batch, losses, validate
+from lesa_nb.tasks.classify import classification_losses, classification_scores, collate_classification
 from lesa_nb.models.resnet import ResNet
-from lesa_nb.engine.run import Task, fit
-from lesa_nb.engine.loop import Recipe
+from lesa_nb.engine.run import fit
+from lesa_nb.engine.task import Task
+from lesa_nb.engine.recipe import Recipe
 
 RECIPE = Recipe("digits", epochs=4, batch_size=32, lr=.02, lr_batch=32, nesterov=True, weight_decay=1e-4, warmup_steps=3, ema=.9)
 
@@ -37,18 +38,18 @@ class Digits(Dataset):
         return (x*float("nan") if key == self.poisoned else x), int(self.labels[i]), f"digits/{i}.png"
 
 
-def collate(samples):
-    images, labels, paths = zip(*samples)
-    return Batch(torch.stack(images), torch.tensor(labels), list(paths))
-
-
 def net():
     return ResNet(("C", "L", "L"), strides=(1, 1, 1), base=8, heads=2, num_classes=10, image_size=16, position="factored")
 
 
-def make_task(recipe=RECIPE, *, train=128, valid=50, facts=None, build=net, **faults):
-    return Task(facts or dict(arch="tiny", classes=10), build, Digits(train, **faults), Digits(valid, start=1000), collate,
-                partial(losses, recipe=recipe), partial(validate, classes=10), lambda batch: batch.paths, "top1", 16)
+def names_of(batch):
+    return batch.paths
+
+
+def make_task(recipe=RECIPE, *, train=128, valid=50, metadata=None, build=net, **faults):
+    return Task(metadata or dict(arch="tiny", classes=10), recipe, build, Digits(train, **faults), Digits(valid, start=1000),
+                collate_classification, partial(classification_losses, recipe=recipe),
+                partial(classification_scores, classes=10), names_of, "top1", 16)
 
 
 def kill_often(folder, times, seed):
@@ -60,7 +61,7 @@ def kill_often(folder, times, seed):
         child = os.fork()
         if not child:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            for _ in fit(make_task(), RECIPE, folder, resume=True, minutes=0., device="cpu"): pass
+            for _ in fit(make_task(), folder, resume=True, minutes=0., device="cpu"): pass
             os._exit(0)
         delay = .15 + .9*torch.rand(1, generator=chance).item()
         signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
@@ -74,7 +75,7 @@ def kill_often(folder, times, seed):
         if not os.WIFSIGNALED(status) and killed < times:  # it got to the end: another run
             again = Path(folder).with_name(f"{Path(folder).name}-{killed}")
             os.rename(folder, again)
-    for _ in fit(make_task(), RECIPE, folder, resume=True, device="cpu"): pass
+    for _ in fit(make_task(), folder, resume=True, device="cpu"): pass
     print(f"killed {killed}")
 
 
@@ -83,14 +84,19 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if what == "kill": kill_often(folder, int(rest[0]), int(rest[1]))
     if what == "metrics":  # 1,003 pictures, shared by all processes
-        from lesa_nb.engine.run import Training, _scores, processes
-        from lesa_nb.engine.signals import Stop
         import json
-        with processes(torch.device("cpu")) as ranks:
-            run = Training(make_task(valid=437, train=64)._replace(valid=Digits(1003)), RECIPE, seed=0, device=torch.device("cpu"), ranks=ranks)
-            scores = _scores(run, Stop(), 0)
+
+        from lesa_nb.engine.folder import RunFolder
+        from lesa_nb.engine.group import process_group
+        from lesa_nb.engine.run import Training, _Run, _scores
+        from lesa_nb.engine.signals import Stop
+        with process_group(torch.device("cpu")) as ranks:
+            task = make_task(valid=437, train=64)._replace(valid=Digits(1003))
+            training = Training(task, seed=0, device=torch.device("cpu"), ranks=ranks)
+            run = _Run(training, RunFolder(Path(folder).parent, ranks), Stop(), workers=0, minutes=15.)
+            scores = _scores(run)
             if ranks.rank == 0: Path(folder).write_text(json.dumps(scores))
     if what == "fails":  # one process dies in the middle of an epoch
         rank = int(os.environ["RANK"])
-        for event in fit(make_task(), RECIPE, folder, device="cpu"):
+        for event in fit(make_task(), folder, device="cpu"):
             if rank == 1 and event["step"] == 2: os.kill(os.getpid(), signal.SIGKILL)

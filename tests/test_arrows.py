@@ -30,3 +30,8 @@ def test_every_room_is_in_the_table():
 def test_a_public_name_is_defined_once():
     faults = house.faults(["twice"])
     assert faults == [], told(faults)
+
+
+def test_private_functions_of_pytorch_are_pinned_by_a_test():
+    faults = house.faults(["pinned"])
+    assert faults == [], told(faults)

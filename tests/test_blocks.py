@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lesa_nb.layers.blocks import Scratch, blocks, even, row_and_column_parts, side_by_side
+from lesa_nb.layers.blocks import Scratch, blocks, can_be_deep, even, side_by_side
 from lesa_nb.layers.blockwise import auto, channel_attention, choose, explicit_rows, row_attention, streaming
 from lesa_nb.layers.context import Context, explicit, head_widths
 from lesa_nb.layers.flat_blocks import Slant, explicit_flat, flat_attention
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
-from lesa_nb.layers.position import FactoredTable, FlatTable
+from lesa_nb.layers.position import FactoredTable
+from lesa_nb.layers.unknown_sizes import row_and_column_parts
 from lesa_nb.layers.ways import find_way
 
 H, W = 5, 7
@@ -92,6 +93,22 @@ def test_flat_attention(pitch):
     torch.testing.assert_close(flat_attention(*quiet, H, W, pitch, 10**9)[:, :, 0], mean)
 
 
+def test_row_attention_with_loud_logits_and_with_one_loud_row():
+    "Logits of several hundred: only these are raised; a row part that is all that counts."
+    inputs = row_inputs()
+    loud = [40*inputs[0], *inputs[1:]]
+    torch.testing.assert_close(row_attention(*loud, 99), explicit_rows(*loud), rtol=1e-10, atol=1e-12)
+    assert [can_be_deep(*x[:2], *x[3:]) for x in (inputs, loud)] == [False, True]
+    zeros = [torch.zeros_like(t) for t in inputs]
+    row = zeros[3].detach().clone()
+    row[..., 2] = 1e3
+    only = row_attention(zeros[0], *inputs[1:3], row, zeros[4], 99)
+    torch.testing.assert_close(only, inputs[2].unflatten(-1, (H, W))[:, :, 2].mean(-1)[:, None].expand(6, N, 8))
+    for budget in (10**9, 2*11*N, 4*N, 1):
+        got, want = row_attention(*inputs, budget), explicit_rows(*inputs)
+        assert_same_gradients(got, want, inputs, rtol=1e-10, atol=1e-12)
+
+
 def test_row_and_column_parts_equal_the_table():
     table, q = FactoredTable((H, W), 4), torch.randn(2, 3, 4, N)
     h, w = row_and_column_parts(q, table.axes((H, W)), (H, W))
@@ -164,7 +181,7 @@ def test_a_bare_context_streams_as_the_layer_does(table):
 
 
 def test_a_way_that_cannot_serve_is_refused_and_nothing_changes():
-    with pytest.raises(ValueError, match="'rows' serves a FactoredTable, found a FlatTable: choose one of 'explicit', 'flat', 'auto'"):
+    with pytest.raises(ValueError, match="'rows' serves a FactoredTable, found a FlatTable: choose one of 'auto', 'explicit', 'flat'"):
         context("flat", attend="rows")
     both = nn.ModuleList([context("factored"), context("flat")])
     for way in ("rows", "channels", "flat"):

@@ -17,8 +17,8 @@ from lesa_nb.cli.common import UsageError
 from lesa_nb.cli.data import make_coco_folder, make_imagenet, verify_coco_folder, verify_imagenet
 from lesa_nb.cli.eval import eval_coco, eval_imagenet
 from lesa_nb.cli.train import RunOptions, show_progress, train_coco, train_imagenet
-from lesa_nb.engine.loop import Recipe
-from lesa_nb.engine.run import read_log
+from lesa_nb.engine.recipe import Recipe
+from lesa_nb.engine.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,13 +29,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_numbers_below_one_are_refused_by_their_flag():
     with pytest.raises(UsageError, match="--batch-size must be at least 1, got 0"):
         common.positive(epochs=None, batch_size=0)
-    assert common.is_main()
+    assert common.is_main_process()
 
 
 def test_only_the_main_process_talks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     common.echo("hello")
-    assert not common.is_main() and capsys.readouterr().out == ""
+    assert not common.is_main_process() and capsys.readouterr().out == ""
 
 
 def test_workers_share_the_cores(monkeypatch):
@@ -52,17 +52,17 @@ def test_scores_that_are_nan_are_null_in_json(tmp_path):
 
 def test_a_run_is_shown_while_it_goes():
     lines = []
-    start = dict(kind="start", epoch=0, step=0, epochs=1, steps=1, resumed=False, pictures=4, valid=2)
+    start = dict(kind="start", epoch=0, step=0, epochs=1, steps=1, resumed=False, samples=4, valid=2)
     events = [
         {**start, "parameters": 9, "processes": 1, "device": "cpu"},
         dict(kind="step", epoch=0, step=1, loss=1.0, lr=0.1, images_per_second=7.0, waiting=0.5),
         dict(kind="valid", epoch=0, step=1, scores=dict(top1=50.0), best=True),
     ]
     assert show_progress(iter(events), speak=lines.append) == events[-1]
-    assert "4 pictures to train on" in lines[0] and lines[1] == "epoch 1/1: top1 50.00  (best so far)"
+    assert "4 images to train on" in lines[0] and lines[1] == "epoch 1/1: top1 50.00  (best so far)"
     events[0] = {**events[0], "resumed": True, "epoch": 0, "step": 1, "steps": 2}
     show_progress(iter(events), speak=lines.append)
-    assert lines[2].startswith("resumed in epoch 0 after step 1 of 2: 4 pictures")
+    assert lines[2].startswith("resumed in epoch 0 after step 1 of 2: 4 images")
 
 
 def test_options_of_a_run_change_the_recipe():
@@ -185,7 +185,7 @@ def test_two_processes_talk_once(trained, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es) on cpu") == 1
-    assert "2 process(es) x 1 " in done.stdout and "x 8 pictures" in done.stdout
+    assert "2 process(es) x 1 " in done.stdout and "x 8 samples" in done.stdout
 
 
 def test_the_same_for_coco(tmp_path):
@@ -286,7 +286,7 @@ def test_every_mistake_is_one_line(demo, flower, tmp_path, monkeypatch, capsys):
         (["explain", flower, "--pixel", "middle"], 2, "wants two whole numbers X,Y"),
         (["explain", flower, "--weights", "gone.pth"], 1, "gone.pth: no such file of weights"),
         (["explain", flower, "--weights", text], 1, "text.jpg"),
-        (["explain", flower, "--weights", demo / "twin_conv.safetensors"], 1, "no LESA layer"),
+        (["explain", flower, "--weights", demo / "twin_conv.safetensors"], 1, "expected LESA or plain attention"),
         (["explain", flower, "--weights", weights, "--layer", "nose"], 1, "there are blocks.0.conv2, blocks.1.conv2"),
         (["explain", flower, "--weights", weights, "--size", "3"], 1, "choose a larger --size"),
         (["explain", flower, "--out", flower], 1, "would overwrite the picture"),

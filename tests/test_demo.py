@@ -10,11 +10,12 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.data.pictures import chunks
-from lesa_nb.engine.loop import evaluate
+from lesa_nb.study.onecycle import accuracy
 from lesa_nb.io.tensors import read_metadata
 from lesa_nb.look.capture import attention_layers
 from lesa_nb.study import demo as demo_module
 from lesa_nb.study import small as study
+from lesa_nb.weights.load import load
 
 PROBLEMS = {"digits": "digits", "find the twin": "twin"}
 
@@ -63,7 +64,7 @@ def test_the_function_returns_what_it_writes(tmp_path):
     assert metrics == json.loads((tmp_path/"metrics.json").read_text())
     for problem, name in PROBLEMS.items():
         for term, metadata in metrics["results"][problem].items():
-            model, read = study.load_small(tmp_path/f"{name}_{term}.safetensors")
+            model, _, _, read, _ = load(tmp_path/f"{name}_{term}.safetensors")
             assert read == metadata and read["parameters"] == sum(p.numel() for p in model.parameters())
 
 
@@ -79,9 +80,9 @@ def test_weights_give_the_accuracy_that_they_claim(demo):
     problems = {"digits": study.digit_problem(), "twin": study.twin_problem(valid=64)}
     for name, problem in problems.items():
         for term in study.INNER:
-            model, metadata = study.load_small(folder/f"{name}_{term}.safetensors")
+            model, _, _, metadata, _ = load(folder/f"{name}_{term}.safetensors")
             assert metadata == read_metadata(folder/f"{name}_{term}.safetensors")
-            right = evaluate(model, chunks(problem.valid, 128))
+            right = accuracy(model, chunks(problem.valid, 128))
             assert right == pytest.approx(metadata["accuracy"], abs=1.5/metadata["pictures"])
             assert len(attention_layers(model)) == (0 if term == "conv" else 2)
 

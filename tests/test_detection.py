@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_weights import GOLDEN, error, filled, image
 
-from lesa_nb.models.htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from lesa_nb.models.htc import HTC, cut_boxes, htc_lesa_wrn50, mask_features, mask_rcnn_lesa_resnet50
 from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
 from lesa_nb.models.ops import first_sampler
 from lesa_nb.weights.published import load_published, published_names, to_published
@@ -78,11 +78,11 @@ def test_heads_on_fixed_boxes(recorded):
     model, features, rois = recorded.model.eval(), recorded.features, recorded.tensor("fixed_rois")
     if recorded.htc:
         assert recorded.error(features.stuff[0][:, ::4], "semantic.pred") < 1e-5 and recorded.error(features.stuff[1][:, ::4], "semantic.feat") < 1e-5
-        cuts = model.cut(features, rois, 14)
-        for i, (head, of_stage) in enumerate(zip(model.mask_head, model.mask_features(cuts, 3), strict=True)):
+        cuts = cut_boxes(features, rois, 14)
+        for i, (head, of_stage) in enumerate(zip(model.mask_head, mask_features(model.mask_head, cuts), strict=True)):
             assert recorded.error(of_stage[:, ::32], f"mask_head.{i}.res_feat") < 1e-5
             assert recorded.error(head(of_stage)[:, ::16], f"mask_head.{i}.logits") < 1e-5
-        found = {f"bbox_head.{i}": head(model.cut(features, rois, 7)) for i, head in enumerate(model.box_head)}
+        found = {f"bbox_head.{i}": head(cut_boxes(features, rois, 7)) for i, head in enumerate(model.box_head)}
     else:
         cuts = roi_features(features.maps, rois, 14)
         assert recorded.error(roi_features(features.maps, rois, 7)[:, ::8], "bbox_feats") < 1e-5

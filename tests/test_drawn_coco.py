@@ -1,4 +1,5 @@
 """The COCO folder that this library draws: complete, the same for the same seed, with everything the real one has."""
+
 import json
 from collections import Counter
 
@@ -15,16 +16,31 @@ def folder(tmp_path_factory):
 
 
 def test_everything_is_there(folder):
-    assert sorted(p.name for p in folder.iterdir()) == ["annotations", "stuffthingmaps", "test2017", "train2017", "val2017"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "annotations",
+        "stuffthingmaps",
+        "test2017",
+        "train2017",
+        "val2017",
+    ]
     content = json.loads((folder / "annotations/instances_train2017.json").read_text())
     kinds = Counter(type(a["segmentation"]).__name__ for a in content["annotations"])
     assert kinds["dict"] == sum(a["iscrowd"] for a in content["annotations"]) == 2  # run lengths are for crowds
     assert {c["name"]: c["id"] for c in content["categories"]} == SHAPES
-    assert len({i["id"] for i in content["images"]} - {a["image_id"] for a in content["annotations"]}) == 2  # empty ones
+    assert (
+        len({i["id"] for i in content["images"]} - {a["image_id"] for a in content["annotations"]}) == 2
+    )  # empty ones
     test = json.loads((folder / "annotations/image_info_test-dev2017.json").read_text())
     assert len(test["images"]) == 4 and "annotations" not in test
     maps = [np.array(Image.open(path)) for path in sorted((folder / "stuffthingmaps/train2017").iterdir())]
-    assert len(maps) == 16 and set(np.unique(np.concatenate([m.ravel() for m in maps])).tolist()) == {1, 16, 89, 123, 156, 255}
+    assert len(maps) == 16 and set(np.unique(np.concatenate([m.ravel() for m in maps])).tolist()) == {
+        1,
+        16,
+        89,
+        123,
+        156,
+        255,
+    }
 
 
 def test_the_same_seed_draws_the_same_folder(folder, tmp_path):
@@ -34,8 +50,13 @@ def test_the_same_seed_draws_the_same_folder(folder, tmp_path):
 
 
 def test_seeds_draw_folders(tmp_path):
-    read = [(make_coco(tmp_path / name, train=2, val=1, test=0, size=64, seed=seed) / "annotations/instances_train2017.json").read_bytes()
-            for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    read = [
+        (
+            make_coco(tmp_path / name, train=2, val=1, test=0, size=64, seed=seed)
+            / "annotations/instances_train2017.json"
+        ).read_bytes()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert read[0] == read[1] != read[2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="at least 64"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torchvision import datasets
 from lesa_nb.data import speed
 from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.data.folders import ClassFolder, class_folders, class_names, held_out, same_classes
-from lesa_nb.data.listing import VALIDATION_NAMES, entries, find_layout, is_litter, list_files
+from lesa_nb.data.listing import VALIDATION_NAMES, describe_skipped, entries, find_layout, is_litter, list_files
 from lesa_nb.data.speed import loader_speed
 from lesa_nb.data.transforms import CLASSIFY_AUGMENTS
 from lesa_nb.data.verify import verify_image_folder
@@ -141,6 +142,7 @@ def test_litter_is_skipped_and_counted(folder):
     report = look(folder)
     assert report.ok and report.counts == {"system file": count}
     assert f"{count} x system file: skipped; first: " in str(report) and len(str(report).splitlines()) == 5
+    assert describe_skipped(train.skipped + val.skipped) == f"{count} x system file" and not describe_skipped(Counter())
     assert is_litter("__MACOSX") and is_litter("desktop.ini") and not is_litter("cat.jpg")
 
 
@@ -297,3 +299,20 @@ def test_entries_and_files_are_sorted(folder):
     (folder / "train/red/a").mkdir()
     assert entries(folder / "train").folders == ["blue", "green", "red"] == class_names(folder / "train")
     assert list_files(folder / "train/red").files == sorted(str(p) for p in (folder / "train/red").glob("*.png"))
+
+
+def test_train_and_eval_take_a_folder_without_a_split(folder, tmp_path, capsys):
+    from lesa_nb.cli.app import main
+
+    (folder / "train/red/Thumbs.db").touch()
+    data, words = str(folder / "train"), ["--val-fraction", "0.25", "--workers", "0", "--device", "cpu"]
+    options = ["--network", "small", "--image-size", "64", "--position", "factored"]
+    options += ["--epochs", "1", "--batch-size", "4"]
+    assert main(["train", "imagenet", "--data", data, "--out", str(tmp_path / "run"), *options, *words]) == 0
+    said = capsys.readouterr().out
+    _, val = class_folders(data, val_fraction=0.25)
+    assert f"{24 - len(val)} pictures to train on, {len(val)} to validate; a hash of each file's name decides" in said
+    assert "25 % validate; skipped: 1 x system file" in said
+    weights = str(tmp_path / "run/last.safetensors")
+    assert main(["eval", "imagenet", "--data", data, "--weights", weights, *words]) == 0
+    assert f"{len(val)} pictures: top-1" in capsys.readouterr().out

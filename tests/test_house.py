@@ -349,3 +349,8 @@ def test_sync_leaves_out_what_git_ignores(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     assert {str(name) for name in files_of.files(tmp_path)} == {".gitignore", "a b.txt", "ü.py", "sub/z"}
     assert plain == files_of.files(tmp_path)  # the same without git
+
+
+def test_driver_runs_only_what_is_named(sound):
+    _, output, passed, failed, _ = drive(sound, "tests/test_part.py")
+    assert (passed, failed) == ("tests/test_part.py::test_double", ""), output

@@ -212,3 +212,15 @@ def test_a_name_means_one_thing(tmp_path):
 def test_one_line_compounds(tmp_path, source, is_fault):
     folder = build(tmp_path, {"nbs/1_layer/01_part.ipynb": notebook(source, drawn=False)})
     assert bool(found(folder, "one-line")) == is_fault
+
+
+def test_private_functions_of_pytorch_are_pinned(tmp_path):
+    folder = build(
+        tmp_path,
+        {
+            "lesa_nb/layers/a.py": "import torch\nfrom torch._C import c\ntorch._softmax\ntorch.ops.aten._b\nx._y\n",
+            "tests/test_a.py": "# torch._softmax is as it was\n",
+        },
+    )
+    said = "\n".join(found(folder, "pinned"))
+    assert "private _C" in said and "private _b" in said and "_softmax" not in said and "_y" not in said

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -252,29 +253,6 @@ def test_syntax_of_the_oldest_python():
     )  # to say that it is too old
 
 
-def test_ruff_finds_nothing():
-    ruff = Path(sys.executable).with_name("ruff")
-    done = subprocess.run(
-        [
-            str(ruff),
-            "check",
-            "--no-cache",
-            "--select",
-            "E9,F",
-            "--ignore",
-            "F722,F821",
-            "lesa_nb",
-            "tools",
-            "tests",
-            "setup.py",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_versions_agree():
     source = (ROOT / "lesa_nb" / "__init__.py").read_text(encoding="utf-8")
     assert f'__version__ = "{FACTS["version"]}"' in source
@@ -322,3 +300,19 @@ def test_fresh_environments(archives, tmp_path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         shutil.rmtree(venv)
+
+
+@pytest.mark.slow
+def test_plain_nbdev_test_leaves_the_tree_as_it_was(tmp_path):
+    "Within 8 minutes on two cores, without a word about threads."
+    folder = copy_of_the_project(tmp_path / ODD)
+    env = {k: v for k, v in clean_environment().items() if k != "OMP_NUM_THREADS" and not k.startswith("GIT_")}
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], cwd=folder, env=env, check=True)
+    begin = time.monotonic()
+    program = str(Path(sys.executable).with_name("nbdev_test"))
+    done = subprocess.run([program], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert time.monotonic() - begin < 480
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, env=env, capture_output=True, text=True)
+    assert status.stdout == ""

@@ -16,6 +16,9 @@ def test_published_networks_have_their_parameters():
         assert [count(build_detector(model)) for model in ("mask_rcnn", "htc")] == [42_953_146, 116_538_143]
         assert count(build_detector("htc", semantic=False)) < 116_538_143
         assert [build_detector(model).image_size for model in DETECTORS] == [1024, 1280]
+        backbones = [build_detector(model).pyramid.backbone for model in ("mask_rcnn", "htc")]
+        tables = backbones[0].layer3[1].conv2.context.position, backbones[1].layer4[2].conv2.context.position
+        assert [table.size for table in tables] == [(64, 64), (40, 40)]
 
 
 @pytest.mark.parametrize("term", TERMS)

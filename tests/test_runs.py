@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from lesa_nb.engine.run import fit, read_checkpoint, read_log, save_checkpoint
+from lesa_nb.engine.checkpoint import read_checkpoint, save_checkpoint
+from lesa_nb.engine.log import read_log
+from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
 from lesa_nb.io.tensors import read_metadata
 from small_runs import RECIPE, make_task, net
@@ -31,7 +33,7 @@ def one_thread():
 
 
 def train(folder, *, task=None, recipe=RECIPE, **options):
-    return list(fit(task or make_task(recipe), recipe, folder, device="cpu", **options))
+    return list(fit(task or make_task(recipe), folder, device="cpu", **options))
 
 
 def same(a, b):
@@ -57,7 +59,7 @@ def straight(tmp_path_factory):
 def stopped_at(folder, epoch, step, **options):
     "Train until a signal comes after this step."
     with Stop() as stop, pytest.raises(Stopped) as caught:
-        for event in fit(make_task(), RECIPE, folder, device="cpu", stop=stop, **options):
+        for event in fit(make_task(), folder, device="cpu", stop=stop, **options):
             if (event["kind"], event["epoch"], event["step"]) == ("step", epoch, step): signal.raise_signal(signal.SIGTERM)
     assert caught.value.status == 143
 
@@ -121,14 +123,14 @@ def test_full_disk(tmp_path):
     code = """
 import resource, sys
 from small_runs import *
-events = fit(make_task(), RECIPE, sys.argv[1], device="cpu")
+events = fit(make_task(), sys.argv[1], device="cpu")
 for event in events:
     if event["kind"] == "valid":  # from now on no file may grow beyond 20 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=ENV, capture_output=True, text=True, timeout=120)
     assert "OSError" in done.stderr and "could not be written" in done.stderr
-    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 0)  # the one before is intact
+    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)  # the one before is intact: the epoch, not validated
     assert not list(tmp_path.glob("*.part"))
     train(tmp_path, resume=True)
 
@@ -136,7 +138,7 @@ for event in events:
 def test_a_checkpoint_runs_no_code(tmp_path):
     class Evil:
         def __reduce__(self): return os.mkdir, (str(tmp_path/"pwned"),)
-    torch.save(dict(facts=Evil()), tmp_path/"last.pt")
+    torch.save(dict(metadata=Evil()), tmp_path/"last.pt")
     with pytest.raises(ValueError, match="unpickling it would run code"): train(tmp_path, resume=True)
     assert not (tmp_path/"pwned").exists()
 
@@ -144,8 +146,8 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 # ---- row 14: what goes wrong in the numbers
 
 def test_nan_at_step_7(tmp_path, straight):
-    from lesa_nb.engine.run import step_keys
-    poisoned = step_keys(128, RECIPE, 0, 1)[3][5]  # epoch 1, step 3: the eighth step
+    from lesa_nb.engine.run import sample_keys
+    poisoned = sample_keys(128, RECIPE, 0, 1)[3][5]  # epoch 1, step 3: the eighth step
     with pytest.raises(FloatingPointError) as caught: train(tmp_path, task=make_task(poisoned=poisoned), minutes=0.)
     text = str(caught.value)
     for part in ("epoch 1, step 3", "learning rate 0.0", "losses: loss nan", f"digits/{poisoned[1]}.png", "not updated"): assert part in text
@@ -163,9 +165,15 @@ def test_diverging_rate(tmp_path):
 
 def test_out_of_memory_says_what_helps(tmp_path):
     class Greedy(nn.Module):
-        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
-        def forward(self, x): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(MemoryError, match="with 32 pictures at once: accumulate=2 halves that"): train(tmp_path, task=make_task(build=Greedy))
+        def __init__(self, always):
+            super().__init__()
+            self.w, self.always = nn.Parameter(torch.ones(1)), always
+
+        def forward(self, x):
+            if self.always or self.training: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return x.new_zeros(len(x), 10)
+    for always, says in ((False, "with 32 samples at once: accumulate=2 halves that"), (True, "with 16 samples at once: let the task validate fewer")):
+        with pytest.raises(MemoryError, match=says): train(tmp_path/str(always), task=make_task(build=lambda: Greedy(always)))
 
 
 # ---- bad input: nothing is overwritten
@@ -173,7 +181,7 @@ def test_out_of_memory_says_what_helps(tmp_path):
 def test_refusals_change_nothing(tmp_path, straight):
     before = {p.name: p.read_bytes() for p in straight.iterdir() if p.is_file()}
     for message, options in (("holds a run already", {}),
-                             ("arch: 'tiny' there, 'huge' now", dict(resume=True, task=make_task(facts=dict(arch="huge", classes=10)))),
+                             ("arch: 'tiny' there, 'huge' now", dict(resume=True, task=make_task(metadata=dict(arch="huge", classes=10)))),
                              ("recipe lr: 0.02 there, 0.5 now", dict(resume=True, recipe=replace(RECIPE, lr=.5))),
                              ("seed: 0 there, 3 now", dict(resume=True, seed=3))):
         with pytest.raises(ValueError, match=message): train(straight, **options)
@@ -182,7 +190,7 @@ def test_refusals_change_nothing(tmp_path, straight):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    first = fit(make_task(), RECIPE, tmp_path, device="cpu")
+    first = fit(make_task(), tmp_path, device="cpu")
     next(first)
     with pytest.raises(OSError, match="another run .process .* is writing there"): train(tmp_path, resume=True)
     first.close()
@@ -199,8 +207,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
-    from lesa_nb.engine.run import step_keys
-    broken = step_keys(128, RECIPE, 0, 0)[2][7]
+    from lesa_nb.engine.run import sample_keys
+    broken = sample_keys(128, RECIPE, 0, 0)[2][7]
     with pytest.raises(ValueError) as caught: train(tmp_path, task=make_task(broken=broken), workers=workers)
     text = str(caught.value)
     assert f"digits/{broken[1]}.png" in text and "epoch 0 before step 2" in text and "Traceback" not in text
@@ -209,7 +217,7 @@ def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
 
 
 def test_too_few_pictures_and_odd_batches(tmp_path):
-    with pytest.raises(ValueError, match="20 pictures cannot fill one batch of 32"): train(tmp_path/"a", task=make_task(train=20))
+    with pytest.raises(ValueError, match="20 samples cannot fill one batch of 32"): train(tmp_path/"a", task=make_task(train=20))
     with pytest.raises(ValueError, match="choose a batch size that 3 divides"): train(tmp_path/"b", recipe=replace(RECIPE, accumulate=3))
 
 
@@ -230,12 +238,12 @@ def test_switches(tmp_path, straight, changes):
 def test_mixing_is_part_of_the_random_state(tmp_path):
     from functools import partial
 
-    from lesa_nb.tasks.classify import _mixer, losses
+    from lesa_nb.tasks.classify import _mixer, classification_losses
     recipe = replace(RECIPE, mixup=.2, cutmix=1.)
-    task = make_task(recipe)._replace(losses=partial(losses, recipe=recipe, mix=_mixer(recipe, 10)))
-    train(tmp_path/"straight", task=task, recipe=recipe, until=2)
-    train(tmp_path/"resumed", task=task, recipe=recipe, until=1)
-    train(tmp_path/"resumed", task=task, recipe=recipe, until=2, resume=True)
+    task = make_task(recipe)._replace(losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, 10)))
+    train(tmp_path/"straight", task=task, until=2)
+    train(tmp_path/"resumed", task=task, until=1)
+    train(tmp_path/"resumed", task=task, until=2, resume=True)
     assert same(last(tmp_path/"straight"), last(tmp_path/"resumed"))
 
 
@@ -307,6 +315,6 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
 
 
 def test_save_checkpoint_leaves_nothing_beside_it(tmp_path):
-    save_checkpoint(dict(facts={}), tmp_path/"a.pt")
-    with pytest.raises(OSError, match="there is none yet"): save_checkpoint(dict(facts={}), tmp_path/"gone"/"a.pt")
+    save_checkpoint(dict(metadata={}), tmp_path/"a.pt")
+    with pytest.raises(OSError, match="there is none yet"): save_checkpoint(dict(metadata={}), tmp_path/"gone"/"a.pt")
     assert os.listdir(tmp_path) == ["a.pt"]

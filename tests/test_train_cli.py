@@ -15,7 +15,8 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.data.drawn import make_image_folder
-from lesa_nb.engine.run import read_checkpoint, read_log
+from lesa_nb.engine.checkpoint import read_checkpoint
+from lesa_nb.engine.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -123,9 +124,9 @@ def test_a_run_says_what_it_does(run):
         "lock",
         "log.jsonl",
     } == set(os.listdir(out))
-    facts = json.loads((out / "last.json").read_text())
+    metadata = json.loads((out / "last.json").read_text())
     assert (
-        facts["recipe"]["name"] == "published" and facts["classes"] == ["high", "low"] and facts["scores"]["top1"] >= 0
+        metadata["recipe"]["name"] == "published" and metadata["classes"] == ["high", "low"] and metadata["scores"]["top1"] >= 0
     )
 
 
@@ -180,7 +181,7 @@ def test_refusals(run, data, tmp_path, capsys):
             ["expected train/ and val/"],
         ),
         (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], 1, ["classes differ", "red", "rot"]),
-        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 pictures cannot fill one batch of 800"]),
+        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 samples cannot fill one batch of 800"]),
         ([*train, "--out", tmp_path / "x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
         ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], 1, ["cuda:7"]),
         (

@@ -17,17 +17,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesa_nb.data.coco import CocoFolder
 from lesa_nb.data.drawn_coco import make_coco
-from lesa_nb.tasks.coco_eval import score_results, to_results
+from lesa_nb.tasks.coco_eval import score_results
+from lesa_nb.tasks.coco_results import to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.pyramid import prepare
+from lesa_nb.weights.load import load
 from lesa_nb.weights.start import start_backbone
 from lesa_nb.models.resnet import ResNet
-from lesa_nb.engine.run import fit, loader
+from lesa_nb.engine.loader import loader
+from lesa_nb.engine.run import fit
 from lesa_nb.models.registry import build_detector
-from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev,
-                                load_detector)
-from lesa_nb.engine.loop import adamw_onecycle
+from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev)
+from lesa_nb.study.onecycle import adamw_onecycle
 from lesa_nb.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +55,8 @@ def edit(folder, change, split="train2017"):
     path.write_text(json.dumps(content))
 
 
-def task_of(folder, model="mask_rcnn", **options):
-    return coco_task(folder, model=model, **dict(network="small", image_size=64, say=lambda text: None) | options)
+def task_of(folder, model="mask_rcnn", *, recipe=RECIPES["small"], **options):
+    return coco_task(folder, recipe, model=model, **dict(network="small", image_size=64, say=lambda text: None) | options)
 
 
 def steps(task, number, batch_size=2, lr=2e-3):
@@ -65,7 +67,7 @@ def steps(task, number, batch_size=2, lr=2e-3):
     order = [(epoch, i) for epoch in range(number*batch_size) for i in torch.randperm(len(task.train)).tolist()]
     for step in range(number):
         batch = task.collate([task.train[key] for key in order[step*batch_size:(step + 1)*batch_size]])
-        losses = task.losses(detector.train(), batch, CPU)
+        losses = task.losses(detector.train(), batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.)
@@ -208,7 +210,7 @@ def test_an_epoch_without_objects_is_finite_and_reaches_every_weight(folder, mod
         assert all(map(math.isfinite, parts.values()))
         # several processes wait for the gradient of every weight
         assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
-    scores = task.validate(detector, [task.collate([task.valid[i]]) for i in range(4)], CPU)
+    scores = task.validate(detector, [task.collate([task.valid[i]]) for i in range(4)])
     assert set(scores.values()) == {0.}
 
 
@@ -244,7 +246,7 @@ def test_two_epochs_equal_one_and_one(source, tmp_path, model):
     recipe = replace(BRIEF, augment="jitter", ema=.9)
 
     def run(folder, **options):
-        return list(fit(task_of(source, model, augment="jitter"), recipe, tmp_path / folder, seed=5, **options))
+        return list(fit(task_of(source, model, recipe=recipe), tmp_path / folder, seed=5, **options))
 
     events = run("whole")
     assert [e["kind"] for e in events if e["kind"] != "step"] == ["start", "valid", "valid", "end"]
@@ -252,30 +254,30 @@ def test_two_epochs_equal_one_and_one(source, tmp_path, model):
     run("parts", resume=True)
     one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(value.equal(two[name]) for name, value in one.items())
-    facts = json.loads((tmp_path / "whole" / "last.json").read_text())
-    assert facts["arch"] == "detector" and facts["net"]["model"] == model and facts["net"]["keep_ratio"] and facts["category_ids"] == [2, 17, 90]
+    metadata = json.loads((tmp_path / "whole" / "last.json").read_text())
+    assert metadata["arch"] == "detector" and metadata["net"]["model"] == model and metadata["net"]["keep_ratio"] and metadata["category_ids"] == [2, 17, 90]
     with pytest.raises(ValueError, match="net: .*there.*now"):
-        list(fit(task_of(source, model, augment="jitter", image_size=96), recipe, tmp_path / "whole", seed=5, resume=True))
+        list(fit(task_of(source, model, recipe=recipe, image_size=96), tmp_path / "whole", seed=5, resume=True))
     scores = evaluate_coco(source, tmp_path / "whole" / "last.safetensors", batch_size=2)
-    assert abs(100*scores.mask["AP"] - facts["scores"]["mask AP"]) < 1e-3
+    assert abs(100*scores.mask["AP"] - metadata["scores"]["mask AP"]) < 1e-3
 
 
 def test_a_broken_picture_stops_the_run_and_is_named(folder, tmp_path):
-    task = task_of(folder)
+    task = task_of(folder, recipe=replace(BRIEF, epochs=1))
     path = task.train.folder.file(task.train.folder.image_ids[2])
     path.write_bytes(path.read_bytes()[:300])
     for workers in 0, 1:
         with pytest.raises(ValueError, match=path.name):
-            list(fit(task, replace(BRIEF, epochs=1), tmp_path / f"run {workers}", workers=workers))
+            list(fit(task, tmp_path / f"run {workers}", workers=workers))
 
 
 def test_files_of_other_classes_are_refused(source, folder, tmp_path):
     task = task_of(source)
     torch.manual_seed(0)
     path = tmp_path / "small.safetensors"
-    save_weights(task.build(), path, **task.facts)
-    detector, facts = load_detector(path)
-    assert facts == task.facts and not detector.training
+    save_weights(task.build(), path, **task.metadata)
+    detector, _, _, metadata, _ = load(path)
+    assert metadata == task.metadata and not detector.training
     sent = json.loads(export_testdev(source, path, tmp_path / "sent.json").read_text())
     assert {r["category_id"] for r in sent} <= {2, 17, 90}
 
@@ -297,8 +299,9 @@ def test_an_authors_file_is_recognised(tmp_path, model):
     torch.manual_seed(0)
     detector = build_detector(model, num_classes=5, image_size=64, semantic=False)
     torch.save({"state_dict": to_published(detector), "meta": {}}, tmp_path / "theirs.pth")
-    loaded, facts = load_detector(tmp_path / "theirs.pth")
-    assert facts["net"] == dict(model=model, num_classes=5, image_size=64, semantic=False)
+    loaded, _, _, metadata, _ = load(tmp_path / "theirs.pth")
+    assert metadata["net"] == dict(model=model, network="published", term="lesa", num_classes=5, image_size=64,
+                                   semantic=False)
     assert all(value.equal(loaded.state_dict()[name]) for name, value in detector.state_dict().items())
 
 
@@ -336,9 +339,9 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
         from lesa_nb.engine.run import fit
         from lesa_nb.tasks.detect import RECIPES, coco_task
         data, out = sys.argv[1:]
-        task = coco_task(data, model="htc", network="small", image_size=64, valid="train2017", say=lambda text: None)
         recipe = replace(RECIPES["small"], epochs=1, batch_size=4, lr=1e-12, warmup_steps=0)   # nothing is learned: both score the same weights
-        events = list(fit(task, recipe, out))
+        task = coco_task(data, recipe, model="htc", network="small", image_size=64, valid="train2017", say=lambda text: None)
+        events = list(fit(task, out))
         if os.environ.get("RANK", "0") == "0": Path(out, "scores.json").write_text(json.dumps(events[-1]["scores"]))
     """)
     (tmp_path / "run.py").write_text(code)
@@ -373,9 +376,9 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, model):
     "Box and mask AP above .9 on the pictures that it was trained on: everything from anchors to pasted masks pulls in one direction."
     folder = make_coco(tmp_path / "coco", train=12, val=1, test=0, size=128)
     eight(folder)
-    task = coco_task(folder, model=model, network="small", augment="none", valid="train2017", repeat=50, say=lambda text: None)
+    task = coco_task(folder, RECIPES["small"].changed(epochs=3), model=model, network="small", valid="train2017", repeat=50, say=lambda text: None)
     assert len(task.train)/50 == len(task.valid) == 8
-    events = list(fit(task, RECIPES["small"].changed(epochs=3), tmp_path / "run"))
+    events = list(fit(task, tmp_path / "run"))
     assert all(math.isfinite(loss) for e in events if e["kind"] == "step" for loss in e["losses"].values())
     scores = events[-1]["scores"]
     assert scores["box AP"] > 90 and scores["mask AP"] > 90, scores

@@ -13,8 +13,10 @@ from lesa_nb.layers.blockwise import explicit_rows
 from triton_rows import triton_rows
 
 torch.manual_seed(0)
-for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16), (1, 16, 16, 1, 1)]:  # ragged queries, ragged and whole rows, one pixel
-    inputs = [torch.randn(*s, requires_grad=True) for s in [(P, K, H*W), (P, K, H*W), (P, V, H*W), (P, H*W, H), (P, H*W, W)]]
+# ragged queries, ragged and whole rows, one pixel
+for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16), (1, 16, 16, 1, 1)]:
+    shapes = [(P, K, H*W), (P, K, H*W), (P, V, H*W), (P, H*W, H), (P, H*W, W)]
+    inputs = [torch.randn(*shape, requires_grad=True) for shape in shapes]
     for scale in (1., 30.):                                                       # and logits of hundreds
         loud = [(scale*inputs[0]).detach().requires_grad_(), *inputs[1:]]
         want, got = explicit_rows(*loud), triton_rows(*loud)
@@ -22,10 +24,14 @@ for P, K, V, H, W in [(2, 16, 32, 5, 7), (1, 16, 16, 9, 20), (2, 32, 16, 3, 16),
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         for a, b in zip(torch.autograd.grad(got, loud, g), torch.autograd.grad(want, loud, g)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5*max(scale, b.abs().max().item()))
-for K, H, words in [(8, 2, "K = 8"), (16, 3, "6 positions, the queries have 4")]:      # each would read what is not there
-    try: triton_rows(torch.randn(1, K, 4), torch.randn(1, K, 4), torch.randn(1, 16, 4), torch.randn(1, 4, H), torch.randn(1, 4, 2))
-    except ValueError as error: assert words in str(error), error
-    else: raise AssertionError(f"a call with {words} went through")
+for K, H, words in [(8, 2, "K = 8"), (16, 3, "6 positions, the queries have 4")]:  # each would read what is not there
+    try:
+        q, k, v = torch.randn(1, K, 4), torch.randn(1, K, 4), torch.randn(1, 16, 4)
+        triton_rows(q, k, v, torch.randn(1, 4, H), torch.randn(1, 4, 2))
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(f"a call with {words} went through")
 """
 
 

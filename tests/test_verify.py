@@ -357,3 +357,4 @@ def test_the_command_checks_a_folder_without_a_split(folder, capsys):
     assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "2"]) == 1
     assert "val_fraction must lie between 0 and 1, got 2.0" in capsys.readouterr().err
     assert main(["verify-data", "imagenet", str(folder / "train")]) == 1
+    assert "say which part validates: val_fraction=0.2, or --val-fraction 0.2" in capsys.readouterr().out

@@ -51,6 +51,7 @@ def execute(nb, folder, *, cell_timeout=None, timeout=None, env=None):
     client = NotebookClient(
         nb, timeout=cell_timeout, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
     )
+    client.extra_arguments = ["--log-level=40"]  # errors only
     client.create_kernel_manager()
     client.km.kernel_spec.argv[0] = sys.executable
     state = {"cell": 0, "group": None, "late": False}

@@ -3,6 +3,7 @@
     python tools/test.py                    # notebooks, tests/, files made from the notebooks
     python tools/test.py --slow             # the slow tests too
     python tools/test.py --only notebooks   # one part: notebooks, pytest or sync
+    python tools/test.py nbs/1_layer tests/test_cli.py    # only these folders and files
 
 1. pytest runs every notebook (proof.py, on a copy of the project) and tests/, side by side (pytest-xdist).
 2. nbdev_export, nbdev_clean and the README change nothing (tried on a copy).
@@ -152,6 +153,7 @@ def test_sync(board, root):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", help="folders and files with notebooks or tests (default: everything)")
     parser.add_argument("--root", type=Path, default=project.ROOT, help="the project to test (default: this one)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one notebook or one test may take")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="how many at a time")
@@ -167,14 +169,14 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: say what was done
 
     board, begin = Board(), time.monotonic()
-    folders = {None: ["nbs", "tests"], "notebooks": ["nbs"], "pytest": ["tests"], "sync": []}[args.only]
+    folders = args.paths or {None: ["nbs", "tests"], "notebooks": ["nbs"], "pytest": ["tests"], "sync": []}[args.only]
     ended = True
     try:
         with tempfile.TemporaryDirectory(prefix="lesa-test-") as folder:
             set_environment(root, Path(folder), args.jobs)
             if folders:
                 ended = run_pytest(board, root, folders, 1800 if args.slow else args.timeout, args.jobs, args.slow)
-            if ended and args.only in (None, "sync"):
+            if ended and args.only in (None, "sync") and not args.paths:
                 test_sync(board, root)
     except KeyboardInterrupt:
         ended = False

@@ -8,13 +8,14 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import check, data, eval, export, predict, see, train
-from lesa_nb.cli.common import UsageError, is_main
+from lesa_nb.cli.common import UsageError
+from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
-DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
+_DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
 
 #: the commands of one word
-COMMANDS: dict[str, Callable] = {
+_COMMANDS: dict[str, Callable] = {
     "check": check.check_machine,
     "demo": see.run_demo,
     "explain": see.explain_photo,
@@ -24,7 +25,7 @@ COMMANDS: dict[str, Callable] = {
     "predict": predict.predict_images,
 }
 #: the commands of two words: first word -> what it does, and the function behind each second word
-GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
+_GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
     "train": (
         "Train a network or a detector; --resume auto goes on where a run was stopped.",
         dict(imagenet=train.train_imagenet, coco=train.train_coco),
@@ -44,18 +45,18 @@ GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
 }
 
 #: what a user can do wrong
-MISTAKES = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError)
+_MISTAKES = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError)
 
 
-def build_app() -> SubcommandApp:
+def _build_app() -> SubcommandApp:
     "All commands under their names."
     app = SubcommandApp()
-    for first, (summary, functions) in GROUPS.items():
+    for first, (summary, functions) in _GROUPS.items():
         group = SubcommandApp()
         for second, function in functions.items():
             group.command(name=second)(function)
         app.command(group, name=first, help=summary)
-    for name, function in COMMANDS.items():
+    for name, function in _COMMANDS.items():
         app.command(name=name)(function)
     return app
 
@@ -74,19 +75,18 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         config = (tyro.conf.FlagCreatePairsOff,)
-        return build_app().cli(args=argv, prog="lesa", description=DESCRIPTION, config=config) or 0
+        return _build_app().cli(args=argv, prog="lesa", description=_DESCRIPTION, config=config) or 0
     except SystemExit as stop:  # tyro has answered already: help, or a wrong flag
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("\nlesa: interrupted", file=sys.stderr)
         return 130
     except Stopped as stopped:  # asked to end, and everything is saved
-        if is_main():
+        if is_main_process():
             print(f"lesa: {stopped}", file=sys.stderr)
         return stopped.status
-    except (UsageError, *MISTAKES) as mistake:
+    except (UsageError, *_MISTAKES) as mistake:
         if os.environ.get("LESA_DEBUG"):
             raise
-        who = "lesa" if is_main() else f"lesa (process {os.environ['RANK']})"
-        print(f"{who}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
+        print(f"{process_name('lesa')}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
-OLDEST_PYTHON = (3, 10)
+_OLDEST_PYTHON = (3, 10)
 
 #: optional package -> what needs it; which extra brings it, and the versions, stand in settings.ini
 PURPOSES = {
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     note: str = ""  # what it is for, or what to do
 
 
-class Requirement(NamedTuple):
+class _Requirement(NamedTuple):
     "A package that the library asks for."
 
     name: str
@@ -46,7 +46,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())
 
 
-def requirements() -> list[Requirement]:
+def requirements() -> list[_Requirement]:
     "What the installed package asks for, or settings.ini where it is used from its folder."
     try:
         lines = requires("lesa_nb") or []
@@ -59,10 +59,10 @@ def requirements() -> list[Requirement]:
                 extra = key.removesuffix("requirements").rstrip("_")
                 lines += [f'{word}; extra == "{extra}"' if extra else word for word in value.split()]
     parts = r"^([\w.-]+)", r">=\s*([\d.]+)", r"extra == ['\"](\w+)"
-    return [Requirement(*("".join(re.findall(part, line)[:1]) for part in parts)) for line in lines]
+    return [_Requirement(*("".join(re.findall(part, line)[:1]) for part in parts)) for line in lines]
 
 
-def _package(need: Requirement) -> Part:
+def _package(need: _Requirement) -> Part:
     "One package: there, too old, or missing."
     wanted = f"'{need.name}>={need.floor}'" if need.floor else need.name
     purpose = PURPOSES.get(need.name, "")
@@ -84,8 +84,8 @@ def _packages() -> Iterator[Part]:
     except PackageNotFoundError:
         hint = "used from its folder; to install it there: pip install -e ."
         yield Part("lesa_nb", "not installed", "optional", hint)
-    if sys.version_info < OLDEST_PYTHON:
-        oldest = ".".join(map(str, OLDEST_PYTHON))
+    if sys.version_info < _OLDEST_PYTHON:
+        oldest = ".".join(map(str, _OLDEST_PYTHON))
         yield Part("python", platform.python_version(), "broken", f"need {oldest} or newer")
     else:
         yield Part("python", platform.python_version(), "ok")

@@ -4,13 +4,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import echo, is_main, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import echo, load_classifier, positive, progress, worker_count, write_json
+from lesa_nb.engine.group import is_main_process
 
 
 def eval_imagenet(
     data: Annotated[Path, arg(metavar="DIR")],
     weights: Annotated[Path, arg(metavar="FILE")],
     image_size: int | None = None,
+    val_fraction: float | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     device: str | None = None,
@@ -23,30 +25,32 @@ def eval_imagenet(
             EXIF notes, as in training.
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
         image_size: Pixels of a side. Default: what the network was made for.
+        val_fraction: As in training, where no folder holds what validates: only that part is scored.
         batch_size: Pictures at once.
         workers: Processes that read pictures ahead.
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
         out: Also write the scores there.
     """
     positive(image_size=image_size, batch_size=batch_size)
-    from lesa_nb.tasks.classify import load_classifier, score_folder
+    from lesa_nb.tasks.classify import score_folder
 
     classifier = load_classifier(weights)
-    facts = classifier.facts
-    tables = f"{facts['position']} tables for {facts['image_size']} px"
-    echo(f"{facts['network']}, term {facts['term']}, {tables}, from {weights}")
+    metadata = classifier.metadata
+    tables = f"{metadata['position']} tables for {metadata['image_size']} px"
+    echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
     scores = score_folder(
         classifier,
         data,
         image_size=image_size,
+        val_fraction=val_fraction,
         batch_size=batch_size,
         workers=worker_count(workers),
         device=device,
         watch=lambda batches: progress(batches, "batch"),
     )
     percent = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
-    echo(f"{scores['pictures']:,} pictures: {percent}, loss {scores['loss']:.4f}")
-    if out and is_main():
+    echo(f"{scores['samples']:,} pictures: {percent}, loss {scores['loss']:.4f}")
+    if out and is_main_process():
         write_json(out, dict(scores, weights=str(weights), data=str(data)), "the scores")
     return 0
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import UsageError, positive, progress, worker_count
+from lesa_nb.cli.common import UsageError, load_classifier, positive, progress, worker_count
 
 
 def export_classifier(
@@ -28,11 +28,11 @@ def export_classifier(
             f"--min-size must be at least 17 and less than --max-size, got {min_size} and {max_size}"
         )
     from lesa_nb.io.atomic import atomic_path
-    from lesa_nb.tasks.classify import load_classifier
 
     classifier = load_classifier(weights)
-    size = min(max(classifier.facts["image_size"], min_size), max_size)
-    sizes = dict(image_size=size, min_size=min_size, max_size=max_size)
+    made_for = classifier.metadata["image_size"]
+    size = max(made_for) if isinstance(made_for, list) else made_for
+    sizes = dict(image_size=min(max(size, min_size), max_size), min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":
         from lesa_nb.weights.export import export_onnx
 
@@ -46,7 +46,7 @@ def export_classifier(
         with atomic_path(out, what="the network") as beside:
             torch.export.save(export_program(classifier.model, **sizes), beside)
     takes = f"pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation"
-    print(f"{out}: {classifier.facts['network']} for {takes}")
+    print(f"{out}: {classifier.metadata['network']} for {takes}")
     return 0
 
 

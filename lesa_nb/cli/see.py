@@ -87,52 +87,40 @@ def _untrained() -> _Network:
     return _Network(lesa_resnet50().eval(), title, 3, IMAGENET_MEAN, IMAGENET_STD, 16, 448, 120)
 
 
-def _classifier(path: Path) -> _Network:
-    "A classification network: of the authors, or trained by `lesa train`."
-    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+def _describe(metadata: dict[str, Any], file: str) -> str:
+    "What a trained network is, for the output and the figure."
+    if metadata["arch"] == "small":
+        from lesa_nb.study.small import TERM_NAMES
+
+        run = f"trained {metadata['steps']} steps on {metadata['task']}, {metadata['accuracy']:.1%} right there"
+        return f"small {TERM_NAMES[metadata['net']['term']]} network {run}"
     from lesa_nb.models.registry import CLASSIFIERS
-    from lesa_nb.tasks.classify import load_classifier
 
-    model, facts = load_classifier(path)
-    title = f"{CLASSIFIERS[facts['network']].__name__} from {path.name}"
-    if facts["term"] != "lesa":
-        title += f", term {facts['term']}"
-    if facts.get("scores"):
-        title += f", top-1 {facts['scores']['top1']:.1f} %"
-    patch = 8 if facts["network"] == "small" else 16
-    pair_floats = dict(small=30, resnet50=120, wrn50=200)[facts["network"]]
-    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * facts["image_size"], pair_floats)
-
-
-def _ours(path: Path) -> _Network:
-    "A small network that `lesa demo` wrote."
-    from lesa_nb.study.small import TERM_NAMES, load_small
-
-    model, facts = load_small(path)
-    net = facts["net"]
-    title = (
-        f"small {TERM_NAMES[net['term']]} network trained {facts['steps']} steps on {facts['task']}, "
-        f"{facts['accuracy']:.1%} right there"
-    )
-    patch = net["patch"]
-    return _Network(model, title, net["channels"], (facts["mean"],), (facts["std"],), patch, 32 * patch, 30)
+    network = metadata["network"]  # "graft:NAME" is a grafted network of that name
+    title = f"{getattr(CLASSIFIERS.get(network), '__name__', network)} from {file}"
+    if metadata["term"] != "lesa":
+        title += f", term {metadata['term']}"
+    if metadata.get("scores"):
+        title += f", top-1 {metadata['scores']['top1']:.1f} %"
+    return title
 
 
 def _open_network(weights: Path | None) -> _Network:
-    "The network in a file, whichever kind of file it is."
+    "The network in a file, whichever kind of classifier it is."
     if weights is None:
         return _untrained()
-    if not weights.exists():
-        raise FileNotFoundError(f"{weights}: no such file of weights")
-    if weights.is_dir():
-        raise ValueError(f"{weights}: a folder, not a file of weights")
-    with open(weights, "rb") as file:
-        head = file.read(9)
-    if weights.suffix != ".safetensors" and head[8:] != b"{":  # safetensors: eight bytes of length, then JSON
-        return _classifier(weights)
-    from lesa_nb.io.tensors import read_metadata
+    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+    from lesa_nb.weights.load import load
 
-    return _classifier(weights) if read_metadata(weights).get("arch") == "classifier" else _ours(weights)
+    model, _, _, metadata, _ = load(weights, kind="classifier")
+    title = _describe(metadata, weights.name)
+    if metadata["arch"] == "small":
+        net, mean, std = metadata["net"], (metadata["mean"],), (metadata["std"],)
+        return _Network(model, title, net["channels"], mean, std, net["patch"], 32 * net["patch"], 30)
+    patch = 8 if metadata["network"] == "small" else 16
+    size, pair_floats = metadata["image_size"], dict(small=30, resnet50=120).get(metadata["network"], 200)
+    longer = max(size) if isinstance(size, list) else size
+    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * longer, pair_floats)
 
 
 def _pixel(text: str | None, size: tuple[int, int]) -> tuple[int, int]:

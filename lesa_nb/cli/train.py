@@ -1,6 +1,5 @@
 """`lesa train`: runs that are shown while they go, and that go on where they were stopped."""
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import UsageError, echo, is_main, positive, worker_count
+from lesa_nb.cli.common import UsageError, echo, positive, worker_count
+from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
 
@@ -26,7 +26,7 @@ class _Display:
         if event["resumed"]:
             where = f"resumed in epoch {event['epoch']} after step {event['step']} of {event['steps']}"
         self.speak(
-            f"{where}: {event['pictures']:,} pictures to train on, {event['valid']:,} to validate, "
+            f"{where}: {event['samples']:,} images to train on, {event['valid']:,} to validate, "
             f"{event['parameters']:,} parameters, {event['processes']} process(es) on {event['device']}"
         )
         self.epochs = event["epochs"]
@@ -35,14 +35,14 @@ class _Display:
             total=event["epochs"] * event["steps"],
             initial=event["epoch"] * event["steps"] + event["step"],
             unit="step",
-            disable=not is_main(),
+            disable=not is_main_process(),
             mininterval=20 if is_file else 0.5,
             dynamic_ncols=not is_file,
         )
 
     def step(self, event: dict) -> None:
         assert self.bar is not None
-        speed = f"{event['images_per_second']:.0f} pictures/s, waiting {event['waiting']:.0%}"
+        speed = f"{event['images_per_second']:.0f} images/s, waiting {event['waiting']:.0%}"
         self.bar.set_description(f"epoch {event['epoch'] + 1}/{self.epochs}", refresh=False)
         self.bar.set_postfix_str(f"loss {event['loss']:.3f}, rate {event['lr']:.3g}, {speed}", refresh=False)
         self.bar.update()
@@ -77,12 +77,14 @@ def show_progress(events: Iterable[dict], *, speak: Callable[[str], None] = echo
 
 def _finish(folder: Path, last: dict, score: str) -> None:
     "The end of a run: a figure beside the log, and where everything is. `score` decided which weights are best."
-    if not is_main():
+    if not is_main_process():
         return
-    from lesa_nb.engine.run import curves, read_log
+    from lesa_nb.engine.log import read_log
+    from lesa_nb.look.curves import curves
 
-    if any(event["kind"] == "step" for event in read_log(folder)):
-        curves(folder, folder.name).savefig(folder / "curves.png", dpi=110)
+    events = read_log(folder)
+    if any(event["kind"] == "step" for event in events):
+        curves(events, folder.name).savefig(folder / "curves.png", dpi=110)
     files = f"weights, log, curves and checkpoint are in {folder}"
     print(f"best {score} {last['best']:.2f}; {last['seconds']:.0f} s in this go; {files}")
 
@@ -96,7 +98,7 @@ class RunOptions:
     batch_size: int | None = None
     "Pictures in one step, all processes together, instead of the recipe's; the learning rate follows."
     accumulate: int | None = None
-    "Parts that each process cuts its pictures of one step into: less memory, the same step."
+    "Micro-batches that each process cuts its images of one step into: less memory, the same step."
     lr: float | None = None
     "Rate for as many pictures as the recipe says, instead of the recipe's."
     precision: Literal["float32", "bfloat16", "float64"] | None = None
@@ -105,6 +107,8 @@ class RunOptions:
     "Decides first weights, order and what happens to each picture."
     resume: Literal["never", "auto"] = "never"
     "auto: go on where the folder's checkpoint stands, if there is one. never: refuse a folder that holds a run."
+    accept_changed_data: bool = False
+    "With --resume auto: go on although images were added, removed or renamed."
     stop_after: Annotated[int | None, arg(metavar="EPOCHS")] = None
     "End after so many epochs; the learning rate still goes by the recipe's."
     minutes: float = 15.0
@@ -139,17 +143,17 @@ class RunOptions:
             **more,
         )
 
-    def train(self, task: Any, recipe: Any, out: Path, stop: Stop) -> None:
+    def train(self, task: Any, out: Path, stop: Stop) -> None:
         "Run the loop, show it, and say where everything is."
         from lesa_nb.engine.run import fit
 
         board = importlib.util.find_spec("tensorboard") is not None and not self.no_tensorboard
         events = fit(
             task,
-            recipe,
             out,
             seed=self.seed,
             resume=self.resume == "auto",
+            accept_changed_data=self.accept_changed_data,
             until=self.stop_after,
             workers=self.readers,
             minutes=self.minutes,
@@ -172,6 +176,7 @@ def train_imagenet(
     augment: Literal["published", "jitter", "modern", "gentle"] | None = None,
     label_smoothing: float | None = None,
     cutmix: float | None = None,
+    val_fraction: float | None = None,
     no_compile: bool = False,
     measure: bool = False,
 ) -> int:
@@ -184,6 +189,7 @@ def train_imagenet(
     Args:
         data: Folder that holds train/ and val/ (or valid/, validation/, test/) with a folder for each class. Pictures
             are turned upright by their EXIF notes, as a person sees them; so does eval.
+            With --val-fraction: the folders of the classes themselves.
         run: What every run can be told.
         out: Folder of this run: checkpoint, weights, log, curves.
         recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.
@@ -195,28 +201,40 @@ def train_imagenet(
             jitter: the published ones and changes of colour.
         label_smoothing: Instead of the recipe's; the authors' option is 0.1.
         cutmix: Instead of the recipe's; 1 mixes in rectangles of any size.
+        val_fraction: Part of each class that validates, where no folder holds what validates. A hash of each file's
+            name decides, so that pictures that you add move no others.
         no_compile: Do not compile, even if the recipe does.
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
     positive(image_size=image_size)
     with Stop() as stop:  # listens while the rest is still being imported
-        from lesa_nb.engine.loop import say_recipe
-        from lesa_nb.tasks.classify import find_recipe, imagenet_task, say_speeds, speeds
+        from lesa_nb.data.listing import describe_split
+        from lesa_nb.engine.recipe import describe_recipe
+        from lesa_nb.tasks.classify import classification_task, find_recipe
+        from lesa_nb.tasks.speed import describe_speeds, speeds
 
         changes = dict(augment=augment, label_smoothing=label_smoothing, cutmix=cutmix)
         chosen = run.changed(find_recipe(recipe), compile=False if no_compile else None, **changes)
-        task: Any = imagenet_task(
-            data, chosen, network=network, term=term, position=position, image_size=image_size, seed=run.seed
+        task: Any = classification_task(
+            data,
+            chosen,
+            network=network,
+            term=term,
+            position=position,
+            image_size=image_size,
+            seed=run.seed,
+            val_fraction=val_fraction,
         )
         echo(
             f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
-        echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1))))
+        echo(describe_split(len(task.train), len(task.valid), task.train.skipped, val_fraction))
+        echo(describe_recipe(chosen, len(task.train), world_size()))
         if measure:
-            echo(say_speeds(speeds(task, chosen, workers=run.readers, device=run.device), run.readers))
+            echo(describe_speeds(speeds(task, workers=run.readers, device=run.device), run.readers))
         else:
-            run.train(task, chosen, out, stop)
+            run.train(task, out, stop)
     return 0
 
 
@@ -258,18 +276,18 @@ def train_coco(
     """
     positive(image_size=image_size)
     with Stop() as stop:  # listens while the rest is still being imported
-        from lesa_nb.engine.loop import say_recipe
+        from lesa_nb.engine.recipe import describe_recipe
         from lesa_nb.tasks.detect import RECIPES, coco_task
 
         name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
         chosen = run.changed(RECIPES[name])
         task: Any = coco_task(
             data,
+            chosen,
             model=model,
             network=network,
             term=term,
             image_size=image_size,
-            augment=chosen.augment,
             semantic=not no_semantic,
             start=start,
             convert=convert,
@@ -277,11 +295,11 @@ def train_coco(
             missing=missing,
             say=echo,
         )
-        net = task.facts["net"]
+        net = task.metadata["net"]
         echo(
             f"{model}, {network}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
-        echo(say_recipe(chosen, len(task.train), int(os.environ.get("WORLD_SIZE", 1)), frozen=True))
-        run.train(task, chosen, out, stop)
+        echo(describe_recipe(chosen, len(task.train), world_size(), frozen=True))
+        run.train(task, out, stop)
     return 0

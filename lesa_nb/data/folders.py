@@ -90,6 +90,10 @@ class ClassFolder(Dataset):
         index = range(len(self))[index]
         return os.path.join(self.folder, os.fsdecode(self._names[self._ends[index]:self._ends[index + 1]]))
 
+    def sample_name(self, index: int) -> str:
+        "The name below the folder, as it can be printed: runs tell by it whether their data have changed."
+        return printable(os.path.relpath(self.path(index), self.folder))
+
     def __getitem__(self,
         key: int | tuple[int, int], # index, or epoch and index
     ) -> tuple[Float[Tensor, "C H W"] | Image.Image, int, str]: # image, label, path as it can be printed

@@ -7,6 +7,7 @@ was skipped is counted.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,11 +24,13 @@ PICTURE_FORMATS = {
     ".webp": "WEBP", ".gif": "GIF", ".tga": "TGA"}
 _UNREAD = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psb", ".exr", ".hdr"}
 _BUILT_IN = ((".avif", "AVIF", "avif"), (".jp2", "JPEG2000", "jpg_2000"), (".j2k", "JPEG2000", "jpg_2000"))
-for _end, _format, _feature in _BUILT_IN:  # if this Pillow was built with it
-    if features.check(_feature):
-        PICTURE_FORMATS[_end] = _format
-    else:
-        _UNREAD.add(_end)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # an old Pillow warns of features that it does not know
+    for _end, _format, _feature in _BUILT_IN:  # if this Pillow was built with it
+        if features.check(_feature):
+            PICTURE_FORMATS[_end] = _format
+        else:
+            _UNREAD.add(_end)
 
 #: names of the folders beside train/ that count as validation, the first that exists
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
@@ -41,7 +44,7 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_FORMATS
 
 
-def is_unread_picture(name: str) -> bool:
+def _is_unread_picture(name: str) -> bool:
     """Whether a file's name ends like a picture's in a format that cannot be read here, such as .heic."""
     return os.path.splitext(name)[1].lower() in _UNREAD
 
@@ -88,11 +91,12 @@ def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> Entries:
     skipped: list[Skipped] = []
     with os.scandir(folder) as found:
         for entry in found:
+            link = entry.is_symlink()
             if is_litter(entry.name):
                 skipped.append(Skipped("system file", entry.path))
-            elif not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
+            elif not (os.path.isdir(entry.path) if link else entry.is_dir()):  # is_dir raises for a link to itself
                 files.append(entry.name)
-            elif entry.is_symlink() and _identity(entry.path) in chain:
+            elif link and _identity(entry.path) in chain:
                 skipped.append(Skipped("link to a folder above", entry.path))
             else:
                 folders.append(entry.name)
@@ -134,7 +138,7 @@ def kind_of_file(path: str) -> str | None:
     """Why a listed file is no picture: "format not read" or "other file"; None for a picture."""
     if is_picture(path):
         return None
-    return "format not read" if is_unread_picture(path) else "other file"
+    return "format not read" if _is_unread_picture(path) else "other file"
 
 
 def list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:
@@ -179,6 +183,30 @@ def validation_folder(folder: str | os.PathLike) -> str | None:
     return None
 
 
+def expected_layout(folder: str | os.PathLike) -> str:
+    """What a folder without both splits should hold, and how to do without if it holds folders of pictures."""
+    says = f"expected train/ and val/ in {printable(folder)}"
+    train = os.path.isdir(os.path.join(folder, "train"))
+    val = validation_folder(folder)
+    if (train and not val) or (not train and not val and entries(folder).folders):
+        says += ("; to split the pictures of one folder by their names, say which part validates: "
+                 "val_fraction=0.2, or --val-fraction 0.2")
+    return says
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """What is not part of the data, in one line; empty if there was nothing."""
+    return ", ".join(f"{count:,} x {kind}" for kind, count in sorted(skipped.items()))
+
+
+def describe_split(train: int, val: int, skipped: Counter[str], val_fraction: float | None = None) -> str:
+    """One line on how many pictures train and validate, what decided that, and what was skipped."""
+    says = f"{train:,} pictures to train on, {val:,} to validate"
+    if val_fraction is not None:
+        says += f"; a hash of each file's name decides, {100*val_fraction:g} % validate"
+    return says + (f"; skipped: {describe_skipped(skipped)}" if skipped else "")
+
+
 def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) -> Layout:
     """Find training and validation in a folder.
 
@@ -202,7 +230,4 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
     if os.path.isdir(train) and val:
         return Layout(train, val, None)
     missing = train if val else os.path.join(folder, "val")
-    says = f"{printable(missing)}: no such folder; expected train/ and val/ in {printable(folder)}"
-    if os.path.isdir(train) or (not val and entries(folder).folders):
-        says += "; to split the pictures of one folder by their names, say which part validates: val_fraction=0.2"
-    raise FileNotFoundError(says)
+    raise FileNotFoundError(f"{printable(missing)}: no such folder; {expected_layout(folder)}")

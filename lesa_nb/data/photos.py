@@ -18,6 +18,7 @@ import os
 import struct
 import threading
 import warnings
+from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+@lru_cache(maxsize=1)
 def _formats() -> list[str]:
     """Everything that Pillow decodes by itself."""
     Image.init()

@@ -12,6 +12,7 @@ from lesa_nb.data.listing import (
     PICTURE_FORMATS,
     Layout,
     entries,
+    expected_layout,
     find_layout,
     is_picture,
     kind_of_file,
@@ -99,7 +100,7 @@ def _find_classes(report: Report, folder: str, half: str) -> list[str] | None:
     try:
         return class_names(half)
     except FileNotFoundError:
-        report.add_fault("missing folder", half, f"expected train/ and val/ in {printable(folder)}")
+        report.add_fault("missing folder", half, expected_layout(folder))
     except PermissionError as error:
         report.add(photo_fault(half, error))
     except ValueError as error:

@@ -1,31 +1,73 @@
-"""Hear SIGTERM and Ctrl-C, and end between two steps instead of in the middle of one."""
+"""Hear SIGTERM and Ctrl-C, and end between two steps instead of in the middle of one.
 
-__all__ = ['Stopped', 'Stop']
+A machine that is taken away says so first: the signal SIGTERM, then about half a minute of grace, then the end. `Stop`
+writes the wish down instead of ending Python wherever it is, and whoever is at a good place to end looks at it. This
+module imports almost nothing, so that a command can listen while it still imports PyTorch.
+"""
+from __future__ import annotations
 
+import os
 import signal
 import threading
+from types import FrameType
+from typing import Any
+
+__all__ = ["Stopped", "Stop", "ignore_signals"]
+
 
 class Stopped(Exception):
-    "A run that ended because it was asked to; everything is saved."
-    def __init__(self,
-        message: str,
-        number: int, # of the signal
-    ):
+    """A run that ended because it was asked to; everything is saved.
+
+    `status` is the exit status that says so by the shell's convention, 128 + the signal's number: 130 after Ctrl-C,
+    143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int):
         super().__init__(message)
-        self.status = 128 + number # : 130 after Ctrl-C, 143 after SIGTERM
+        self.status = 128 + number
+
 
 class Stop:
-    "Remember that the process was asked to end (SIGTERM, Ctrl-C), for whoever looks at `number`; 0 is: go on."
-    def __init__(self): self.number, self._before = 0, {}
+    """Remember that the process was asked to end (SIGTERM, Ctrl-C), for whoever looks at `number`; 0 is: go on.
 
-    def _hear(self, number, frame):
-        if number == self.number == signal.SIGINT: raise KeyboardInterrupt # the second Ctrl-C
+    It listens inside `with`, and in the main thread only, since Python lets no other one. A second Ctrl-C means now.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == self.number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.number = number
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread(): # Python lets no other thread listen
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, self._hear) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *error):
-        for number, handler in self._before.items(): signal.signal(number, handler)
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _end_with(parent: int) -> None:
+    """Wait for SIGTERM, and end if it comes from the parent or the parent has gone."""
+    while True:
+        heard = signal.sigwaitinfo({signal.SIGTERM})
+        if heard.si_pid == parent or os.getppid() != parent:
+            os._exit(0)
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """Called in a process that reads ahead: leave signals to the process that it works for, but die with it.
+
+    Ctrl-C and SIGTERM often go to all processes of a group, and the one that trains still needs its workers to finish
+    a step. So they ignore both, except a SIGTERM that the parent itself sends: that is how Python ends its children.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # a system that does not say who sent a signal: SIGTERM ends the worker
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -21,8 +21,8 @@ def even(n: int, most: int) -> int:
 def blocks(pairs: int, positions: int, unit: int, budget: int, lanes: int) -> list[tuple[slice, slice]]:
     """Cut (pairs, rows of scores) into blocks: slices of image-head pairs and of rows, as (pairs, rows).
 
-    A row has `positions` scores; a block holds at most `budget` scores, but at least `unit` rows of one pair; its rows are
-    a multiple of `unit`, and it has `lanes` pairs if they fit.
+    A row has `positions` scores; a block holds at most `budget` scores, but at least `unit` rows of one pair; its rows
+    are a multiple of `unit`, and it has `lanes` pairs if they fit.
     """
     rows = even(positions//unit, budget//(positions*unit*min(pairs, lanes)))*unit
     some = even(pairs, budget//(rows*positions))
@@ -50,9 +50,23 @@ class Scratch:
         return self.buffers[name][:n].view(shape)
 
 
+def can_be_deep(q: Tensor, k: Tensor, h: Tensor, w: Tensor) -> bool:
+    """Can logits of a row be more than `DEEP` apart? Not if the bound of their spread says no; GPUs do not mind.
+
+    q, k: (P, K, N) queries and keys; h, w: (P, N, H), (P, N, W) row and column part, see `row_attention`
+    """
+    if q.is_cuda:
+        return False
+    parts = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
+    return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts > DEEP).any())
+
+
 def weigh_(logits: Tensor, deep: bool) -> Tensor:
-    """Logits to weights, in place: a softmax over the last axis. With `deep`, logits are raised to `DEEP` below the largest
-    of their row first, since denormal numbers are a hundred times slower on many processors."""
+    """Logits to weights, in place: a softmax over the last axis.
+
+    With `deep`, logits are raised to `DEEP` below the largest of their row first, since denormal numbers are a hundred
+    times slower on many processors.
+    """
     if deep:
         torch.maximum(logits, logits.amax(-1, keepdim=True) - DEEP, out=logits)
     return torch.softmax(logits, -1, out=logits)
@@ -63,15 +77,25 @@ def unweigh_(grad: Tensor, weights: Tensor) -> Tensor:
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype, grad_input=grad)
 
 
-def twice_differentiable(written_out: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients that can be differentiated again, through the form with N x N tensors: `create_graph=True` lands here."""
+def in_full_precision(sums: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    """`sums(q, k, v, *rest)` in float32 at least, whatever autocast says; the answer has the type of q."""
+    qkv = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (q, k, v)]
+    if not torch.amp.is_autocast_available(q.device.type):  # meta tensors, for instance
+        return sums(*qkv, *rest).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        return sums(*qkv, *rest).to(q.dtype)
+
+
+def _gradients_again(written_out: Callable[..., Tensor], inputs: tuple[Tensor, ...],
+                     grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again, by the form with N x N tensors: `create_graph=True` lands here."""
     wanted = [t for t in inputs if t.requires_grad]
     grads = iter(torch.autograd.grad(written_out(*inputs), wanted, grad, create_graph=True))
     return tuple(next(grads) if t.requires_grad else None for t in inputs)
 
 
 class _DifferentiableAgain(torch.autograd.Function):
-    """A fused function with its own gradient, which it takes from the written-out form if that is to be differentiated again."""
+    """A fused function with its own gradient; the written-out form gives one that can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, fused: Callable[..., Tensor], written_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -90,9 +114,9 @@ class _DifferentiableAgain(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, *twice_differentiable(ctx.written_out, inputs, grads[0])
+            return None, None, *_gradients_again(ctx.written_out, inputs, grads[0])
         inner, out = (ctx.inner, ctx.out) if ctx.out is not None else _DifferentiableAgain._call(ctx, inputs)
-        ctx.inner = ctx.out = None  # what the fused kernel kept goes as soon as it was used; a second backward computes it again
+        ctx.inner = ctx.out = None  # what the fused kernel kept goes once used; a second backward computes it again
         found = iter(torch.autograd.grad(out, [t for t in inner if t.requires_grad], grads[0]))
         return None, None, *(next(found) if t.requires_grad else None for t in inner)
 
@@ -117,31 +141,6 @@ def side_by_side(*parts: Tensor, multiple: int = 8) -> Tensor:
     return torch.cat([*parts, parts[0].new_zeros(*parts[0].shape[:-1], missing)], -1).contiguous()
 
 
-def row_and_column_parts(q_BGKN: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row part (B, G, N, H) and column part (B, G, N, W) of the scores, eq. (7.1): q . h for every row, q . w for every column.
-
-    q_BGKN: queries; axes: height (K, 2H-1) and width (K, 2W-1), see `FactoredTable.axes`; size: (H, W)
-    """
-    if torch.compiler.is_exporting():
-        return _gathered_parts(q_BGKN, axes, size)
-    at_y, at_x = (torch.arange(n, device=q_BGKN.device) - torch.arange(n, device=q_BGKN.device)[:, None] + n - 1 for n in size)
-    q_BGKHW = q_BGKN.unflatten(-1, tuple(size))
-    return (torch.einsum("bgkyx,kyz->bgyxz", q_BGKHW, axes[0][:, at_y]).flatten(2, 3),  # (7.1) h
-            torch.einsum("bgkyx,kxz->bgyxz", q_BGKHW, axes[1][:, at_x]).flatten(2, 3))  # (7.1) w
-
-
-def _gathered_parts(q: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The same by gathering: einsum merges axes in a way that torch.export cannot prove right for every size."""
-    (B, G, _, N), W = q.shape, size[1]
-    pos_N = torch.arange(N, device=q.device)
-    parts = []
-    for axis_KR, n, own_N in zip(axes, size, (pos_N//W, pos_N % W)):
-        at_Nn = torch.arange(n, device=q.device) - own_N[:, None] + n - 1
-        all_PNR = q.flatten(0, 1).mT@axis_KR.expand(B*G, -1, -1)
-        parts.append(all_PNR.gather(-1, at_Nn.expand(B*G, -1, -1)).unflatten(0, (B, G)))  # (7.1)
-    return parts[0], parts[1]
-
-
 def register_gradients(op: Any, backward_op: Any, written_out: Callable[..., Tensor], *, tensors: int) -> None:
     """Give a custom operator its gradients.
 
@@ -156,7 +155,7 @@ def register_gradients(op: Any, backward_op: Any, written_out: Callable[..., Ten
     def backward(ctx: Any, grad: Tensor) -> tuple:
         inputs, numbers = ctx.saved_tensors, ctx.numbers
         if torch.is_grad_enabled():
-            grads = twice_differentiable(lambda *t: written_out(*t, *numbers[:-1]), inputs, grad)
+            grads = _gradients_again(lambda *t: written_out(*t, *numbers[:-1]), inputs, grad)
         else:
             grads = backward_op(grad.contiguous(), *inputs, *numbers)
         return *grads, *[None]*len(numbers)

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from .blocks import (DEEP, Scratch, block_shape, blocks, differentiable_again, register_gradients,
-                                   row_and_column_parts, side_by_side, unweigh_, weigh_)
-from .context import explicit
+import lesa_nb.layers.blocks as tools
 from .flat_blocks import flat_sums
 from .moments import content_moments, factored_moments, is_batch_norm, needs_moments, score_scale
 from .position import FactoredTable, FlatTable
+from .unknown_sizes import row_and_column_parts
 from .ways import OffsetTable, find_way, register_way
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-07
@@ -36,17 +35,11 @@ def explicit_rows(
     return l_PNN.softmax(-1)@v_PVN.mT                                                 # (7.2)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-10
-def _can_be_deep(q, k, h, w):
-    "Can logits of a row be more than `DEEP` apart? Not if the bound of their spread says no; GPUs do not mind."
-    if q.is_cuda: return False
-    parts_P = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
-    return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts_P > DEEP).any())
-
 def _row_weights(q, k, h, w, p, i, deep, scratch):
     "The weights of one block, (7.1) and (7.2): (P, queries, N)."
-    a = scratch("a", *block_shape(p, i, q.shape[2]))
+    a = scratch("a", *tools.block_shape(p, i, q.shape[2]))
     torch.add(h[p, i, :, None], w[p, i, None, :], out=a.unflatten(-1, (h.shape[-1], w.shape[-1])))  # (7.1)
-    return weigh_(a.baddbmm_(q[p, :, i].mT, k[p]), deep)
+    return tools.weigh_(a.baddbmm_(q[p, :, i].mT, k[p]), deep)
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
 def row_attention(
@@ -58,9 +51,9 @@ def row_attention(
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, block by block, eqs. (7.1) and (7.2)."
-    (P, _, N), deep, scratch = q.shape, _can_be_deep(q, k, h, w), Scratch(q)
+    (P, _, N), deep, scratch = q.shape, tools.can_be_deep(q, k, h, w), tools.Scratch(q)
     out = q.new_empty(P, N, v.shape[1])
-    for p, i in blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair of its own
+    for p, i in tools.blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair
         a = _row_weights(q, k, h, w, p, i, deep, scratch)
         out[p, i] = a@v[p].mT                                     # (7.2)
     return out
@@ -74,20 +67,20 @@ def row_attention_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     "The gradients of `row_attention` for its five tensors, block by block, eq. (7.3)."
-    (P, _, N), deep, scratch = q.shape, _can_be_deep(q, k, h, w), Scratch(q)
+    (P, _, N), deep, scratch = q.shape, tools.can_be_deep(q, k, h, w), tools.Scratch(q)
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
-    for p, i in blocks(P, N, 1, budget//2, torch.get_num_threads()):            # weights and their gradients
+    for p, i in tools.blocks(P, N, 1, budget//2, torch.get_num_threads()):            # weights and their gradients
         a = _row_weights(q, k, h, w, p, i, deep, scratch)
         dv[p].baddbmm_(g[p, i].mT, a)                                           # (7.3) v
-        d = unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)   # (7.3) D
+        d = tools.unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)   # (7.3) D
         dq[p, :, i] = k[p]@d.mT                                                 # (7.3) q
         dk[p].baddbmm_(q[p, :, i], d)                                           # (7.3) k
         d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
         dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)                               # (7.3) h, w
     return dq, dk, dv, dh, dw
 
-register_gradients(row_attention, row_attention_backward, explicit_rows, tensors=5)
+tools.register_gradients(row_attention, row_attention_backward, explicit_rows, tensors=5)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-17
 def _fused(q, k, v, h, w):
@@ -95,7 +88,7 @@ def _fused(q, k, v, h, w):
     rows_NH = torch.eye(H, dtype=q.dtype, device=q.device).repeat_interleave(W, 0)
     cols_NW = torch.eye(W, dtype=q.dtype, device=q.device).repeat(H, 1)
     places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(len(q), -1, -1)
-    query, key, value = side_by_side(q.mT, h, w), side_by_side(k.mT, places_PNX), side_by_side(v.mT)  # (7.4)
+    query, key, value = (tools.side_by_side(*parts) for parts in ((q.mT, h, w), (k.mT, places_PNX), (v.mT,)))  # (7.4)
     return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.)[0, ..., :v.shape[1]]
 
 def channel_attention(
@@ -106,7 +99,7 @@ def channel_attention(
     w: Tensor, # (P, N, W) column part
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, as plain attention with extra channels, eq. (7.4)."
-    return differentiable_again(_fused, explicit_rows, q, k, v, h, w)
+    return tools.differentiable_again(_fused, explicit_rows, q, k, v, h, w)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-24
 class Choice(NamedTuple):
@@ -179,11 +172,7 @@ def _stream(name, sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size):
                          f"the queries have {q_BGKN.shape[-1]}")
     if obstacle := _obstacle(position, norm, q_BGKN, k_BGKN, v_BGVN):
         raise ValueError(f"the way {name!r} cannot serve this call: {obstacle}; choose 'auto' or 'explicit'")
-    dtype, kind = q_BGKN.dtype, q_BGKN.device.type
-    qkv = [t.float() if dtype in (torch.bfloat16, torch.float16) else t for t in (q_BGKN, k_BGKN, v_BGVN)]
-    if not torch.amp.is_autocast_available(kind): return sums(*qkv, position, norm, size).to(dtype)
-    with torch.autocast(kind, enabled=False):
-        return sums(*qkv, position, norm, size).to(dtype)
+    return tools.in_full_precision(sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-29
 @register_way("rows", FactoredTable)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .ways import OffsetTable, Way, find_way, register_way
 from .attention import pair_scores, split_qkv, weighted_sum
+from .ways import OffsetTable, Way, find_way, register_way
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-10
 def context_weights(
@@ -87,8 +87,8 @@ class Context(nn.Module):
     def forward(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map, of any size
     ) -> Float[Tensor, "B C H W"]: # context term
-        size, S = x_BCHW.shape[-2:], 1 + self.position.n_values
         q_BGKN, k_BGKN, v_BGVN = self._split(x_BCHW)
+        size, S = (x_BCHW.shape[2], x_BCHW.shape[3]), 1 + self.position.n_values
         y_BCN = self.attend(q_BGKN, k_BGKN, v_BGVN, self.position, self.norm_scores, size)  # (5.1) to (5.5)
         return self.norm_out(y_BCN).unflatten(1, (-1, S)).sum(2).unflatten(-1, size)        # (5.8)
 
@@ -97,4 +97,5 @@ class Context(nn.Module):
     ) -> Float[Tensor, "B G N N"]: # what each pixel takes from each other
         "The attention weights, for pictures; use it in eval mode, or the norms count this batch too."
         q_BGKN, k_BGKN, _ = self._split(x_BCHW)
-        return context_weights(q_BGKN, k_BGKN, self.position, self.norm_scores, x_BCHW.shape[-2:])  # (5.3)
+        size = x_BCHW.shape[2], x_BCHW.shape[3]
+        return context_weights(q_BGKN, k_BGKN, self.position, self.norm_scores, size)       # (5.3)

@@ -1,7 +1,8 @@
 """Attention with a flat offset table, block by block: the machinery behind section "The flat table" of notebook 07.
 
-Axes here: P image-head pairs, K channels of queries and keys, V of values, N = H*W positions, R columns of a table. Keys and
-values come from last to first, so that pair (i, j) finds its step in column (y_i + y_j)*pitch + x_i + x_j, eq. (7.5).
+Axes here: P image-head pairs, K channels of queries and keys, V of values, N = H*W positions, R columns of a table.
+Keys and values come from last to first, so that pair (i, j) finds its step in column
+(y_i + y_j)*pitch + x_i + x_j, eq. (7.5).
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from .position import FlatTable
 _PAIRS = 64
 
 #: A piece of a map: first row, first column, rows, columns. Whole rows, or a piece of one.
-Run = tuple[int, int, int, int]
+_Run = tuple[int, int, int, int]
 
 
 class Slant(NamedTuple):
@@ -31,38 +32,40 @@ class Slant(NamedTuple):
         """The positions in these map rows."""
         return slice(rows.start*self.W, rows.stop*self.W)
 
-    def runs(self, rows: slice, most: int) -> list[Run]:
+    def runs(self, rows: slice, most: int) -> list[_Run]:
         """Cut map rows into runs of at most `most` positions."""
         if most < self.W:
-            return [(y, x, 1, min(most, self.W - x)) for y in range(rows.start, rows.stop) for x in range(0, self.W, most)]
-        return [(y, 0, min(most//self.W, rows.stop - y), self.W) for y in range(rows.start, rows.stop, most//self.W)]
+            starts = [(y, x) for y in range(rows.start, rows.stop) for x in range(0, self.W, most)]
+            return [(y, x, 1, min(most, self.W - x)) for y, x in starts]
+        m = most//self.W
+        return [(y, 0, min(m, rows.stop - y), self.W) for y in range(rows.start, rows.stop, m)]
 
-    def columns(self, run: Run, others: slice) -> slice:
+    def columns(self, run: _Run, others: slice) -> slice:
         """The columns that a run of positions needs for all positions in rows `others`."""
         y, x, m, n = run
         start = (y + others.start)*self.pitch + x
         return slice(start, start + (m + others.stop - others.start - 2)*self.pitch + n + self.W - 1)
 
-    def pairs(self, u: Tensor, run: Run, others: slice) -> Tensor:
-        """Those columns, (K, columns) or (positions of the run, K, columns), as (rows, columns, K, other rows, W): a view."""
+    def pairs(self, u: Tensor, run: _Run, others: slice) -> Tensor:
+        """Those columns, ([positions of the run,] K, columns), as (rows, columns, K, other rows, W): a view."""
         (_, _, m, n), own = run, u.stride(0) if u.ndim == 3 else 0
         return u.as_strided((m, n, u.shape[-2], others.stop - others.start, self.W),
                             (n*own + self.pitch, own + 1, u.stride(-2), self.pitch, 1))
 
-    def windows(self, table: Tensor, run: Run, others: slice) -> Tensor:
-        """What each position of a run reads for each other position, (positions, K, others). Copies only if pitch > W."""
+    def windows(self, table: Tensor, run: _Run, others: slice) -> Tensor:
+        """What each position of a run reads for each other: (positions, K, others). Copies only if pitch > W."""
         return self.pairs(table[:, self.columns(run, others)], run, others).reshape(run[2]*run[3], len(table), -1)
 
 
 class Table:
-    """One offset table at work: all products between positions, its columns, and pairs of positions (own, P, others)."""
+    """One offset table at work: products between positions, its columns, and pairs of positions (own, P, others)."""
 
     def __init__(self, table: Tensor, slant: Slant, budget: int, scratch: Scratch) -> None:
         self.table, self.slant, self.scratch = table, slant, scratch
         self.zeros: dict[tuple, Tensor] = {}
         self.most = max(1, budget//(2*len(table)*slant.H*slant.W))  # positions whose windows fit into half the budget
 
-    def _runs(self, own: slice, most: int) -> Iterator[tuple[Run, slice]]:
+    def _runs(self, own: slice, most: int) -> Iterator[tuple[_Run, slice]]:
         start = own.start*self.slant.W
         for run in self.slant.runs(own, most):
             y, x, m, n = run
@@ -70,7 +73,10 @@ class Table:
             yield run, slice(first, first + m*n)
 
     def scores(self, x: Tensor, own: slice, others: slice) -> Tensor:
-        """The scores x . e of positions in rows `own`, (4.8) and (4.9), until the next ones: (own, P, others); x is (own, P, K)."""
+        """The scores x . e of positions in rows `own`, (4.8) and (4.9): (own, P, others); x is (own, P, K).
+
+        The next call takes the same memory.
+        """
         s = self.scratch("part", *x.shape[:2], (others.stop - others.start)*self.slant.W)
         for run, part in self._runs(own, self.most):
             torch.bmm(x[part], self.slant.windows(self.table, run, others), out=s[part])
@@ -97,7 +103,8 @@ class Table:
 
 def _cut(P: int, slant: Slant, budget: int) -> list[tuple[slice, slice]]:
     """Slices of pairs and of whole map rows, for content and place at once."""
-    return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in blocks(P, slant.H*slant.W, slant.W, budget//2, _PAIRS)]
+    cut = blocks(P, slant.H*slant.W, slant.W, budget//2, _PAIRS)
+    return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in cut]
 
 
 def _weights(q: Tensor, k: Tensor, qp: Tensor, kp: Tensor, query_table: Table, key_table: Table, slant: Slant,
@@ -185,9 +192,9 @@ register_gradients(flat_attention, flat_attention_backward, explicit_flat, tenso
 
 def flat_sums(q: Tensor, k: Tensor, v: Tensor, position: FlatTable, norm: nn.Module, size: tuple[int, int],
               budget: int) -> Tensor:
-    """All value sums of a flat table, (6.1) to (6.5) and (7.5), from what `explicit` takes, and a budget of scores: (B, GVS, N)."""
+    """All value sums of a flat table, (6.1) to (6.5), (7.5): (B, GVS, N). Takes what `explicit` takes, and a budget."""
     (B, G, _, N), (H, W) = q.shape, size
-    q, k, v = q.contiguous(), k.flip(-1), v.flip(-1)  # (7.5) from last to first; copies, so that what they came from can go
+    q, k, v = q.contiguous(), k.flip(-1), v.flip(-1)  # (7.5) from last to first; copies: what they came from can go
     qp, kp = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k))  # laid out anew: sliced often
     steps = position.unfolded(size).to(q.dtype).split(position.widths)
     moments = []

@@ -1,7 +1,7 @@
 """What every network here expects of its input: RGB images, standardised with ImageNet's mean and deviation."""
 from torch import Tensor
 
-#: Mean and standard deviation of red, green and blue over ImageNet, for images in [0, 1]; what published networks expect.
+#: Mean and standard deviation of red, green and blue over ImageNet, for images in [0, 1]; what networks expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -61,7 +61,7 @@ class LESA(nn.Module):
         gate_shrink: tuple[int, ...] = (2,), # divisors of the gate's width, see `Gate`
         gate_kernels: tuple[int, ...] = (1, 1), # the gate's kernel sizes, one more than divisors
         gate: nn.Module | None = None, # called with local and context; None: a `Gate` of this shrink and these kernels
-        local_groups: int | None = None, # groups of the local convolution; None: one per head; 1: dense, without the mix
+        local_groups: int | None = None, # groups of the local convolution; None: one per head; 1: dense, no mix
         attend: str | Way = "auto", # the name of a way to attend, or a function like `explicit`
     ):
         super().__init__()

@@ -28,12 +28,12 @@ def read_and_weigh(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Float[Tensor, "B D H2 W2"]:
-    "A deformable convolution in two steps: a table of what every tap reads, and a matrix product, eqs. (3.3) and (3.4)."
+    "A deformable convolution as a table of what every tap reads and a matrix product, eqs. (3.3) and (3.4)."
     (B, C, H, W), (D, width, *kernel), size = x_BCHW.shape, weight_DCAB.shape, delta_BTHW.shape[2:]
     G, taps = C//width, kernel[0]*kernel[1]
-    like = dict(dtype=x_BCHW.dtype, device=x_BCHW.device)
-    a_A, b_B = (torch.arange(k, **like)*d for k, d in zip(kernel, dilation))
-    y_H, x_W = (torch.arange(n, **like)*s - p for n, s, p in zip(size, stride, padding))
+    def steps(n): return torch.arange(n, dtype=x_BCHW.dtype, device=x_BCHW.device)
+    a_A, b_B = (steps(k)*d for k, d in zip(kernel, dilation))
+    y_H, x_W = (steps(n)*s - p for n, s, p in zip(size, stride, padding))
     moved_BHWAB2 = delta_BTHW.unflatten(1, (*kernel, 2)).permute(0, 4, 5, 1, 2, 3)
     row, row_share = _two(y_H[:, None, None, None] + a_A[:, None] + moved_BHWAB2[..., 0], H)
     col, col_share = _two(x_W[:, None, None] + b_B + moved_BHWAB2[..., 1], W)
@@ -47,6 +47,7 @@ def read_and_weigh(
     out_GND = read_GNT@weight_GTD                                     # (3.3)
     return out_GND.view(G, B, L, D//G).permute(1, 0, 3, 2).reshape(B, D, *size)
 
+# %% ../../nbs/1_layer/03_local.ipynb #cell-15b
 class DeformableConv2d(nn.Conv2d):
     "A convolution whose taps move: a second one says, per pixel, where each tap reads, eq. (3.3)."
     def __init__(self,
@@ -62,8 +63,8 @@ class DeformableConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
         taps = self.kernel_size[0]*self.kernel_size[1]
         self.conv_offset = nn.Conv2d(in_channels, 2*taps, kernel_size, stride, padding, dilation)
-        nn.init.zeros_(self.conv_offset.weight)                       # every tap starts at home
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)                                 # every tap starts at home
 
     def forward(self,
         x_BCHW: Float[Tensor, "B C H W"],
@@ -72,11 +73,12 @@ class DeformableConv2d(nn.Conv2d):
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.in_channels:
             raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
         delta_BTHW = self.conv_offset(x_BCHW)                         # T = 2 taps: down, right, down, right, ...
+        shape = self.stride, self.padding, self.dilation
         x_BCHW, delta_BTHW = (t.to(self.weight.dtype) for t in (x_BCHW, delta_BTHW)) # autocast leaves them unlike
         if x_BCHW.is_cuda or torch.compiler.is_exporting():           # one kernel, and one node of a graph
-            return deform_conv2d(x_BCHW, delta_BTHW, self.weight, None, self.stride, self.padding, self.dilation) # (3.3)
-        return checkpoint(read_and_weigh, x_BCHW, delta_BTHW, self.weight, self.stride, self.padding, self.dilation,
-                          use_reentrant=False, preserve_rng_state=False) # (3.3)
+            return deform_conv2d(x_BCHW, delta_BTHW, self.weight, None, *shape)                                 # (3.3)
+        return checkpoint(read_and_weigh, x_BCHW, delta_BTHW, self.weight, *shape,
+                          use_reentrant=False, preserve_rng_state=False)                                        # (3.3)
 
 # %% ../../nbs/1_layer/03_local.ipynb #cell-21
 class Local(nn.Module):
@@ -94,7 +96,7 @@ class Local(nn.Module):
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups: raise ValueError(f"{name} = {channels} is not divisible by groups = {groups}")
         if deformable:
-            self.spatial = DeformableConv2d(in_channels, out_channels, 3, padding=1, groups=groups)
+            self.spatial: nn.Conv2d = DeformableConv2d(in_channels, out_channels, 3, padding=1, groups=groups)
         else:
             self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1, groups=groups, bias=False)
         # A single group already sees every channel: the published system has no mix then.

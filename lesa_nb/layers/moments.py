@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from .norms import SyncBatchNorm, all_reduce_sum, update_running_stats
+from .unknown_sizes import windows
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-07
 class Moments(NamedTuple):
@@ -64,11 +65,6 @@ def window_sums(
     return x@((first_p <= r_R1) & (r_R1 < first_p + n)).to(x.dtype)  # (6.3) 1[p <= r < p + n]
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-14
-def _windows(t, n):
-    "All windows of n neighbours on the last axis; a compiler that follows unknown sizes gets a copy in place of a view."
-    if not torch.compiler.is_compiling(): return t.unfold(-1, n, 1)
-    return t[..., torch.arange(t.shape[-1] - n + 1, device=t.device)[:, None] + torch.arange(n, device=t.device)]
-
 def flat_moments(
     q_NPK: Float[Tensor, "N P K"], # queries or keys, position first: P = B*G image-head pairs
     steps_KYX: Float[Tensor, "K Y X"], # their part of the unfolded table: Y = 2H-1, X = 2W-1
@@ -78,7 +74,7 @@ def flat_moments(
     H, W = ((s + 1)//2 for s in steps_KYX.shape[1:])
     t_KYX = steps_KYX.double()
     m_KHW = window_sums(window_sums(t_KYX.mT, H).mT, W)                          # (6.3) along both axes
-    seen_YWKX = _windows(t_KYX, W).movedim(0, 2)                              # what column W sees in row Y
+    seen_YWKX = windows(t_KYX, W).movedim(0, 2)                              # what column W sees in row Y
     mm_NKK = window_sums((seen_YWKX@seen_YWKX.mT).flatten(1).T, H).T.reshape(H*W, len(t_KYX), -1)
     first_NP = (q_NPK@m_KHW.flatten(1).T[..., None].to(q_NPK.dtype)).squeeze(-1) # (6.2) q . m
     second_NP = _squares(q_NPK, mm_NKK)                                          # (6.2) q M q

@@ -1,7 +1,7 @@
 """Batch norms over several processes, on any device, and their running statistics.
 
-`torch.nn.SyncBatchNorm` works on GPUs only. `SyncBatchNorm` here is the same module that also adds up its sums on a CPU,
-so that what is tested on a laptop is what runs on eight GPUs.
+`torch.nn.SyncBatchNorm` works on GPUs only. `SyncBatchNorm` here is the same module that also adds up its sums on a
+CPU, so that what is tested on a laptop is what runs on eight GPUs.
 """
 from typing import Any, TypeVar
 
@@ -88,5 +88,5 @@ def convert_sync_batchnorm(model: _Module) -> _Module:
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             norm.__class__ = SyncBatchNorm
-            norm.process_group = None
+            setattr(norm, "process_group", None)  # SyncBatchNorm's: all processes
     return model

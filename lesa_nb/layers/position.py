@@ -6,12 +6,12 @@
 __all__ = ['rel_to_abs', 'stretch_offsets', 'fit_offsets', 'FactoredTable', 'unfold_offsets', 'fold_offsets', 'FlatTable']
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-02
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, einsum, nn
+
+from .unknown_sizes import fit_any
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-08
 def rel_to_abs(
@@ -42,21 +42,13 @@ def stretch_offsets(
     rows_R = F.interpolate(rows_R, size=2*n - 1, mode="linear", align_corners=True) # (4.2)
     return rows_R.reshape(*table_R.shape[:-1], 2*n - 1)
 
-def _fit_any(table_R, m, n):
-    "Both cases of (4.3) in one: steps of one column, or shorter ones where the map is larger than the table."
-    offset_R = torch.arange(1 - n, n, device=table_R.device).double()
-    step = ((m - 1)/offset_R[-1].clamp_min(1)).clamp_max(1)          # offset_R[-1] is n - 1
-    place_R = m - 1 + offset_R*step
-    left_R = place_R.long().clamp(0, max(2*m - 3, 0))
-    return torch.lerp(table_R[..., left_R], table_R[..., (left_R + 1).clamp_max(2*m - 2)], (place_R - left_R).to(table_R.dtype))
-
 def fit_offsets(
     table_R: Float[Tensor, "... R"], # last axis: the offsets of m positions, R = 2m-1
     n: int, # number of positions on the map
 ) -> Float[Tensor, "... R2"]: # last axis: the offsets of n positions, 2n-1 of them
     "The table for a map of `n` positions: its middle if that is enough, stretched if not, eq. (4.3)."
     m = _positions(table_R)
-    if torch.compiler.is_compiling(): return _fit_any(table_R, m, n) # one graph for all sizes: it may not ask which case
+    if torch.compiler.is_compiling(): return fit_any(table_R, m, n)  # one graph for all sizes
     return table_R[..., m - n:m + n - 1] if n <= m else stretch_offsets(table_R, n)
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-20
@@ -75,21 +67,19 @@ class FactoredTable(nn.Module):
         value_width: int | None = None, # V; not used: taken so that both kinds of table are built by the same call
     ):
         super().__init__()
-        self.size = H, W = tuple(size)
+        self.size = H, W = size[0], size[1]
         self.height = nn.Parameter(torch.randn(2*H - 1, key_width)*key_width**-0.5)
         self.width = nn.Parameter(torch.randn(2*W - 1, key_width)*key_width**-0.5)
 
     def extra_repr(self): return f"size={self.size}"
 
-    def axes(self,
-        size: tuple[int, int], # H, W of the map at hand
-    ) -> tuple[Float[Tensor, "K R"], Float[Tensor, "K R2"]]: # height (K, 2H-1), width (K, 2W-1)
-        "Both tables, fitted to a map, eq. (4.3)."
+    def axes(self, size: tuple[int, int]) -> tuple[Float[Tensor, "K R"], Float[Tensor, "K R2"]]:
+        "Both tables, height (K, 2H-1) and width (K, 2W-1), fitted to a map of size (H, W), eq. (4.3)."
         return fit_offsets(self.height.T, size[0]), fit_offsets(self.width.T, size[1])
 
     def scores(self,
         q_BGKN: Float[Tensor, "B G K N"], # queries, row-major over the map
-        k_BGKN: Float[Tensor, "B G K N"], # keys; this table does not ask them
+        k_BGKN: Tensor | None, # keys; this table does not ask them
         size: tuple[int, int], # H, W of the map
     ) -> list[Float[Tensor, "B G N N"]]: # one map of scores, query by key
         "How much each query likes each key's place."
@@ -102,17 +92,12 @@ class FactoredTable(nn.Module):
         qr_BGHWHW = row_BGHWH[..., None] + col_BGHWW[..., None, :]   # (4.4) their sum
         return [qr_BGHWHW.flatten(4).flatten(2, 3)]
 
-    def values(self,
-        w_BGNN: Float[Tensor, "B G N N"], # attention weights
-        size: tuple[int, int], # H, W of the map
-    ) -> list: # empty
-        "This table adds nothing on the value side."
+    def values(self, w_BGNN: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        "Nothing: this table adds no value sums."
         return []
 
-    def resized(self,
-        size: tuple[int, int], # H, W of the new table
-    ) -> "FactoredTable":
-        "A new table for maps of another size, by interpolation both ways, eq. (4.2)."
+    def resized(self, size: tuple[int, int]) -> "FactoredTable":
+        "A new table for maps of another size (H, W), by interpolation both ways, eq. (4.2)."
         new = FactoredTable(size, self.height.shape[1]).to(self.height)
         with torch.no_grad():
             new.height.copy_(stretch_offsets(self.height.T, size[0]).T)
@@ -141,12 +126,19 @@ def fold_offsets(
     total = counted.new_zeros(len(counted), R).index_add(1, column_YX.flatten(), counted.flatten(1))
     return total[:-1]/total[-1]                                      # (4.7)
 
-# %% ../../nbs/1_layer/04_position.ipynb #cell-38
 def _both_axes(resize, steps_CYX, size):
     "Apply a one-axis `resize` to the columns, then to the rows."
-    H, W = size
-    return resize(resize(steps_CYX, W).mT, H).mT
+    return resize(resize(steps_CYX, size[1]).mT, size[0]).mT
 
+def _spread(steps_CYX, size):
+    "The pair table (C, N, N) of the steps a - b."
+    H, W = size
+    at = (torch.arange(n, device=steps_CYX.device) for n in size)
+    y_N, x_N = (pos_HW.flatten() for pos_HW in torch.meshgrid(*at, indexing="ij"))
+    index_NN = (y_N[:, None] - y_N + H - 1)*(2*W - 1) + x_N[:, None] - x_N + W - 1  # a - b on each axis
+    return steps_CYX.flatten(1).index_select(1, index_NN.flatten()).unflatten(1, (H*W, H*W))
+
+# %% ../../nbs/1_layer/04_position.ipynb #cell-38
 class FlatTable(nn.Module):
     "One vector for each offset between row-major positions, asked by queries, keys and values, eq. (4.8) to (4.10)."
     n_scores, n_values = 2, 1 # score maps and value sums this table adds to plain attention
@@ -157,32 +149,15 @@ class FlatTable(nn.Module):
         value_width: int, # V
     ):
         super().__init__()
-        self.size, self.widths = tuple(size), (key_width, key_width, value_width)
-        R = 2*math.prod(self.size) - 1
+        self.size, self.widths = (size[0], size[1]), (key_width, key_width, value_width)
+        R = 2*size[0]*size[1] - 1
         self.table = nn.Parameter(torch.randn(sum(self.widths), R)*value_width**-0.5)
 
     def extra_repr(self): return f"size={self.size}"
 
-    def unfolded(self,
-        size: tuple[int, int] | None = None, # H, W of the map at hand; the table's own size if None
-    ) -> Float[Tensor, "C Y X"]: # C = 2K+V, Y = 2H-1, X = 2W-1
-        "The table in two dimensions, eq. (4.5), fitted to a map, eq. (4.3)."
+    def unfolded(self, size: tuple[int, int] | None = None) -> Float[Tensor, "C Y X"]: # C = 2K+V, Y = 2H-1, X = 2W-1
+        "The table in two dimensions, eq. (4.5), fitted to a map of size (H, W) if there is one, eq. (4.3)."
         return _both_axes(fit_offsets, unfold_offsets(self.table, self.size), size or self.size)
-
-    def _spread(self, steps_CYX, size):
-        "The pair table (c, N, N) of the steps a - b."
-        H, W = size
-        y_N, x_N = (pos_HW.flatten() for pos_HW in torch.meshgrid(
-            torch.arange(H, device=steps_CYX.device), torch.arange(W, device=steps_CYX.device), indexing="ij"))
-        dy_NN, dx_NN = y_N[:, None] - y_N + H - 1, x_N[:, None] - x_N + W - 1      # a - b on each axis
-        index_NN = dy_NN*(2*W - 1) + dx_NN
-        return steps_CYX.flatten(1).index_select(1, index_NN.flatten()).unflatten(1, (H*W, H*W))
-
-    def pairs(self,
-        size: tuple[int, int], # H, W of the map
-    ) -> tuple[Tensor, Tensor, Tensor]: # e_q (K, N, N), e_k (K, N, N), e_v (V, N, N), each indexed [c, a, b] for a - b
-        "The vectors of queries, keys and values for every pair of positions."
-        return tuple(self._spread(part_CYX, size) for part_CYX in self.unfolded(size).split(self.widths))
 
     def scores(self,
         q_BGKN: Float[Tensor, "B G K N"], # queries, row-major over the map
@@ -192,8 +167,8 @@ class FlatTable(nn.Module):
         "What each query says about the key's place, and each key about the query's."
         _check_positions(size, q_BGKN.shape[-1])
         q_CYX, k_CYX, _ = self.unfolded(size).to(q_BGKN.dtype).split(self.widths)
-        return [einsum("bgki,kij->bgij", q_BGKN, self._spread(q_CYX, size)),       # (4.8)  e_q(i - j)
-                einsum("bgkj,kji->bgij", k_BGKN, self._spread(k_CYX, size))]       # (4.9)  e_k(j - i)
+        return [einsum("bgki,kij->bgij", q_BGKN, _spread(q_CYX, size)),       # (4.8)  e_q(i - j)
+                einsum("bgkj,kji->bgij", k_BGKN, _spread(k_CYX, size))]       # (4.9)  e_k(j - i)
 
     def values(self,
         w_BGNN: Float[Tensor, "B G N N"], # attention weights, query by key
@@ -202,12 +177,10 @@ class FlatTable(nn.Module):
         "The places each query attends to, as a weighted sum of their vectors."
         _check_positions(size, w_BGNN.shape[-1])
         v_CYX = self.unfolded(size)[-self.widths[2]:].to(w_BGNN.dtype)
-        return [einsum("bgij,vij->bgvi", w_BGNN, self._spread(v_CYX, size))]       # (4.10) e_v(i - j)
+        return [einsum("bgij,vij->bgvi", w_BGNN, _spread(v_CYX, size))]       # (4.10) e_v(i - j)
 
-    def resized(self,
-        size: tuple[int, int], # H, W of the new table
-    ) -> "FlatTable":
-        "A new table for maps of another size: unfold, interpolate both ways, fold, eq. (4.5), (4.2), (4.7)."
+    def resized(self, size: tuple[int, int]) -> "FlatTable":
+        "A new table for maps of another size (H, W): unfold, interpolate, fold, eq. (4.5), (4.2), (4.7)."
         new = FlatTable(size, *self.widths[1:]).to(self.table)
         with torch.no_grad():
             new.table.copy_(fold_offsets(_both_axes(stretch_offsets, self.unfolded(), size)))

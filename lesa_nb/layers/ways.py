@@ -1,11 +1,10 @@
 """The ways to attend, by name: what `Context(attend=...)` and `attend_with` look up.
 
-A way is a function with the signature of `explicit`: queries, keys, values, offset table, norm of the scores and map size
-in, all value sums out. A module that has one to offer registers it; "explicit" is registered by `context`, the ways without
-N x N tensors by `blockwise`.
+A way is a function with the signature of `explicit`: queries, keys, values, offset table, norm of the scores and map
+size in, all value sums out. A module that has one to offer registers it: "explicit" comes from `context`, the ways
+without N x N tensors from `blockwise`; importing the package `lesa_nb.layers` loads both.
 """
 from collections.abc import Callable
-from importlib import import_module
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -19,9 +18,11 @@ class OffsetTable(Protocol):
     n_scores: int  # maps of scores
     n_values: int  # value sums
 
-    def scores(self, q_BGKN: Tensor, k_BGKN: Tensor, size: Size) -> list[Tensor]: ...
+    def scores(self, q_BGKN: Tensor, k_BGKN: Tensor, size: Size) -> list[Tensor]:
+        """Maps of scores (B, G, N, N), query by key."""
 
-    def values(self, w_BGNN: Tensor, size: Size) -> list[Tensor]: ...
+    def values(self, w_BGNN: Tensor, size: Size) -> list[Tensor]:
+        """Value sums (B, G, V, N) of these weights."""
 
 
 #: (queries, keys, values, offset table, norm of the scores, map size) -> all value sums, see `explicit`
@@ -45,8 +46,10 @@ def register_way(name: str, *tables: type) -> Callable[[Way], Way]:
 
 
 def _names(position: OffsetTable | None = None) -> str:
-    serving = [name for name, entry in _WAYS.items() if position is None or not entry.tables or isinstance(position, entry.tables)]
-    return ", ".join(map(repr, serving))
+    def serves(entry: _Entry) -> bool:
+        return position is None or not entry.tables or isinstance(position, entry.tables)
+
+    return ", ".join(repr(name) for name, entry in sorted(_WAYS.items()) if serves(entry))
 
 
 def find_way(way: str | Way, position: OffsetTable) -> Way:
@@ -56,8 +59,6 @@ def find_way(way: str | Way, position: OffsetTable) -> Way:
     """
     if callable(way):
         return way
-    if way not in _WAYS:
-        import_module("lesa_nb.layers.blockwise")  # its ways register themselves
     if way not in _WAYS:
         raise ValueError(f"unknown way to attend {way!r}: choose one of {_names()}, or pass a function like `explicit`")
     entry = _WAYS[way]

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, nms, roi_align
 
 #: takes places to choose from and a number, and returns at most so many of them
 Sampler = Callable[[Tensor, int], Tensor]
@@ -51,3 +51,26 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -
         return batched_nms(boxes, scores, groups, overlap)
     aside = groups.to(boxes.dtype)*(boxes.max() + 1)
     return nms(boxes + aside[:, None], scores, overlap)
+
+
+def best_boxes(boxes: Tensor, probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """At most 100 boxes whose names do not repeat each other, eq. (25.8): boxes (d, 4), scores, classes from 0.
+
+    `boxes` (n, k, 4) has a box for each class, or one (k = 1) for all; `probabilities` (n, C) are without background.
+    Pairs strictly above `threshold` compete within their class, by an overlap of more than one half; best first.
+    """
+    places, classes = (probabilities > threshold).nonzero(as_tuple=True)
+    boxes = boxes[places, classes if boxes.shape[1] > 1 else 0]
+    scores = probabilities[places, classes]
+    kept = grouped_nms(boxes, scores, classes, .5)[:100]
+    return boxes[kept], scores[kept], classes[kept]
+
+
+def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
+    """Cut boxes (n, 4) out of one map (1, C, h, w) that is `scale` times their image: (n, C, size, size), eq. (25.2).
+
+    RoIAlign with half-pixel centres, in float32 or better, whatever the map and the boxes are in: boxes in half
+    precision would move. The cuts are in the map's precision.
+    """
+    precise = full_precision(maps)
+    return roi_align(precise, [boxes.to(precise.dtype)], size, scale, aligned=True).to(maps.dtype)

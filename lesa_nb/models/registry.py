@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from .htc import HTC, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 from .mask_rcnn import MaskRCNN
 from .pyramid import Backbone, Pyramid
@@ -37,7 +39,13 @@ def _small_detector(kind, *, num_classes=80, image_size=128, term="lesa", **opti
 
 
 #: classifiers: network -> builder
-CLASSIFIERS: Mapping[str, Callable[..., ResNet]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=small_resnet)
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=small_resnet)
+
+
+def register_classifier(network: str, build: Callable[..., nn.Module]) -> None:
+    """Let `build_classifier` know another network; `build` takes num_classes, image_size, position and term."""
+    CLASSIFIERS[network] = build
+
 
 #: detectors: model -> network -> builder
 DETECTORS: Mapping[str, Mapping[str, Callable[..., MaskRCNN]]] = dict(
@@ -61,7 +69,7 @@ def build_classifier(
     image_size: int | tuple[int, int] | None = None,
     position: str | None = None,
     term: str = "lesa",
-) -> ResNet:
+) -> nn.Module:
     """A classification network.
 
     `network` is a key of `CLASSIFIERS`, `term` a key of `TERMS`: "lesa", or a control, "attention" or "conv".

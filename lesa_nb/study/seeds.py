@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.pictures import chunks
-from ..engine.loop import evaluate
+from .onecycle import accuracy
 from ..layers.attention import split_qkv
 from ..layers.context import Context, context_weights
 from ..layers.lesa import LESA, attend_with
@@ -112,7 +112,7 @@ def drop_terms(
         if not layers:
             if not any(isinstance(m, Context) for m in network.modules()): return {}
             attend_with(network, _only(kept))
-        found[name] = evaluate(network, chunks(pictures, 128))
+        found[name] = accuracy(network, chunks(pictures, 128))
     return found
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-17

@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['INNER', 'WIDTHS', 'TERM_NAMES', 'Open', 'SmallNet', 'Problem', 'twin_problem', 'digit_problem', 'Trained',
-           'train_network', 'train_small', 'train_terms', 'differ', 'findings', 'result_table', 'load_small']
+           'train_network', 'train_small', 'train_terms', 'differ', 'findings', 'result_table']
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-02
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from os import PathLike
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
-from ..engine.loop import adamw_onecycle, evaluate, seed_everything, train_steps
-from ..io.tensors import read_metadata
+from ..engine.loop import seed_everything
+from .onecycle import accuracy, adamw_onecycle, train_steps
 from ..models.resnet import Bottleneck
-from ..weights.files import load_weights
+from ..weights.load import Kind, register_kind
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-06
 #: inner width I of the bottlenecks, chosen so that the three networks have about as many weights
@@ -146,13 +146,13 @@ def train_network(
     optimizer, schedule = adamw_onecycle(model, steps, lr=lr)
     batches = problem.batches(batch_size, steps, torch.Generator().manual_seed(seed))
     part = Samples(*(tensor[:256] for tensor in problem.valid))
-    losses, curve, start, cpu = [], [(0, evaluate(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
+    losses, curve, start, cpu = [], [(0, accuracy(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
     for step, loss in enumerate(watch(train_steps(model, batches, optimizer, schedule)), 1):
         losses.append(loss)
         if step % max(1, steps//checks) == 0 or step == steps:
-            curve.append((step, evaluate(model, chunks(part, 128))))
+            curve.append((step, accuracy(model, chunks(part, 128))))
     metadata |= dict(
-        task=problem.name, mean=problem.mean, std=problem.std, accuracy=evaluate(model, chunks(problem.valid, 128)),
+        task=problem.name, mean=problem.mean, std=problem.std, accuracy=accuracy(model, chunks(problem.valid, 128)),
         chance=1/problem.net["classes"], pictures=len(problem.valid.labels),
         parameters=sum(p.numel() for p in model.parameters()), steps=steps, batch_size=batch_size, lr=lr, seed=seed,
         seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu, 1))
@@ -219,15 +219,14 @@ def result_table(
     return "\n".join(lines)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-33
-def load_small(
-    path: str | PathLike, # written by `lesa demo`, or by save_weights(run.model, path, **run.metadata)
-) -> tuple[SmallNet, dict[str, Any]]: # the network, ready to be asked, and its metadata
-    "Build the small network that a file describes, and read its weights."
-    metadata = read_metadata(path)
-    if metadata.get("arch") != "small":
-        raise ValueError(f"{path}: holds no small network (its metadata says arch = {metadata.get('arch')!r})")
-    try:
-        model = SmallNet(**metadata["net"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its metadata does not describe a network that can be built ({error})") from None
-    return load_weights(model, path).eval(), metadata
+def _as_input(
+    metadata: Mapping[str, Any],
+) -> Callable[[Any], Tensor]: # from a Pillow picture to C H W
+    "What turns a picture into the input of the small network that the metadata describe."
+    size, channels = metadata["net"]["size"], metadata["net"]["channels"]
+    mode = "L" if channels == 1 else "RGB"
+    return v2.Compose([v2.Lambda(lambda picture: picture.convert(mode)), v2.Resize((size, size)), v2.PILToTensor(),
+                       v2.ToDtype(torch.float32, scale=True), v2.Normalize([metadata["mean"]], [metadata["std"]])])
+
+register_kind("small", Kind("classifier", build=lambda metadata: SmallNet(**metadata["net"]), transform=_as_input,
+                            classes=lambda metadata: range(metadata["net"]["classes"])))

@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'RECIPES', 'LargeScaleJitter', 'TrainPictures', 'ValidPictures', 'calibrate', 'detector_losses',
-           'names_of', 'coco_task', 'load_detector', 'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps',
-           'show_contexts']
+           'names_of', 'coco_task', 'evaluate_coco', 'export_testdev', 'show_scores', 'context_maps', 'show_contexts']
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-02
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -18,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,19 +24,19 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data.coco import Categories, CocoFolder, collate_detection
-from .coco_eval import Scores, detect, gather_results, score_results, write_testdev
+from .coco_eval import Scores, score_results
+from .coco_results import gather_results, predict_results, write_testdev
 from ..data.seeding import seeded
 from ..models.mask_rcnn import MaskRCNN
 from ..look.capture import capture_layer
 from ..look.maps import cell_of
-from ..weights.published import load_published, read_published
 from ..models.pyramid import prepare
 from ..models.registry import DETECTORS, build_detector
 from ..weights.start import start_backbone
-from ..engine.run import Task, pick_device
-from ..engine.loop import Recipe
-from ..io.tensors import read_metadata
-from ..weights.files import load_weights
+from ..engine.group import from_main_process, is_main_process, pick_device
+from ..engine.task import Task
+from ..engine.recipe import Recipe
+from ..weights.load import load
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 class LargeScaleJitter:
@@ -92,6 +89,9 @@ class TrainPictures(Dataset):
         self.folder, self.seed, self.repeat = folder, seed, repeat
 
     def __len__(self): return self.repeat*len(self.folder)
+    def sample_name(self, index: int) -> str:
+        "The file's name: runs tell by it whether their data have changed."
+        return self.folder.file(self.folder.image_ids[index % len(self.folder)]).name
 
     def __getitem__(self,
         key: tuple[int, int], # epoch e, index i
@@ -104,6 +104,9 @@ class ValidPictures(Dataset):
     "Pictures to be searched: nothing is known of them but their number."
     def __init__(self, folder: CocoFolder): self.folder = folder
     def __len__(self): return len(self.folder)
+    def sample_name(self, index: int) -> str:
+        "The file's name."
+        return self.folder.file(self.folder.image_ids[index]).name
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image_id = self.folder.image_ids[index]
         return self.folder.picture(image_id), dict(image_id=image_id, file=str(self.folder.file(image_id)))
@@ -136,17 +139,6 @@ RECIPES = {recipe.name: recipe for recipe in (
            sync_norm=False, augment="none"))}
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-21
-def _from_one(function):
-    "What a function returns, or raises, in the first process: in all of them."
-    if not (dist.is_available() and dist.is_initialized()): return function()
-    told = [None, None]
-    if dist.get_rank() == 0:
-        try: told[0] = function()
-        except (ValueError, OSError, ImportError) as error: told[1] = str(error)
-    dist.broadcast_object_list(told)
-    if told[1] is not None: raise ValueError(told[1])
-    return told[0]
-
 def _percent(scores):
     "The numbers to watch, in percent; 0 where there was nothing to find."
     kinds = dict(box=scores.box, mask=scores.mask or {})
@@ -155,12 +147,10 @@ def _percent(scores):
 def detector_losses(
     model: nn.Module, # a detector
     batch: tuple[list[Tensor], list[dict]], # from `collate_detection`
-    device: torch.device,
 ) -> dict[str, Tensor]:
-    "The losses of a batch, on a device."
+    "The losses of a batch."
     images, targets = batch
-    moved = [{name: value.to(device, non_blocking=True) for name, value in t.items() if isinstance(value, Tensor)} | dict(image_id=t["image_id"]) for t in targets]
-    return model([image.to(device, non_blocking=True) for image in images], moved)
+    return model(images, [{name: value for name, value in t.items() if isinstance(value, Tensor) or name == "image_id"} for t in targets])
 
 def names_of(batch) -> list[str]:
     "The files of a batch."
@@ -168,12 +158,12 @@ def names_of(batch) -> list[str]:
 
 def coco_task(
     folder: str | PathLike, # holds train2017, val2017, annotations and, for HTC, stuffthingmaps
+    recipe: Recipe, # its `augment` is a key of AUGMENTS
     *,
     model: str = "mask_rcnn", # a key of DETECTORS
     network: str = "published", # one of DETECTOR_NETWORKS
     term: str = "lesa", # or a control: "conv" or "attention"
     image_size: int | None = None, # None: as published, or 128 for a small one
-    augment: str = "published", # the recipe's: a key of AUGMENTS
     keep_ratio: bool | None = None, # None: only with "jitter"
     semantic: bool = True, # HTC: learn from stuff maps
     start: str | PathLike | None = None, # file of an ImageNet run for the backbone
@@ -186,6 +176,7 @@ def coco_task(
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
     "Detect the objects of a COCO folder: what the training loop must be told."
+    augment = recipe.augment
     if augment not in AUGMENTS: raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
     keep_ratio = augment == "jitter" if keep_ratio is None else keep_ratio
     semantic = semantic and model == "htc"
@@ -196,7 +187,7 @@ def coco_task(
     if categories.ids != held.categories.ids: raise ValueError(f"{held.path}: expected the categories of {pictures.path.name}, {categories.ids}, found {held.categories.ids}")
     if start is not None and not Path(start).is_file(): raise FileNotFoundError(f"{start}: no such file; it should be an ImageNet run for the backbone to start from")
     net = dict(model=model, network=network, term=term, num_classes=len(categories), image_size=side, keep_ratio=keep_ratio, semantic=semantic)
-    chief = os.environ.get("RANK", "0") == "0"
+    chief = is_main_process()
 
     def build():
         if chief and pictures.dropped: say("left out of training: " + ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items())))
@@ -210,41 +201,18 @@ def coco_task(
                                               "The published recipe starts from an ImageNet run with position='factored'")
         return detector
 
-    def validate(detector, batches, device):
-        results = gather_results(dict(detect(detector, batches, held)))
-        return _from_one(lambda: _percent(score_results(held, results)))
+    def validate(detector, batches):
+        results = gather_results(dict(predict_results(detector, batches, held)))
+        return from_main_process(lambda: _percent(score_results(held, results)))
 
-    facts = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
-    return Task(facts, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
+    metadata = dict(arch="detector", net=net, classes=categories.names, category_ids=categories.ids)
+    return Task(metadata, recipe, build, TrainPictures(pictures, seed, repeat=repeat), ValidPictures(held), collate_detection, detector_losses, validate, names_of,
                 "mask AP", valid_batch=8 if network == "small" else 1)
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-27
-def _published_net(tensors, path):
-    "The options of `build_detector` that an authors' detector needs."
-    heads = {"mask_rcnn": "roi_head.bbox_head.fc_cls.weight", "htc": "roi_head.bbox_head.0.fc_cls.weight"}
-    model, table = next((m for m, key in heads.items() if key in tensors), None), tensors.get("backbone.layer3.1.conv2.rel_height")
-    if model is None or table is None: raise ValueError(f"{path}: no detector of the authors: expected {' or '.join(heads.values())} and position tables in its backbone")
-    return dict(model=model, num_classes=len(tensors[heads[model]]) - 1, image_size=16*(len(table) + 1)//2,
-                semantic=any(key.startswith("roi_head.semantic_head") for key in tensors))
-
-def load_detector(
-    path: str | PathLike, # .safetensors that `fit` wrote, or an authors' .pth
-) -> tuple[MaskRCNN, dict]: # the detector, ready to be asked, and its facts
-    "Build the detector that a file describes, and read its weights."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file of weights")
-    if Path(path).suffix != ".safetensors":
-        tensors = read_published(path)
-        net = _published_net(tensors, path)
-        return load_published(build_detector(**net), tensors).eval(), dict(arch="detector", net=net)
-    facts = read_metadata(path)
-    if facts.get("arch") != "detector": raise ValueError(f"{path}: holds no detector (its facts say arch = {facts.get('arch')!r})")
-    try: detector = build_detector(**facts["net"])
-    except (KeyError, TypeError) as error: raise ValueError(f"{path}: its facts do not describe a detector that can be built ({error})") from None
-    return load_weights(detector, path).eval(), facts
-
-def _check_classes(facts, folder, path):
+def _check_classes(metadata, folder, path):
     "Complain if a detector was trained for other categories than a folder's."
-    n, ids = facts["net"]["num_classes"], facts.get("category_ids")
+    n, ids = metadata["net"]["num_classes"], metadata.get("category_ids")
     if n != len(folder.categories) or (ids is not None and ids != folder.categories.ids):
         raise ValueError(f"{path}: the detector knows {n} classes" + (f", category numbers {ids}" if ids else "") +
                          f"; {folder.path} has {len(folder.categories)}, {folder.categories.ids}: choose the folder it was trained on")
@@ -252,14 +220,14 @@ def _check_classes(facts, folder, path):
 def _search(folder, split, weights, device, batch_size, workers, watch):
     "The folder's split and, picture by picture, what the detector in a file finds."
     dataset = CocoFolder(folder, split)
-    detector, facts = load_detector(weights)
-    _check_classes(facts, dataset, weights)
+    loaded = load(weights, kind="detector")
+    _check_classes(loaded.metadata, dataset, weights)
     batches = DataLoader(ValidPictures(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
-    return dataset, watch(detect(detector.to(pick_device(device)), batches, dataset))
+    return dataset, watch(predict_results(loaded.model.to(pick_device(device)), batches, dataset))
 
 def evaluate_coco(
     folder: str | PathLike,
-    weights: str | PathLike, # see `load_detector`
+    weights: str | PathLike, # any file of a detector, see `load`
     *,
     split: str = "val2017",
     device: str | None = None, # None: a GPU if there is one
@@ -273,7 +241,7 @@ def evaluate_coco(
 
 def export_testdev(
     folder: str | PathLike,
-    weights: str | PathLike, # see `load_detector`
+    weights: str | PathLike, # any file of a detector, see `load`
     out: str | PathLike, # the JSON file
     *,
     split: str = "test-dev2017",

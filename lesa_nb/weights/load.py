@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from lesa_nb.data.transforms import eval_transform
 from lesa_nb.models.registry import CLASSIFIERS, DETECTOR_NETWORKS, build_classifier, build_detector
 from lesa_nb.weights.files import load_tensors, read_weights
+from lesa_nb.weights.grafted import PREFIX, build_grafted, graft_metadata
 
 __all__ = ["Loaded", "Kind", "register_kind", "load"]
 
@@ -133,12 +134,14 @@ def _describe_classifier(tensors: _Tensors) -> dict[str, Any] | None:
     table, dims = _first_table(tensors), {key: tensor.ndim for key, tensor in tensors.items()}
     if table is None or dims.get("fc.weight") != 2 or dims.get("layer1.0.conv1.weight") != 4:
         return None
+    if not any(".local.mix." in key for key in tensors) and _term_of(tensors) == "lesa":  # a dense local term
+        return graft_metadata(tensors) | dict(classes=_class_names(len(tensors["fc.weight"]), "classifier"))
     position, size = table
     base = dict(arch="classifier", term=_term_of(tensors), position=position,
                 classes=_class_names(len(tensors["fc.weight"]), "classifier"))
     # The first table of the published networks is made for a sixteenth of the image, the small one's for an eighth.
     candidates = [base | dict(network=network, image_size=_image_size(size, stride))
-                  for network in CLASSIFIERS for stride in (16, 8)]
+                  for network in CLASSIFIERS if not network.startswith(PREFIX) for stride in (16, 8)]
     return _closest(candidates, _build_classifier, tensors)
 
 
@@ -183,8 +186,12 @@ def _pair(size: Any) -> Any:
 
 
 def _build_classifier(metadata: _Metadata) -> nn.Module:
-    return build_classifier(metadata["network"], num_classes=len(metadata["classes"]), term=metadata["term"],
-                            position=metadata["position"], image_size=_pair(metadata["image_size"]))
+    network, options = metadata["network"], dict(
+        num_classes=len(metadata["classes"]), term=metadata["term"], position=metadata["position"],
+        image_size=_pair(metadata["image_size"]))
+    if network.startswith(PREFIX):
+        return build_grafted(network.removeprefix(PREFIX), heads=metadata.get("heads", 8), **options)
+    return build_classifier(network, **options)
 
 
 def _build_detector(metadata: _Metadata) -> nn.Module:

@@ -19,6 +19,8 @@ from ..layers.lesa import LESA
 from ..layers.position import FlatTable
 from .names import TABLES_OF_NAMES, translate, unwrap
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 # %% ../../nbs/2_networks/11_published.ipynb #cell-12
 def published_names(
     module: nn.Module, # a LESA layer or a network that contains some
@@ -124,8 +126,6 @@ def misfits(
     return "\n".join([*lists, *dict.fromkeys(_cures(misshaped, missing, unexpected))])
 
 # %% ../../nbs/2_networks/11_published.ipynb #ef5a3e00
-_Module = TypeVar("_Module", bound=nn.Module)
-
 def load_published(
     module: _Module, # a LESA layer or a network that contains some
     source: str | os.PathLike | Mapping, # path of an authors' .pth, or a state dict in their layout

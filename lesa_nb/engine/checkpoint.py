@@ -1,0 +1,138 @@
+"""A checkpoint on disk, what it says about the run that wrote it, and whether another run may go on from it."""
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lesa_nb.io.tensors import read_pth, save_pth
+
+__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint", "check_same_run",
+           "commit"]
+
+
+def save_checkpoint(content: dict[str, Any], path: str | PathLike) -> None:
+    """Write a checkpoint in one go or not at all.
+
+    Args:
+        content: Tensors, numbers, strings, and lists and dictionaries of them.
+        path: The file.
+
+    Raises:
+        OSError: It cannot be written; the one before it is intact.
+    """
+    save_pth(content, path, what="the checkpoint", advice="Make room, or choose another folder, and resume")
+
+
+def read_checkpoint(path: str | PathLike) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint of a run, or reading it would run code.
+    """
+    content = read_pth(path)
+    if not isinstance(content, dict) or "metadata" not in content:
+        raise ValueError(f"{path}: no checkpoint of a run; it says nothing about its network")
+    return content
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """All random states of this process, in types that a safe reader reads."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return dict(python=random.getstate(), numpy=[kind, np.asarray(keys).tolist(), *rest], torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on from random states of `random_state`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What tells a data set from another: how many samples, the first names, and a hash of the list of names.
+
+    Names are asked of the data set's `sample_name(index)`; without that only the number is known.
+    """
+    name = getattr(dataset, "sample_name", None)
+    if name is None:
+        return dict(samples=len(dataset), first=[], names="")
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        digest.update(str(name(index)).encode("utf-8", "surrogateescape") + b"\0")
+    first = [str(name(index)).encode("utf-8", "backslashreplace").decode() for index in range(min(3, len(dataset)))]
+    return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16])
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What differs between two runs' metadata, recipe and seed, one sentence for each entry."""
+    theirs, mine = (json.loads(json.dumps(dict(state["metadata"], seed=state["seed"])
+                                          | {f"recipe {key}": value for key, value in (state["recipe"] or {}).items()}))
+                    for state in (theirs, mine))
+    return [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in sorted({*theirs, *mine})
+            if theirs.get(key) != mine.get(key)]
+
+
+def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between two runs' data, `fingerprint` by `fingerprint`, one sentence for each half."""
+    found = []
+    for half, now in mine.items():
+        then = theirs.get(half) or {}
+        if then == now:
+            continue
+        if then.get("samples") != now["samples"]:
+            found.append(f"{half}: {then.get('samples')} samples there, {now['samples']} now")
+        elif then.get("first") != now["first"]:
+            there, here = next((a, b) for a, b in zip([*then.get("first", []), None], [*now["first"], None]) if a != b)
+            found.append(f"{half}: as many samples, but {there!r} there where {here!r} is now")
+        else:
+            found.append(f"{half}: as many samples, and the first names agree, but later ones differ")
+    return found
+
+
+def check_same_run(
+    saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, accept_changed_data: bool = False
+) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        saved: What the checkpoint holds.
+        told: What this run was told: its "metadata", "recipe", "seed" and "data", the fingerprints of both halves.
+        path: Of the checkpoint, for the sentence.
+        accept_changed_data: Go on although samples were added, removed or renamed.
+
+    Raises:
+        ValueError: What differs, and what to do.
+    """
+    if differ := _differences(saved, told):
+        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(differ)}): ask for the same, or choose another "
+                         "folder; nothing was changed")
+    changed = _changed_data(saved.get("data") or {}, told["data"])
+    if changed and not accept_changed_data:
+        raise ValueError(
+            f"{path}: a run on other data ({'; '.join(changed)}), so the order of samples would be another: bring the "
+            "data back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); "
+            "nothing was changed")
+
+
+def commit() -> str | None:
+    """The last commit that changed this package, if it lies in a repository."""
+    try:
+        done = subprocess.run(["git", "log", "-1", "--format=%h", "--", "."], cwd=Path(__file__).parent.parent,
+                              capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, no repository
+    return done.stdout.strip() or None

@@ -1,0 +1,84 @@
+"""The folder of a run: its log, its checkpoint, and weights to hand on."""
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lesa_nb.engine.checkpoint import commit, save_checkpoint
+from lesa_nb.engine.group import Ranks
+from lesa_nb.engine.log import RunLog
+from lesa_nb.io.atomic import atomic_json
+from lesa_nb.io.tensors import save_tensors
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Writes what happens in a run; the main process writes, and all raise if it cannot.
+
+    Attributes:
+        path: The folder.
+        checkpoint: The file that a run goes on from.
+        ranks: The processes of the run.
+        saved: When the checkpoint was last written, by `time.perf_counter`.
+
+    Args:
+        path: The folder; it exists.
+        ranks: The processes of the run.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks):
+        self.path, self.ranks, self.checkpoint = path, ranks, path/"last.pt"
+        self.saved = time.perf_counter()
+        self._log: RunLog | None = None
+
+    def open_log(self, *, epoch: int, step: int, per_epoch: int, tensorboard: bool) -> None:
+        """Go on with the log where the run stands; see `RunLog`."""
+        if self.ranks.rank == 0:
+            self._log = RunLog(self.path, epoch=epoch, step=step, per_epoch=per_epoch, tensorboard=tensorboard)
+
+    def event(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Write an event to the log; returns it."""
+        if self._log:
+            self._log(event)
+        return event
+
+    def save(self, content: dict[str, Any], weights: dict[str, torch.Tensor], *names: str) -> None:
+        """Write weights, then the checkpoint that counts them as written; all processes come here together.
+
+        Args:
+            content: Of the checkpoint: a state dict of `Training`.
+            weights: Of the network to hand on.
+            names: Write the weights as NAME.safetensors, with their metadata inside and beside them as NAME.json.
+
+        Raises:
+            OSError: In all processes, if the main one cannot write; the files before are intact.
+        """
+        problem = ""
+        if self.ranks.rank == 0:
+            try:
+                for name in names:
+                    metadata = self._metadata(content)
+                    save_tensors(weights, self.path/f"{name}.safetensors", metadata, what="the weights")
+                    atomic_json(self.path/f"{name}.json", metadata)
+                save_checkpoint(content, self.checkpoint)
+            except OSError as error:
+                problem = str(error)
+        self.ranks.agree(problem)
+        self.saved = time.perf_counter()
+
+    @staticmethod
+    def _metadata(content: dict[str, Any]) -> dict[str, Any]:
+        """What a file of weights says about itself."""
+        told = {name: content[name] for name in ("recipe", "seed", "data", "epoch", "step", "scores")}
+        return dict(content["metadata"], **told, averaged=content["average"] is not None, torch=torch.__version__,
+                    commit=commit(), date=f"{datetime.now():%Y-%m-%d %H:%M}")
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log:
+            self._log.close()

@@ -1,0 +1,94 @@
+"""Grafted networks by name: built for training, described for files."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesa_nb.models.registry import register_classifier
+from lesa_nb.weights.graft import graft
+from lesa_nb.weights.resnets import RESNETS, resnet_name
+
+__all__ = ["build_grafted", "graft_metadata", "PREFIX"]
+
+#: what the names of grafted networks begin with, in metadata and in `build_classifier`
+PREFIX = "graft:"
+
+
+def build_grafted(
+    architecture: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    position: str = "factored",
+    term: str = "lesa",
+    heads: int = 8,
+) -> nn.Module:
+    """A grafted network with random weights, for training and for weights to be filled in.
+
+    Args:
+        architecture: A key of `RESNETS`.
+        num_classes: Number of logits.
+        image_size: Size the position tables are made for; other sizes run too.
+        position: Kind of the tables, "factored" or "flat".
+        term: "lesa", or "conv" for the same network without the graft.
+        heads: Attention heads.
+
+    Raises:
+        ValueError: There is no such architecture or term.
+    """
+    for word, value, known in (("architecture", architecture, RESNETS), ("term", term, ("lesa", "conv"))):
+        if value not in known:
+            raise ValueError(f"{word} of a grafted network must be one of {', '.join(known)}, got {value!r}")
+    network = RESNETS[architecture](num_classes=num_classes)
+    return network if term == "conv" else graft(network, image_size=image_size, position=position, heads=heads)
+
+
+for _name in RESNETS:
+    register_classifier(PREFIX + _name, partial(build_grafted, _name))
+
+
+def _tables(tensors: Mapping[str, Tensor]) -> tuple[str, list[int], int] | None:
+    """Kind of the first position table, the map it was made for, and the number of heads."""
+    for key in sorted(tensors):
+        place = key.partition(".context.position.")[0]
+        if key.endswith(".context.position.height"):
+            size = [(len(tensors[f"{place}.context.position.{side}"]) + 1)//2 for side in ("height", "width")]
+            return "factored", size, len(tensors[f"{place}.context.norm_scores.weight"])//2
+        if key.endswith(".context.position.table"):
+            side = round(((tensors[key].shape[1] + 1)/2)**.5)
+            return "flat", [side, side], len(tensors[f"{place}.context.norm_scores.weight"])//3
+    return None
+
+
+def graft_metadata(network: nn.Module | Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a file must say about a grafted network, so that `load` can build it: pass it to `save_weights`.
+
+    Args:
+        network: What `graft` returned, or its state dict.
+
+    Raises:
+        ValueError: It was grafted from a network that torchvision does not build by name.
+    """
+    tensors = network.state_dict() if isinstance(network, nn.Module) else network
+    architecture, told = resnet_name(tensors), _tables(tensors)
+    if told is None or "fc.weight" not in tensors:
+        raise ValueError("expected a grafted classifier: this network has no position tables, or no fc layer")
+    position, size, heads = told
+    height, width = (16*n for n in size)  # the first table is made for a sixteenth of the image
+    metadata = dict(
+        arch="classifier", network=PREFIX + architecture, term="lesa", position=position, heads=heads,
+        image_size=height if height == width else [height, width],
+        classes=[str(i) for i in range(len(tensors["fc.weight"]))])
+    with torch.device("meta"):
+        wanted = build_grafted(architecture, num_classes=len(tensors["fc.weight"]), image_size=(height, width),
+                               position=position, heads=heads).state_dict()
+    differ = {(key, tensor.shape) for key, tensor in wanted.items()} ^ {(key, t.shape) for key, t in tensors.items()}
+    norms = [part for part in network.modules() if hasattr(part, "eps")] if isinstance(network, nn.Module) else []
+    if differ or any(part.eps != 1e-5 for part in norms):
+        raise ValueError(f"this network is not quite torchvision's {architecture}, so its name would not say how to "
+                         "build it: keep the network it was grafted from, and save the state dict")
+    return metadata

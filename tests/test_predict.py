@@ -1,4 +1,4 @@
-"""Predictions: answers of classifiers and detectors in the form that is promised, broken files named, the rest answered."""
+"""Predictions: answers in the form that is promised, broken files named, the rest answered."""
 import json
 
 import numpy as np
@@ -128,7 +128,8 @@ def test_detector_answers(detector, photos):
         assert thing["mask"]["size"] == [90, 64] and isinstance(thing["mask"]["counts"], str)
     json.dumps(answer)  # anything here fits into JSON
     middle = scores[len(scores)//2]
-    assert [t["score"] for t in predict(loaded, path, threshold=middle)[0]["objects"]] == [s for s in scores if s >= middle]
+    fewer = predict(loaded, path, threshold=middle)[0]["objects"]
+    assert [thing["score"] for thing in fewer] == [score for score in scores if score >= middle]
     assert predict(loaded, path, threshold=1)[0]["objects"] == []
 
 

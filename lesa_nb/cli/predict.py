@@ -98,7 +98,7 @@ def predict_images(
     files = find_images(paths)
     loaded = load(weights)
     if out is not None and loaded.kind == "classifier":
-        raise UsageError("--out is for detectors, which draw boxes; the answers of a classifier can be written with --json")
+        raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")
     folder = out or Path("lesa_predictions")
     if loaded.kind == "detector":
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,8 @@ def predict_images(
 
     answers: list[dict] = []
     taken: set[str] = set()
-    found = iter_predictions(loaded, files, top=top, threshold=threshold, batch_size=batch_size, device=pick_device(device))
+    where = pick_device(device)
+    found = iter_predictions(loaded, files, top=top, threshold=threshold, batch_size=batch_size, device=where)
     bar = progress(found, unit="picture", total=len(files))
     for answer in bar:
         answers.append(answer)

@@ -27,8 +27,8 @@ Picture = str | os.PathLike | Image.Image
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     """Files, folders (searched below, sorted) and glob patterns as one list of files, each once, in the order given.
 
-    A file that is named is taken whatever its name ends in; in folders and patterns only pictures count, and what begins
-    with a dot does not. Raises FileNotFoundError for a name that is not there, ValueError where nothing is left.
+    A file that is named is taken whatever its name ends in; in folders and patterns only pictures count, and litter of
+    operating systems does not. Raises FileNotFoundError for a name that is not there, ValueError where nothing is left.
     """
     found: list[Path] = []
     for path in paths:
@@ -40,8 +40,9 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
         else:
             matches = sorted(glob.glob(text, recursive=True))
             if not matches:
-                raise FileNotFoundError(f"{printable(text)}: no such file or folder, and no file matches it as a pattern")
-            found += [Path(m) for m in matches if os.path.isfile(m) and is_picture(m) and not is_litter(os.path.basename(m))]
+                raise FileNotFoundError(f"{printable(text)}: no such file or folder, and no name matches it as a pattern")
+            pictures = [match for match in matches if is_picture(match) and not is_litter(os.path.basename(match))]
+            found += [Path(match) for match in pictures if os.path.isfile(match)]
     if not found:
         raise ValueError(f"no pictures in {', '.join(printable(path) for path in paths)}")
     return list(dict.fromkeys(found))
@@ -116,7 +117,8 @@ def iter_predictions(
         inputs = [x.to(where) for _, x in batch if isinstance(x, Tensor)]
         answers: list[dict] = []
         if inputs:
-            answers = _classify(loaded, inputs, top) if loaded.kind == "classifier" else _detect(loaded, inputs, threshold)
+            classifies = loaded.kind == "classifier"
+            answers = _classify(loaded, inputs, top) if classifies else _detect(loaded, inputs, threshold)
         left = iter(answers)
         for name, x in batch:
             yield dict(file=name, **(next(left) if isinstance(x, Tensor) else dict(error=str(x))))
@@ -128,16 +130,24 @@ def predict(
 ) -> list[dict]:
     """What a network says of pictures, one dictionary for each, in their order.
 
-    source: a file of weights that `lesa_nb.load` reads, or what it returned. pictures: paths or PIL pictures, or one of
-    them; pictures from files are turned upright as their EXIF note says. top: classes that a classifier names. threshold:
-    the least score of an object that a detector names. batch_size: pictures at once, None for 16 (classifiers) or 1.
+    Args:
+        source: A file of weights that `lesa_nb.load` reads, or what it returned.
+        pictures: Paths or PIL pictures, or one of them. Pictures from files are turned upright as their EXIF note says;
+            PIL pictures are taken as they are.
+        top: Classes that a classifier names.
+        threshold: Least score of an object that a detector names.
+        batch_size: Pictures at once; None for 16 (classifiers) or 1 (detectors).
+        device: Where to compute; None leaves the network where it is.
 
-    A classifier answers {"file", "classes": [{"name", "score"}, ...]}, best first. A detector answers {"file", "objects":
-    [{"name", "score", "box": [x1, y1, x2, y2], "mask"}, ...]} in pixels of the upright picture; "mask" is COCO's run
-    lengths, {"size": [H, W], "counts"}, and left out where a detector has no masks. "file" is None for PIL pictures. A
-    picture that cannot be read answers {"file", "error": one sentence}, and the others go on.
+    Returns:
+        Of a classifier {"file", "classes": [{"name", "score"}, ...]}, best first. Of a detector {"file", "objects":
+        [{"name", "score", "box": [x1, y1, x2, y2], "mask"}, ...]}, best first, in pixels of the upright picture; "mask"
+        is {"size": [H, W], "counts"}, COCO's run lengths, and left out where a detector has no masks. "file" is None for
+        PIL pictures. A picture that cannot be read answers {"file", "error": a sentence}, and the others go on.
 
-    Raises ValueError and FileNotFoundError for the file of weights, ValueError for a top or threshold out of range.
+    Raises:
+        FileNotFoundError: There is no such file of weights.
+        ValueError: The weights cannot be read, or `top` or `threshold` is out of range.
     """
     loaded = source if isinstance(source, Loaded) else load(source)
     several = [pictures] if isinstance(pictures, (str, os.PathLike, Image.Image)) else pictures

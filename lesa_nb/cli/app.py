@@ -9,7 +9,7 @@ from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import check, data, eval, export, see, train
 from lesa_nb.cli.common import UsageError
-from lesa_nb.engine.group import is_main_process
+from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
 _DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
@@ -87,6 +87,5 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, *_MISTAKES) as mistake:
         if os.environ.get("LESA_DEBUG"):
             raise
-        who = "lesa" if is_main_process() else f"lesa (process {os.environ['RANK']})"
-        print(f"{who}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
+        print(f"{process_name('lesa')}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

@@ -3,6 +3,7 @@
 Errors are relative to the largest value of the recorded tensor. The gradient of `bn_similarity.bias` is left out
 everywhere: a constant per head cancels in the softmax, so its true value is zero and both sides hold rounding noise.
 """
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,7 @@ ZERO_GRADIENT = "bn_similarity.bias"
 
 def read(name):
     "One file of recorded results."
-    with np.load(GOLDEN/f"{name}.npz") as archive:
+    with np.load(GOLDEN / f"{name}.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
 
@@ -105,7 +106,7 @@ def test_unit(name, mode):
     load_published(layer, filled(keys_and_shapes(golden[f"{name}.keys"])))
     x = image(99, (2, 64, *layer.context.position.size)).requires_grad_()
     y = layer(x)
-    (y*image(100, y.shape)).sum().backward()
+    (y * image(100, y.shape)).sum().backward()
     got = {"y": y, "dx": x.grad}
     got |= {f"grad.{key}": grad for key, grad in gradients(layer).items() if key != ZERO_GRADIENT}
     got |= {f"buf.{key}": tensor for key, tensor in statistics(layer).items()}
@@ -147,7 +148,11 @@ def test_network_in_eval(network):
 
 
 def test_network_in_training_float64(network):
+<<<<<<< HEAD
     "Logits, running statistics and the norm of every gradient, in float64: float32 rounding moves norms by per cents."
+=======
+    "Logits, running statistics and every gradient's norm, in float64: float32 moves the norms by per cents."
+>>>>>>> main
     net, golden, weights = network
     net = load_published(net.double().train(), weights)
     try:
@@ -159,7 +164,7 @@ def test_network_in_training_float64(network):
         assert set(found) == set(recorded)
         for key, norm in recorded.items():
             if not key.endswith(ZERO_GRADIENT):
-                assert abs(found[key] - norm) < 1e-6*norm, key
+                assert abs(found[key] - norm) < 1e-6 * norm, key
         assert worst(statistics(net), golden, "train.bn.") < (1e-4, "")  # recorded in float32, 3e-5 away from float64
     finally:
         net.zero_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 from tyro.extras import SubcommandApp
 
-from lesa_nb.cli import check, data, eval, export, see, train
+from lesa_nb.cli import check, data, eval, export, predict, see, train
 from lesa_nb.cli.common import UsageError
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
@@ -22,6 +22,7 @@ _COMMANDS: dict[str, Callable] = {
     "explore": see.explore_photo,
     "export": export.export_classifier,
     "export-testdev": export.testdev_file,
+    "predict": predict.predict_images,
 }
 #: the commands of two words: first word -> what it does, and the function behind each second word
 _GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {

@@ -36,14 +36,14 @@ def worker_count(asked: int | None) -> int:
     return min(8, max(0, cores // local_world_size() - 1))
 
 
-def progress(items: Iterable, unit: str) -> Any:
+def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     "The items, with a bar in the process that talks."
     from tqdm import tqdm
 
-    return tqdm(items, unit=unit, disable=not is_main_process())
+    return tqdm(items, unit=unit, total=total, disable=not is_main_process())
 
 
-def write_json(path: Path, numbers: dict, what: str) -> None:
+def write_json(path: Path, numbers: dict | list, what: str) -> None:
     "Numbers as JSON, which has no nan: it says null where there was nothing to measure. Errors say `what` they are."
     from lesa_nb.io.atomic import atomic_json
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.lesa import LESA, build_context
 from ..layers.local import DeformableConv2d
+from ..layers.ways import Way
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-08
 class PlainAttention(nn.Module):
@@ -27,11 +28,12 @@ class PlainAttention(nn.Module):
         heads: int = 8, # number of heads G
         position: str = "flat", # kind of offset table, a key of `POSITIONS`, as in LESA
         stride: int = 1, # the output is averaged over windows of stride x stride
+        attend: str | Way = "auto", # the name of a way to attend, as in LESA
     ):
         super().__init__()
         if stride < 1: raise ValueError(f"expected a stride of at least 1, found {stride}")
         self.stride = stride
-        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position)
+        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position, attend=attend)
 
     def forward(
         self,
@@ -47,8 +49,9 @@ def _conv(channels, *, stride=1, deformable=False, **unused):
     else: conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
     return conv, nn.BatchNorm2d(channels)
 
-def _attention(channels, *, deformable=False, gate_shrink=None, gate_kernels=None, **options):
-    "Plain attention, which normalises inside; deformation and gate belong to LESA."
+def _attention(channels, *, deformable=False, gate_shrink=None, gate_kernels=None, gate=None, local_groups=None,
+               **options):
+    "Plain attention, which normalises inside; local term and gate belong to LESA."
     return PlainAttention(channels, channels, **options), nn.Identity()
 
 def _lesa(channels, **options):

@@ -111,7 +111,7 @@ def test_a_run_says_what_it_does(run):
         "recipe published: epochs 2",
         "learning rate: 0.05 for 128 pictures, so 0.003125 for 8",
         "batch norm sees 8 pictures",
-        "a new run: 48 pictures to train on, 18 to validate",
+        "a new run: 48 images to train on, 18 to validate",
         "epoch 2/2: top1",
         "best top1",
     ):

@@ -1,9 +1,4 @@
-<<<<<<< HEAD
-"""One exported graph for maps smaller and larger than the tables: `position.fit_offsets` asks no sizes."""
-
-=======
 """One exported graph for maps smaller and larger than the tables: `fit_offsets` without a question about sizes."""
->>>>>>> main
 import onnxruntime
 import pytest
 import torch
@@ -50,14 +45,8 @@ class Fit(torch.nn.Module):
 def test_fit_offsets_exported():
     "The graph's table is the eager one for every number of positions: sliced, bitwise itself, stretched."
     table = torch.randn(3, 9)
-<<<<<<< HEAD
-    run = torch.export.export(
-        Fit(), (table, torch.zeros(7)), dynamic_shapes=(None, {0: Dim("n", min=2, max=40)})
-    ).module()
-=======
     sizes = (None, {0: Dim("n", min=2, max=40)})
     run = torch.export.export(Fit(), (table, torch.zeros(7)), dynamic_shapes=sizes).module()
->>>>>>> main
     for n in range(2, 41):
         torch.testing.assert_close(run(table, torch.zeros(n)), fit_offsets(table, n), atol=1e-5, rtol=1e-5)
     assert torch.equal(run(table, torch.zeros(5)), table)

@@ -148,11 +148,7 @@ def test_network_in_eval(network):
 
 
 def test_network_in_training_float64(network):
-<<<<<<< HEAD
-    "Logits, running statistics and the norm of every gradient, in float64: float32 rounding moves norms by per cents."
-=======
     "Logits, running statistics and every gradient's norm, in float64: float32 moves the norms by per cents."
->>>>>>> main
     net, golden, weights = network
     net = load_published(net.double().train(), weights)
     try:

@@ -76,9 +76,9 @@ def eval_coco(
         out: Also write the scores there, with AP class by class.
     """
     positive(batch_size=batch_size)
-    from lesa_nb.tasks.detect import evaluate_coco
+    from lesa_nb.tasks.detect_eval import evaluate_detector
 
-    scores = evaluate_coco(
+    scores = evaluate_detector(
         data,
         weights,
         split=split,

@@ -71,7 +71,7 @@ def testdev_file(
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
     """
     positive(batch_size=batch_size)
-    from lesa_nb.tasks.detect import export_testdev
+    from lesa_nb.tasks.detect_eval import export_testdev
 
     path = export_testdev(
         data,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.layers.lesa import LESA, attend_with
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
     from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+    from lesa_nb.tasks.predict import predict
     from lesa_nb.weights.folding import fold_norms
     from lesa_nb.weights.graft import graft
     from lesa_nb.weights.load import load
@@ -34,6 +35,7 @@ _OWNERS = {
     "load": "weights.load",
     "load_published": "weights.published",
     "mask_rcnn_lesa_resnet50": "models.htc",
+    "predict": "tasks.predict",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "load_published",
     "mask_rcnn_lesa_resnet50",
+    "predict",
 ]
 
 

@@ -24,7 +24,9 @@ def expected_maps(size, channels):
     return [(c, math.ceil(size[0]/s), math.ceil(size[1]/s)) for c, s in zip(channels, (4, 8, 16, 16), strict=True)]
 
 
-@pytest.mark.parametrize(("term", "position"), [("lesa", "flat"), ("lesa", "factored"), ("attention", "flat"), ("conv", "flat")])
+@pytest.mark.parametrize(("term", "position"), [
+    ("lesa", "flat"), ("lesa", "factored"), ("attention", "flat"), ("conv", "flat"),
+])
 def test_every_size(term, position):
     "Squares, odd, wide and tall images through all stages; the maps have their true size and finite numbers."
     net = small(term=term, position=position).eval()
@@ -35,8 +37,9 @@ def test_every_size(term, position):
         assert all(m.isfinite().all() for m in maps), size
 
 
-@pytest.mark.parametrize(("make", "size"), [(lesa_resnet50, (95, 37)), (lesa_resnet50, (256, 128)), (lesa_resnet50, (333, 500)),
-                                            (lesa_wrn50, (32, 161))])
+@pytest.mark.parametrize(("make", "size"), [
+    (lesa_resnet50, (95, 37)), (lesa_resnet50, (256, 128)), (lesa_resnet50, (333, 500)), (lesa_wrn50, (32, 161)),
+])
 def test_full_networks(make, size):
     "The published networks on images they were not made for."
     net = make(num_classes=3).eval()
@@ -104,7 +107,7 @@ def test_parameters(make, position, parameters):
     (lesa_resnet50, torchvision.models.resnet50), (lesa_wrn50, torchvision.models.wide_resnet50_2),
 ])
 def test_conv_control_speaks_torchvision(make, theirs):
-    "The convolution control takes torchvision's weights strictly; with torchvision's strides it gives torchvision's numbers."
+    "The convolution control takes torchvision's weights strictly; with its strides it gives torchvision's numbers."
     theirs = theirs(num_classes=11).eval()
     control = make(num_classes=11, term="conv").eval()
     control.load_state_dict(theirs.state_dict())
@@ -124,20 +127,22 @@ def test_controls_differ_in_the_term_only():
     where = [name for name, part in nets["lesa"].named_modules() if isinstance(part, LESA)]
     assert where == [f"layer3.{i}.conv2" for i in range(1, 6)] + [f"layer4.{i}.conv2" for i in range(3)]
     inside = tuple(f"{name}." for name in where) + tuple(name.replace("conv2", "bn2.") for name in where)
-    outside = {term: {k: v.shape for k, v in net.state_dict().items() if not k.startswith(inside)} for term, net in nets.items()}
+    outside = {term: {k: v.shape for k, v in net.state_dict().items() if not k.startswith(inside)}
+               for term, net in nets.items()}
     assert outside["lesa"] == outside["attention"] == outside["conv"]
     assert not any(".bn2." in name for name in nets["lesa"].state_dict() if name.startswith("layer4"))
 
 
 def test_start():
-    "Kaiming fan-out for 2-d convolutions, N(0, 1/C) for the 1-d projection, zeros for deformable offsets, ones for norms."
+    "Kaiming fan-out for 2-d convolutions, N(0, 1/C) for the 1-d projection, zeros for offsets, ones for norms."
     torch.manual_seed(0)
     net = ResNet(position="factored", deformable=(3, 4))
     for name, part in net.named_modules():
         if name.endswith("conv_offset"):
             assert not part.weight.any() and not part.bias.any(), name
         elif isinstance(part, nn.Conv2d):
-            assert part.weight.std().item() == pytest.approx((2/(part.out_channels*part.kernel_size[0]**2))**0.5, rel=0.1), name
+            want = (2/(part.out_channels*part.kernel_size[0]**2))**0.5
+            assert part.weight.std().item() == pytest.approx(want, rel=0.1), name
         elif isinstance(part, nn.Conv1d):
             assert part.weight.std().item() == pytest.approx(part.in_channels**-0.5, rel=0.1), name
         elif isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -155,7 +160,8 @@ def test_rectangular_tables(image_size):
 
 
 @pytest.mark.parametrize(("shape", "message"), [
-    ((3, 64, 64), "add the batch axis"), ((1, 64, 64, 3), "move the channels to the front"), ((1, 1, 64, 64), r"got \(1, 1, 64, 64\)"),
+    ((3, 64, 64), "add the batch axis"), ((1, 64, 64, 3), "move the channels to the front"),
+    ((1, 1, 64, 64), r"got \(1, 1, 64, 64\)"),
     ((1, 3, 0, 64), "at least one pixel"), ((64, 64), "need images of shape"),
 ])
 def test_wrong_input(shape, message):

@@ -431,14 +431,14 @@ def test_labels_of_another_file_follow_names(folder):
     for (_, target), (_, before) in zip(val, plain):
         assert target["labels"].equal(before["labels"])
     edit(folder, lambda content: content["categories"][0].update(name="ball"), "val2017")
-    with pytest.raises(ValueError, match="expected the categories of the other file.*disc.*found.*ball"):
+    with pytest.raises(ValueError, match="expected the categories of .*train2017.json.*disc.*found.*ball"):
         CocoFolder(folder, "val2017", categories=train.categories)
 
 
 def test_the_same_ids_under_other_names_are_refused(folder):
     train = CocoFolder(folder, training=True)
     edit(folder, lambda content: content["categories"][0].update(name="ball"), "val2017")
-    with pytest.raises(ValueError, match="category 2 is 'ball' and in the other file it is 'disc'"):
+    with pytest.raises(ValueError, match="category 2 is 'ball' and in .*train2017.json it is 'disc'"):
         CocoFolder(folder, "val2017", categories=train.categories)
 
 

@@ -527,4 +527,4 @@ def test_two_processes_gather_every_image_once(source, tmp_path):
 
 def test_alone_nothing_is_gathered():
     results = {1: []}
-    assert gather_results(results) is results
+    assert gather_results(results) == results

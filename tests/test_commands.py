@@ -286,7 +286,7 @@ def test_every_mistake_is_one_line(demo, flower, tmp_path, monkeypatch, capsys):
         (["explain", flower, "--pixel", "middle"], 2, "wants two whole numbers X,Y"),
         (["explain", flower, "--weights", "gone.pth"], 1, "gone.pth: no such file of weights"),
         (["explain", flower, "--weights", text], 1, "text.jpg"),
-        (["explain", flower, "--weights", demo / "twin_conv.safetensors"], 1, "no LESA layer"),
+        (["explain", flower, "--weights", demo / "twin_conv.safetensors"], 1, "expected LESA or plain attention"),
         (["explain", flower, "--weights", weights, "--layer", "nose"], 1, "there are blocks.0.conv2, blocks.1.conv2"),
         (["explain", flower, "--weights", weights, "--size", "3"], 1, "choose a larger --size"),
         (["explain", flower, "--out", flower], 1, "would overwrite the picture"),

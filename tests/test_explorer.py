@@ -199,12 +199,23 @@ def contrast(a, b):
     return (high + .05)/(low + .05)
 
 
-def test_text_can_be_read(networks, photo):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(networks, photo, scheme):
     page = explorer(photo, networks, torch.rand(1, 3, 60, 60)).html
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", page))
+    light, _, rest = page.partition("@media (prefers-color-scheme: dark) {")
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", light))
+    if scheme == "dark":
+        colours |= dict(re.findall(r"--(\w+): (#\w{6})", rest.partition("@media")[0]))
     pairs = [("quiet", "paper"), ("lesa", "paper"), *((ink, "card") for ink in ("quiet", "gate", "local", "context"))]
     for ink, ground in pairs:
         assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    assert contrast(colours["edge"], colours["card"]) >= 3  # the edges of what can be operated
+
+
+def test_comparisons_are_fair_by_default(networks, photo):
+    reader = Reader(explorer(photo, networks, torch.rand(1, 3, 60, 60)).html)
+    own = next(a for _, a in reader.elements if a.get("id") == "own")
+    assert own["type"] == "checkbox" and "checked" not in own  # one scale for all maps until somebody asks otherwise
 
 
 def test_a_large_page_is_refused_before_its_maps_are_made(networks, photo, monkeypatch):

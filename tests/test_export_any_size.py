@@ -1,13 +1,13 @@
-"""One exported graph for maps smaller and larger than the tables: needs `position.fit_offsets` without a question about sizes."""
+"""One exported graph for maps smaller and larger than the tables: `fit_offsets` without a question about sizes."""
 import onnxruntime
 import pytest
 import torch
 from torch.export import Dim
 
-from lesa_nb.weights.export import export_onnx
 from lesa_nb.layers.lesa import POSITIONS
 from lesa_nb.layers.position import fit_offsets
 from lesa_nb.models.resnet import ResNet, lesa_resnet50
+from lesa_nb.weights.export import export_onnx
 
 SIZES = [(32, 32), (64, 64), (65, 97), (200, 40), (192, 192)]
 
@@ -45,7 +45,8 @@ class Fit(torch.nn.Module):
 def test_fit_offsets_exported():
     "The graph's table is the eager one for every number of positions: sliced, bitwise itself, stretched."
     table = torch.randn(3, 9)
-    run = torch.export.export(Fit(), (table, torch.zeros(7)), dynamic_shapes=(None, {0: Dim("n", min=2, max=40)})).module()
+    sizes = (None, {0: Dim("n", min=2, max=40)})
+    run = torch.export.export(Fit(), (table, torch.zeros(7)), dynamic_shapes=sizes).module()
     for n in range(2, 41):
         torch.testing.assert_close(run(table, torch.zeros(n)), fit_offsets(table, n), atol=1e-5, rtol=1e-5)
     assert torch.equal(run(table, torch.zeros(5)), table)

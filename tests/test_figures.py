@@ -297,3 +297,10 @@ def test_the_readme_shows_the_map_as_it_is_drawn_today(root):
         assert kept.size == now.size
         away = np.abs(np.asarray(kept.convert("L"), dtype=float) - np.asarray(now, dtype=float))
     assert away.mean() < 1, "the map has changed: python tools/draw_images.py draws Images/ anew"
+
+
+def test_the_galleries_beside_the_map_are_small_pictures(root):
+    for name in ("gallery_digit.png", "gallery_photo.png"):
+        with Image.open(root/"Images"/name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+        assert (root/"Images"/name).stat().st_size < 120_000

@@ -3,6 +3,7 @@
 Errors are relative to the largest value of the recorded tensor. The gradient of `bn_similarity.bias` is left out
 everywhere: a constant per head cancels in the softmax, so its true value is zero and both sides hold rounding noise.
 """
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from golden_weights import GOLDEN, error, filled, image
 
 from lesa_nb.layers.lesa import LESA
-from lesa_nb.weights.published import load_published, published_names
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.weights.published import load_published, published_names
 
 LAYERS = {
     "layer_flat": dict(in_channels=32, out_channels=32, fmap=5, heads=4),
@@ -31,7 +32,7 @@ ZERO_GRADIENT = "bn_similarity.bias"
 
 def read(name):
     "One file of recorded results."
-    with np.load(GOLDEN/f"{name}.npz") as archive:
+    with np.load(GOLDEN / f"{name}.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
 
@@ -40,7 +41,11 @@ def keys_and_shapes(lines, dtype="float32"):
     tensors = {}
     for line in lines:
         name, rest = str(line).split(" ", 1)
-        shape, _, kind = (rest.strip("()").replace(", ", "x").rstrip(",") + " ").partition(" ") if "(" in rest else rest.partition(" ")
+        shape, _, kind = (
+            (rest.strip("()").replace(", ", "x").rstrip(",") + " ").partition(" ")
+            if "(" in rest
+            else rest.partition(" ")
+        )
         kind = kind.strip() or ("int64" if name.endswith(("flatten_index", "num_batches_tracked")) else dtype)
         tensors[name] = torch.zeros([int(n) for n in shape.split("x") if n], dtype=getattr(torch, kind))
     return tensors
@@ -72,12 +77,20 @@ def worst(results, recorded, prefix):
 def test_layer(name, mode):
     "Output, both terms, gate, every gradient and every running statistic of one layer with its own weights."
     golden = read(name)
-    weights = {key.removeprefix("weights/"): torch.from_numpy(golden[key]) for key in golden if key.startswith("weights/")}
+    weights = {
+        key.removeprefix("weights/"): torch.from_numpy(golden[key]) for key in golden if key.startswith("weights/")
+    }
     layer = load_published(LESA(**LAYERS[name]), weights).train(mode == "train")
     x = torch.from_numpy(golden["input"]).requires_grad_()
     terms = layer.terms(x)
     terms.out.backward(torch.from_numpy(golden["output_grad"]))
-    got = {"output": terms.out, "local_term": terms.local, "context_term": terms.context, "gate": terms.gate, "grad/input": x.grad}
+    got = {
+        "output": terms.out,
+        "local_term": terms.local,
+        "context_term": terms.context,
+        "gate": terms.gate,
+        "grad/input": x.grad,
+    }
     got |= {f"grad/{key}": grad for key, grad in gradients(layer).items() if key != ZERO_GRADIENT}
     got |= {f"buffers_after/{key}": tensor for key, tensor in statistics(layer).items()}
     assert worst(got, golden, f"{mode}/") < (2e-5, "")
@@ -93,7 +106,7 @@ def test_unit(name, mode):
     load_published(layer, filled(keys_and_shapes(golden[f"{name}.keys"])))
     x = image(99, (2, 64, *layer.context.position.size)).requires_grad_()
     y = layer(x)
-    (y*image(100, y.shape)).sum().backward()
+    (y * image(100, y.shape)).sum().backward()
     got = {"y": y, "dx": x.grad}
     got |= {f"grad.{key}": grad for key, grad in gradients(layer).items() if key != ZERO_GRADIENT}
     got |= {f"buf.{key}": tensor for key, tensor in statistics(layer).items()}
@@ -105,7 +118,9 @@ def network(request):
     "A published network with its recorded results; every test leaves the weights as they are."
     golden = read(request.param)
     weights = filled(keys_and_shapes(golden["keys"]))
-    net = load_published(NETWORKS[request.param](), {"net": {f"module.{k}": v for k, v in weights.items()}, "epoch": 94})
+    net = load_published(
+        NETWORKS[request.param](), {"net": {f"module.{k}": v for k, v in weights.items()}, "epoch": 94}
+    )
     return net, golden, weights
 
 
@@ -114,7 +129,10 @@ def test_network_in_eval(network):
     net, golden, weights = network
     seen = {}
     names = [key.split(".", 1)[1].removesuffix(".stats") for key in golden if key.endswith(".stats")]
-    hooks = [net.get_submodule(name).register_forward_hook(lambda part, x, y, name=name: seen.update({name: y})) for name in names]
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda part, x, y, name=name: seen.update({name: y}))
+        for name in names
+    ]
     with torch.no_grad():
         logits = net.eval()(image(20210712, (2, 3, 224, 224)))
     for hook in hooks:
@@ -130,7 +148,7 @@ def test_network_in_eval(network):
 
 
 def test_network_in_training_float64(network):
-    "Logits, running statistics and the norm of every gradient, in float64: in float32 rounding alone moves the norms by per cents."
+    "Logits, running statistics and every gradient's norm, in float64: float32 moves the norms by per cents."
     net, golden, weights = network
     net = load_published(net.double().train(), weights)
     try:
@@ -142,7 +160,7 @@ def test_network_in_training_float64(network):
         assert set(found) == set(recorded)
         for key, norm in recorded.items():
             if not key.endswith(ZERO_GRADIENT):
-                assert abs(found[key] - norm) < 1e-6*norm, key
+                assert abs(found[key] - norm) < 1e-6 * norm, key
         assert worst(statistics(net), golden, "train.bn.") < (1e-4, "")  # recorded in float32, 3e-5 away from float64
     finally:
         net.zero_grad()

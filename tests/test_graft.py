@@ -80,7 +80,7 @@ def test_every_resnet_is_known_by_its_tensors(name):
         assert resnet_name(plain.state_dict()) == resnet_name(grafted.state_dict()) == name
     stages = {place.split(".")[0] for place in grafts(grafted)}
     assert stages == {"layer3", "layer4"} and not any(place.split(".")[1] == "0" for place in grafts(grafted))
-    assert graft_metadata(grafted)["network"] == f"graft:{name}"
+    assert graft_metadata(grafted.state_dict())["network"] == f"graft:{name}"
 
 
 def test_who_moves_first():
@@ -163,5 +163,9 @@ def test_refusals():
     with pytest.raises(ValueError, match="not quite torchvision's resnet18"):
         network = graft(models.resnet18(norm_layer=lambda channels: nn.BatchNorm2d(channels, eps=1e-3)))
         graft_metadata(network)
+    blurred = graft(models.resnet18(num_classes=3), image_size=64)
+    blurred.maxpool = nn.AvgPool2d(3, stride=2, padding=1)  # no name tells this
+    with pytest.raises(ValueError, match="not quite torchvision's resnet18"):
+        graft_metadata(blurred)
     with pytest.raises(ValueError, match="expected a grafted classifier"):
         graft_metadata(models.resnet18())

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from lesa_nb.data.pictures import CELL, Twins, chunks, find_twin
-from lesa_nb.study.onecycle import accuracy
 from lesa_nb.layers.context import Context
 from lesa_nb.study.inside import looking, mark_cells, mistakes, read_marks, readable, study_row
 from lesa_nb.study.report import confusions, mean_inside, name_of, score_table, show_learning

@@ -1,4 +1,7 @@
-"""The layer in other people's hands: compilers, torch.func, hooks, meta tensors, other types. Never another answer than on a small map."""
+"""The layer in other people's hands: compilers, torch.func, hooks, meta tensors, other types.
+
+On a large map it never gives another answer than on a small one.
+"""
 import pytest
 import torch
 from torch import nn
@@ -42,9 +45,9 @@ def compiled_over_sizes(table, training, backend):
             got.square().mean().backward()
             want.square().mean().backward()
             for (name, p), other in zip(one.named_parameters(), two.parameters(), strict=True):
-                torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name} {size}: {m}")
+                assert torch.allclose(p.grad, other.grad, rtol=1e-3, atol=1e-4), (name, size)
     for (name, b), other in zip(one.named_buffers(), two.buffers(), strict=True):
-        torch.testing.assert_close(b, other, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        assert torch.allclose(b, other, rtol=1e-4, atol=1e-4), name
     return len(graphs)
 
 
@@ -79,7 +82,11 @@ def test_torch_func_on_a_large_map(table):
     def for_the_table(layer):
         name = next(n for n, _ in layer.named_parameters() if "position" in n)
         parameter = layer.get_parameter(name).detach()
-        return torch.func.jvp(lambda p: torch.func.functional_call(layer, {name: p}, (x,)), (parameter,), (torch.ones_like(parameter),))[1]
+
+        def call(p):
+            return torch.func.functional_call(layer, {name: p}, (x,))
+
+        return torch.func.jvp(call, (parameter,), (torch.ones_like(parameter),))[1]
 
     close(lambda layer: torch.func.jvp(layer, (x,), (t,))[1])
     close(lambda layer: torch.func.grad(lambda z: layer(z).square().sum())(x))
@@ -113,7 +120,8 @@ def test_full_backward_hooks(table, size):
     x = torch.randn(2, 16, *size)
     for layer in (one, two):
         layer(x.requires_grad_()).square().sum().backward()
-    assert seen >= {"", "local.norm", "context.norm_qkv", "context.norm_out", "gate.reason.2", "gate.reason.3", "gate.project.1"}
+    gate = {"gate.reason.0", "gate.reason.2", "gate.reason.3", "gate.project.1"}
+    assert seen >= {"", "local.norm", "context.norm_qkv", "context.norm_out"} | gate
     for (name, p), other in zip(one.named_parameters(), two.parameters(), strict=True):
         if not name.endswith("norm_scores.bias"):  # zero by theory, so rounding is all there is
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-3)
@@ -136,7 +144,8 @@ def test_meta_tensors(table, training):
 def test_another_type_is_said_in_one_sentence(table):
     one, _ = layers(table)
     x = torch.randn(1, 16, 4, 4)
-    with pytest.raises(ValueError, match=r"float32 like the layer's weights, found torch.float64: convert the map with .to\(torch.float32\)"):
+    words = r"float32 like the layer's weights, found torch.float64: convert the map with .to\(torch.float32\)"
+    with pytest.raises(ValueError, match=words):
         one(x.double())
     with pytest.raises(ValueError, match="found torch.bfloat16"):
         one(x.bfloat16())
@@ -146,7 +155,7 @@ def test_another_type_is_said_in_one_sentence(table):
 
 
 def test_a_gate_and_a_dense_local_term_of_your_own():
-    "`gate` takes the place of the gate, and nothing of a gate is left; `local_groups=1` is one convolution and its norm."
+    "`gate` takes the gate's place, and nothing of that is left; `local_groups=1` is one convolution and its norm."
     class Open(nn.Module):
         def forward(self, local, context):
             return torch.ones_like(context)

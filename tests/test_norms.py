@@ -1,4 +1,4 @@
-"""Norms and inputs: batch norms over processes equal one batch, running statistics move as PyTorch's, one normalisation."""
+"""Norms and inputs: batch norms over processes equal one batch, running statistics move as PyTorch moves them."""
 import copy
 
 import pytest
@@ -28,7 +28,8 @@ def _rank(rank, store, out):
     for p in model.parameters():
         torch.distributed.all_reduce(p.grad)
     if rank == 0:
-        torch.save({"grads": {k: p.grad for k, p in model.named_parameters()}, "buffers": dict(model.named_buffers())}, out)
+        grads = {k: p.grad for k, p in model.named_parameters()}
+        torch.save({"grads": grads, "buffers": dict(model.named_buffers())}, out)
     torch.distributed.destroy_process_group()
 
 

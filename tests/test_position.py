@@ -1,4 +1,4 @@
-"""Offset tables at their edges: sizes that do not fit, one row, one position, resizing to oneself, the scale at the start."""
+"""Offset tables at their edges: what does not fit, one row, one position, resizing to itself, the first scale."""
 import pytest
 import torch
 
@@ -23,8 +23,8 @@ def test_a_single_position_has_a_single_offset():
     (lambda: fit_offsets(torch.zeros(3, 12), 7), "an odd number"),
     (lambda: unfold_offsets(torch.zeros(2, 28), (3, 5)), "need 2HW-1 = 29 columns"),
     (lambda: fold_offsets(torch.zeros(2, 5, 6)), "an odd number"),
-    (lambda: FactoredTable((3, 5), 4).scores(torch.zeros(2, 3, 4, 14), None, (3, 5)), "has 15 positions, the tensor has 14"),
-    (lambda: FlatTable((3, 5), 4, 8).scores(*torch.zeros(2, 2, 3, 4, 14), (3, 5)), "has 15 positions, the tensor has 14"),
+    (lambda: FactoredTable((3, 5), 4).scores(torch.zeros(2, 3, 4, 14), None, (3, 5)), "the tensor has 14"),
+    (lambda: FlatTable((3, 5), 4, 8).scores(*torch.zeros(2, 2, 3, 4, 14), (3, 5)), "the tensor has 14"),
     (lambda: FlatTable((3, 5), 4, 8).values(torch.zeros(2, 3, 15, 15), (2, 4)), "has 8 positions, the tensor has 15"),
 ])
 def test_what_does_not_fit_is_named(call, words):

@@ -1,4 +1,4 @@
-"""Anchors, matching, sampling and thinning out: edges, many objects, memory, and what is kept between steps."""
+"""Anchors, matching, sampling and thinning out: edges, many objects, memory, and what one step keeps for the next."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ from lesa_nb.models.rpn import (
 SIZES = [(32 >> level, 48 >> level) for level in range(5)]
 
 
-def boxes_of(n, seed=0, longest=60.0):
+def boxes_of(n, seed=0, longest=60.):
     draw = torch.Generator().manual_seed(seed)
-    low, side = torch.rand(n, 2, generator=draw) * 150, torch.rand(n, 2, generator=draw) * longest + 1
+    low, side = torch.rand(n, 2, generator=draw)*150, torch.rand(n, 2, generator=draw)*longest + 1
     return torch.cat([low, low + side], 1)
 
 
@@ -42,7 +42,7 @@ def rule(truth, boxes, positive, negative, lowest):
 def test_assign_is_the_published_rule_in_blocks(objects):
     boxes = torch.cat(grid_anchors([(100 >> level, 152 >> level) for level in range(5)]))
     truth = torch.cat([boxes_of(objects), boxes[:objects:3]])  # some lie on anchors exactly
-    for thresholds in ((0.7, 0.3, 0.3), (0.5, 0.5, 0.5)):
+    for thresholds in ((.7, .3, .3), (.5, .5, .5)):
         assert assign(truth, boxes, *thresholds).equal(rule(truth, boxes, *thresholds))
 
 
@@ -64,15 +64,15 @@ def test_assign_is_bounded_in_memory_and_in_launches():
     calls = {}
     for objects in (7, 150, 300):
         with Watch() as watch:
-            assign(boxes_of(objects), anchors, 0.7, 0.3, 0.3)
+            assign(boxes_of(objects), anchors, .7, .3, .3)
         calls[objects] = watch.calls
-        assert watch.largest <= 2 * max(2**21, 2**14 * objects)  # pairs of numbers, not 300 x 261,888 of them
+        assert watch.largest <= 2*max(2**21, 2**14*objects)  # pairs of numbers, not 300 x 261,888 of them
     assert calls[7] <= 100 and calls[150] < 1500 and calls[300] == calls[150]
 
 
 def test_assign_at_the_edges():
-    box = torch.tensor([[0.0, 0, 10, 10]])
-    half = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]])
+    box = torch.tensor([[0., 0, 10, 10]])
+    half = torch.tensor([[0., 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]])
     assert assign(box, half, 0.5, 0.4, 2).tolist() == [
         0,
         IGNORED,
@@ -82,12 +82,12 @@ def test_assign_at_the_edges():
         assign(box[:0], half, 0.7, 0.3, 0.3).tolist() == [BACKGROUND] * 3
         and assign(box, half[:0], 0.7, 0.3, 0.3).tolist() == []
     )
-    assert assign(box.expand(2, 4), half + 99, 0.7, 0.3, 0.3).tolist() == [BACKGROUND] * 3
+    assert assign(box.expand(2, 4), half + 99, .7, .3, .3).tolist() == [BACKGROUND]*3
 
 
 def test_samples():
-    matched = torch.tensor([BACKGROUND] * 6 + [0, 1, 0] + [IGNORED] * 5)
-    assert [len(p) for p in sample(matched, 4, 0.0)] == [0, 4]
+    matched = torch.tensor([BACKGROUND]*6 + [0, 1, 0] + [IGNORED]*5)
+    assert [len(p) for p in sample(matched, 4, 0.)] == [0, 4]
     assert first_sampler(torch.arange(5), 2).tolist() == [0, 1] and random_sampler(torch.arange(2), 5).tolist() == [
         0,
         1,
@@ -99,7 +99,7 @@ def test_grids_are_made_once_and_serve_in_training():
         first = grid_anchors(SIZES)
     again = grid_anchors(SIZES)
     assert all(a is b for a, b in zip(first, again, strict=True)) and not again[0].is_inference()
-    assert [len(a) for a in again] == [3 * H * W for H, W in SIZES]
+    assert [len(a) for a in again] == [3*H*W for H, W in SIZES]
     assert constant((0.1, 0.2), torch.device("cpu"), torch.float32) is constant(
         (0.1, 0.2), torch.device("cpu"), torch.float32
     )
@@ -110,11 +110,9 @@ def test_grids_are_made_once_and_serve_in_training():
 
 
 def test_steps_beyond_every_bound():
-    coder, box = BoxCoder((0.1, 0.1, 0.2, 0.2)), torch.tensor([[100.0, 100, 104, 104]])
+    coder, box = BoxCoder((.1, .1, .2, .2)), torch.tensor([[100., 100, 104, 104]])
     for end in (-1e6, 1e6):
-        assert (
-            coder.decode(box, torch.tensor([[0.0, 0, end, end]]), (999, 999)) - 102
-        ).abs().max() <= 2 * 1000 / 16 + 1e-3
+        assert (coder.decode(box, torch.tensor([[0., 0, end, end]]), (999, 999)) - 102).abs().max() <= 2*1000/16 + 1e-3
     assert coder.decode(box, torch.tensor([[1e6, 0, 0, 0]]), (200, 300))[0].tolist() == [300, 100, 300, 104]
 
 
@@ -123,19 +121,19 @@ def test_groups_moved_aside_or_one_after_the_other_keep_the_same_boxes(n):
     boxes, scores = boxes_of(n, longest=50), torch.rand(n, generator=torch.Generator().manual_seed(1))
     groups = torch.arange(n) % 3
     apart = [(groups == g).nonzero()[:, 0] for g in range(3)]
-    alone = torch.cat([place[nms(boxes[place], scores[place], 0.5)] for place in apart])
-    assert set(grouped_nms(boxes, scores, groups, 0.5).tolist()) == set(alone.tolist())
+    alone = torch.cat([place[nms(boxes[place], scores[place], .5)] for place in apart])
+    assert set(grouped_nms(boxes, scores, groups, .5).tolist()) == set(alone.tolist())
 
 
 def test_an_overlap_of_exactly_the_threshold_may_stay():
-    boxes, scores = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4]]), torch.tensor([0.9, 0.8, 0.7])
-    assert grouped_nms(boxes, scores, torch.tensor([0, 0, 0]), 0.5).tolist() == [0, 1]
-    assert grouped_nms(boxes, scores, torch.tensor([0, 1, 2]), 0.1).tolist() == [0, 1, 2]
+    boxes, scores = torch.tensor([[0., 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4]]), torch.tensor([.9, .8, .7])
+    assert grouped_nms(boxes, scores, torch.tensor([0, 0, 0]), .5).tolist() == [0, 1]
+    assert grouped_nms(boxes, scores, torch.tensor([0, 1, 2]), .1).tolist() == [0, 1, 2]
 
 
 def test_distance_and_precision():
-    assert smooth_l1(torch.tensor([0.0, 2.0]), torch.zeros(2), 0.0).item() == 2.0
-    assert smooth_l1(torch.tensor([0.5, 2.0]), torch.zeros(2), 1.0).item() == 0.125 + 1.5
+    assert smooth_l1(torch.tensor([0., 2.]), torch.zeros(2), 0.).item() == 2.
+    assert smooth_l1(torch.tensor([.5, 2.]), torch.zeros(2), 1.).item() == .125 + 1.5
     assert [full_precision(torch.zeros(1, dtype=t)).dtype for t in (torch.bfloat16, torch.float64)] == [
         torch.float32,
         torch.float64,
@@ -151,8 +149,8 @@ def network():
 def test_proposals_one_box_at_a_time():
     pyramid, x = network()
     rpn = RPN(32, pre_nms_top_n=dict(testing=20), post_nms_top_n=dict(testing=30)).eval()
-    torch.nn.init.normal_(rpn.head.bbox_pred.weight, std=0.1)
-    torch.nn.init.normal_(rpn.head.cls_logits.weight, std=0.1)
+    torch.nn.init.normal_(rpn.head.bbox_pred.weight, std=.1)
+    torch.nn.init.normal_(rpn.head.cls_logits.weight, std=.1)
     output = rpn(pyramid(x), (64, 96))[1]
     boxes, scores = rpn.propose(output)
     best = [logits.sigmoid().sort(descending=True) for logits in output.logits]
@@ -166,7 +164,7 @@ def test_proposals_one_box_at_a_time():
     levels = [level for level, (s, _) in enumerate(best) for _ in s[:20]]
     kept = []
     for n in sorted(range(len(marks)), key=lambda n: -marks[n]):
-        if all(levels[k] != levels[n] or not box_iou(every[k][None], every[n][None]) > 0.7 for k in kept):
+        if all(levels[k] != levels[n] or not box_iou(every[k][None], every[n][None]) > .7 for k in kept):
             kept.append(n)
     torch.testing.assert_close(boxes, every[kept[:30]])
     assert (scores.diff() <= 0).all()
@@ -175,7 +173,7 @@ def test_proposals_one_box_at_a_time():
 def test_no_anchor_inside_still_has_a_loss():
     pyramid, x = network()
     rpn = RPN(32, inside=True)
-    losses = rpn_losses(rpn, rpn(pyramid(x[:1, :, :8, :8]), (8, 8)), [torch.tensor([[1.0, 1, 7, 7]])])
+    losses = rpn_losses(rpn, rpn(pyramid(x[:1, :, :8, :8]), (8, 8)), [torch.tensor([[1., 1, 7, 7]])])
     assert [v.item() for v in losses.values()] == [0, 0]
 
 
@@ -183,11 +181,11 @@ def test_only_anchors_inside_are_learned_from():
     "As if the others were not in the list, to the place."
     pyramid, x = network()
     output = RPN(32)(pyramid(x), (64, 96))[0]
-    truth = torch.tensor([[8.0, 10, 40, 42], [50.0, 5, 90, 60], [0.0, 0, 96, 64]])
+    truth = torch.tensor([[8., 10, 40, 42], [50., 5, 90, 60], [0., 0, 96, 64]])
     anchors = torch.cat(output.anchors)
     inside = ((anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < 96) & (anchors[:, 3] < 64)).nonzero()[:, 0]
-    matched = rule(truth, anchors[inside], 0.7, 0.3, 0.3)
-    positives, negatives = sample(matched, 256, 0.5, first_sampler)
+    matched = rule(truth, anchors[inside], .7, .3, .3)
+    positives, negatives = sample(matched, 256, .5, first_sampler)
     found = anchor_targets(output, truth, inside=True, sampler=first_sampler)
     for ours, want in zip(found, (inside[positives], inside[negatives], matched[positives]), strict=True):
         assert ours.equal(want)

@@ -1,4 +1,5 @@
 """Runs that are never lost: resumed to the bit, stopped at any moment, guarded against what goes wrong."""
+
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import RECIPE, make_task, net
 from torch import nn
 
 from lesa_nb.engine.checkpoint import read_checkpoint, save_checkpoint
@@ -17,7 +19,6 @@ from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
 from lesa_nb.io.tensors import read_metadata
-from small_runs import RECIPE, make_task, net
 
 HERE = Path(__file__).resolve().parent
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
@@ -38,20 +39,24 @@ def train(folder, *, task=None, recipe=RECIPE, **options):
 
 def same(a, b):
     "Equal to the bit, whatever it is."
-    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 
-def last(folder): return read_checkpoint(Path(folder)/"last.pt")
+def last(folder):
+    return read_checkpoint(Path(folder) / "last.pt")
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     "Four epochs in one go."
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs")/"straight"
+    folder = tmp_path_factory.mktemp("runs") / "straight"
     train(folder)
     return folder
 
@@ -60,17 +65,23 @@ def stopped_at(folder, epoch, step, **options):
     "Train until a signal comes after this step."
     with Stop() as stop, pytest.raises(Stopped) as caught:
         for event in fit(make_task(), folder, device="cpu", stop=stop, **options):
-            if (event["kind"], event["epoch"], event["step"]) == ("step", epoch, step): signal.raise_signal(signal.SIGTERM)
+            if (event["kind"], event["epoch"], event["step"]) == ("step", epoch, step):
+                signal.raise_signal(signal.SIGTERM)
     assert caught.value.status == 143
 
 
 # ---- row 12: straight against resumed, to the bit
 
+
 def test_two_and_two_epochs_make_four(straight, tmp_path):
     train(tmp_path, until=2)
     events = train(tmp_path, resume=True)
     assert events[0]["resumed"] and same(last(tmp_path), last(straight))
-    drop = lambda log: [{k: v for k, v in e.items() if k not in ("images_per_second", "waiting")} for e in log if e["kind"] in ("step", "valid")]
+
+    def drop(log):
+        timed = ("images_per_second", "waiting")
+        return [{k: v for k, v in e.items() if k not in timed} for e in log if e["kind"] in ("step", "valid")]
+
     assert drop(read_log(tmp_path)) == drop(read_log(straight))
 
 
@@ -105,18 +116,28 @@ def test_a_finished_run_has_nothing_to_add(straight):
 
 # ---- row 11: killed, and a full disk
 
+
 def kill(tmp_path, straight, times):
-    done = subprocess.run([sys.executable, HERE/"small_runs.py", "kill", tmp_path/"run", str(times), "0"], env=ENV, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, HERE / "small_runs.py", "kill", tmp_path / "run", str(times), "0"],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0 and f"killed {times}" in done.stdout, done.stderr
     for folder in tmp_path.glob("run*"):
-        if "last.pt" in os.listdir(folder): assert same(last(folder)["model"], last(straight)["model"])
+        if "last.pt" in os.listdir(folder):
+            assert same(last(folder)["model"], last(straight)["model"])
 
 
-def test_killed_at_random_moments(tmp_path, straight): kill(tmp_path, straight, 4)
+def test_killed_at_random_moments(tmp_path, straight):
+    kill(tmp_path, straight, 4)
 
 
 @pytest.mark.slow
-def test_killed_at_50_random_moments(tmp_path, straight): kill(tmp_path, straight, 50)
+def test_killed_at_50_random_moments(tmp_path, straight):
+    kill(tmp_path, straight, 50)
 
 
 def test_full_disk(tmp_path):
@@ -130,36 +151,54 @@ for event in events:
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=ENV, capture_output=True, text=True, timeout=120)
     assert "OSError" in done.stderr and "could not be written" in done.stderr
-    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)  # the one before is intact: the epoch, not validated
+    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (
+        0,
+        4,
+    )  # the one before is intact: the epoch, not validated
     assert not list(tmp_path.glob("*.part"))
     train(tmp_path, resume=True)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
     class Evil:
-        def __reduce__(self): return os.mkdir, (str(tmp_path/"pwned"),)
-    torch.save(dict(metadata=Evil()), tmp_path/"last.pt")
-    with pytest.raises(ValueError, match="unpickling it would run code"): train(tmp_path, resume=True)
-    assert not (tmp_path/"pwned").exists()
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    torch.save(dict(metadata=Evil()), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="unpickling it would run code"):
+        train(tmp_path, resume=True)
+    assert not (tmp_path / "pwned").exists()
 
 
 # ---- row 14: what goes wrong in the numbers
 
+
 def test_nan_at_step_7(tmp_path, straight):
     from lesa_nb.engine.run import sample_keys
+
     poisoned = sample_keys(128, RECIPE, 0, 1)[3][5]  # epoch 1, step 3: the eighth step
-    with pytest.raises(FloatingPointError) as caught: train(tmp_path, task=make_task(poisoned=poisoned), minutes=0.)
+    with pytest.raises(FloatingPointError) as caught:
+        train(tmp_path, task=make_task(poisoned=poisoned), minutes=0.0)
     text = str(caught.value)
-    for part in ("epoch 1, step 3", "learning rate 0.0", "losses: loss nan", f"digits/{poisoned[1]}.png", "not updated"): assert part in text
+    for part in (
+        "epoch 1, step 3",
+        "learning rate 0.0",
+        "losses: loss nan",
+        f"digits/{poisoned[1]}.png",
+        "not updated",
+    ):
+        assert part in text
     saved = last(tmp_path)
-    for name in ("model", "average"): assert all(t.isfinite().all() for t in saved[name].values())
+    for name in ("model", "average"):
+        assert all(t.isfinite().all() for t in saved[name].values())
     assert (saved["epoch"], saved["step"]) == (1, 3)
     train(tmp_path, resume=True)  # the picture was mended
     assert same(last(tmp_path)["model"], last(straight)["model"])
 
 
 def test_diverging_rate(tmp_path):
-    with pytest.raises(FloatingPointError, match="the gradient is not finite"): train(tmp_path, recipe=replace(RECIPE, lr=1e25, warmup_steps=0))
+    with pytest.raises(FloatingPointError, match="the gradient is not finite"):
+        train(tmp_path, recipe=replace(RECIPE, lr=1e25, warmup_steps=0))
     assert all(t.isfinite().all() for name in ("model", "average") for t in last(tmp_path)[name].values())
 
 
@@ -170,21 +209,31 @@ def test_out_of_memory_says_what_helps(tmp_path):
             self.w, self.always = nn.Parameter(torch.ones(1)), always
 
         def forward(self, x):
-            if self.always or self.training: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            if self.always or self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return x.new_zeros(len(x), 10)
-    for always, says in ((False, "with 32 samples at once: accumulate=2 halves that"), (True, "with 16 samples at once: let the task validate fewer")):
-        with pytest.raises(MemoryError, match=says): train(tmp_path/str(always), task=make_task(build=lambda: Greedy(always)))
+
+    for always, says in (
+        (False, "with 32 samples at once: accumulate=2 halves that"),
+        (True, "with 16 samples at once: let the task validate fewer"),
+    ):
+        with pytest.raises(MemoryError, match=says):
+            train(tmp_path / str(always), task=make_task(build=lambda: Greedy(always)))
 
 
 # ---- bad input: nothing is overwritten
 
+
 def test_refusals_change_nothing(tmp_path, straight):
     before = {p.name: p.read_bytes() for p in straight.iterdir() if p.is_file()}
-    for message, options in (("holds a run already", {}),
-                             ("arch: 'tiny' there, 'huge' now", dict(resume=True, task=make_task(metadata=dict(arch="huge", classes=10)))),
-                             ("recipe lr: 0.02 there, 0.5 now", dict(resume=True, recipe=replace(RECIPE, lr=.5))),
-                             ("seed: 0 there, 3 now", dict(resume=True, seed=3))):
-        with pytest.raises(ValueError, match=message): train(straight, **options)
+    for message, options in (
+        ("holds a run already", {}),
+        ("arch: 'tiny' there, 'huge' now", dict(resume=True, task=make_task(metadata=dict(arch="huge", classes=10)))),
+        ("recipe lr: 0.02 there, 0.5 now", dict(resume=True, recipe=replace(RECIPE, lr=0.5))),
+        ("seed: 0 there, 3 now", dict(resume=True, seed=3)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(straight, **options)
     after = {p.name: p.read_bytes() for p in straight.iterdir() if p.is_file()}
     assert {k: v for k, v in before.items() if k != "lock"} == {k: v for k, v in after.items() if k != "lock"}
 
@@ -192,24 +241,29 @@ def test_refusals_change_nothing(tmp_path, straight):
 def test_two_runs_in_one_folder(tmp_path):
     first = fit(make_task(), tmp_path, device="cpu")
     next(first)
-    with pytest.raises(OSError, match="another run .process .* is writing there"): train(tmp_path, resume=True)
+    with pytest.raises(OSError, match="another run .process .* is writing there"):
+        train(tmp_path, resume=True)
     first.close()
     train(tmp_path, until=1)  # the lock went with the run
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path/"file").write_text("")
-    with pytest.raises(OSError, match="cannot write there"): train(tmp_path/"file"/"run")
-    (tmp_path/"torn").mkdir()
-    (tmp_path/"torn"/"last.pt").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="expected a checkpoint written by torch.save"): train(tmp_path/"torn", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write there"):
+        train(tmp_path / "file" / "run")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "last.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="expected a checkpoint written by torch.save"):
+        train(tmp_path / "torn", resume=True)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
     from lesa_nb.engine.run import sample_keys
+
     broken = sample_keys(128, RECIPE, 0, 0)[2][7]
-    with pytest.raises(ValueError) as caught: train(tmp_path, task=make_task(broken=broken), workers=workers)
+    with pytest.raises(ValueError) as caught:
+        train(tmp_path, task=make_task(broken=broken), workers=workers)
     text = str(caught.value)
     assert f"digits/{broken[1]}.png" in text and "epoch 0 before step 2" in text and "Traceback" not in text
     train(tmp_path, resume=True)
@@ -217,104 +271,254 @@ def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
 
 
 def test_too_few_pictures_and_odd_batches(tmp_path):
-    with pytest.raises(ValueError, match="20 samples cannot fill one batch of 32"): train(tmp_path/"a", task=make_task(train=20))
-    with pytest.raises(ValueError, match="choose a batch size that 3 divides"): train(tmp_path/"b", recipe=replace(RECIPE, accumulate=3))
+    with pytest.raises(ValueError, match="20 samples cannot fill one batch of 32"):
+        train(tmp_path / "a", task=make_task(train=20))
+    with pytest.raises(ValueError, match="choose a batch size that 3 divides"):
+        train(tmp_path / "b", recipe=replace(RECIPE, accumulate=3))
+
+
+# ---- a run knows the data it was started on
+
+
+class Named:
+    "Samples with names, some of them left out or called otherwise."
+
+    def __init__(self, samples, keep=None, rename=None):
+        self.samples, self.keep, self.rename = samples, keep or range(len(samples)), rename or {}
+
+    def __len__(self):
+        return len(self.keep)
+
+    def sample_name(self, index):
+        return self.rename.get(index, f"cat/{self.keep[index]:04d}.png")
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        return self.samples[index if epoch is None else (epoch, self.keep[index])]
+
+
+def test_other_data_are_refused_or_accepted(tmp_path):
+    task = make_task()
+    samples, named = task.train, task._replace(train=Named(task.train))
+    stopped = train(tmp_path, task=named, until=1)
+    assert read_metadata(tmp_path / "last.safetensors")["data"]["train"]["first"] == [
+        f"cat/000{i}.png" for i in range(3)
+    ]
+    before = last(tmp_path)
+    for change, says in (
+        (Named(samples, range(100)), "train: 128 samples there, 100 now"),
+        (
+            Named(samples, rename={1: "dog/0001.png"}),
+            "as many samples, but 'cat/0001.png' there where 'dog/0001.png' is now",
+        ),
+        (Named(samples, rename={90: "dog/0090.png"}), "the first names agree, but later ones differ"),
+    ):
+        with pytest.raises(ValueError, match=f"a run on other data .*{says}.*accept_changed_data=True"):
+            train(tmp_path, task=named._replace(train=change), resume=True)
+    with pytest.raises(ValueError, match="valid: 50 samples there, 40 now"):
+        train(tmp_path, task=make_task(valid=40)._replace(train=named.train), resume=True)
+    assert same(before, last(tmp_path)) and stopped[-1]["kind"] == "end"
+    fewer = named._replace(train=Named(samples, range(100)))
+    events = train(tmp_path, task=fewer, resume=True, accept_changed_data=True, until=2)
+    assert [(e["epoch"], e["step"]) for e in events if e["kind"] == "step"] == [(1, 1), (1, 2), (1, 3)]
+    train(tmp_path, task=fewer, resume=True)  # from now on these are the run's data
+
+
+# ---- validation is tried first, and costs no epoch
+
+
+def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path):
+    from functools import partial
+
+    from lesa_nb.tasks.classify import classification_scores
+
+    task = make_task()
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        train(tmp_path, task=task._replace(validate=partial(classification_scores, classes=1)))
+    assert not (tmp_path / "last.pt").exists()
+    train(tmp_path, until=1)  # so the folder holds no run
+
+
+def test_an_epoch_is_saved_before_validating(tmp_path, straight):
+    task, calls = make_task(), []
+
+    def fails_once(model, batches):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("the second validation fails")
+        return task.validate(model, batches)
+
+    with pytest.raises(RuntimeError, match="the second validation fails"):
+        train(tmp_path, task=task._replace(validate=fails_once))
+    assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)
+    train(tmp_path, resume=True)
+    assert same(last(tmp_path), last(straight))
+
+
+def test_ties_go_to_the_smaller_loss(tmp_path):
+    told = iter([(50.0, 9.0), (50.0, 2.0), (50.0, 1.0), (50.0, 3.0), (40.0, 0.1)])  # the first is the trial
+
+    def scores(model, batches):
+        for _ in batches:
+            pass
+        return dict(zip(("top1", "loss"), next(told)))
+
+    events = train(tmp_path, task=make_task()._replace(validate=scores))
+    assert [e["best"] for e in events if e["kind"] == "valid"] == [True, True, False, False]
+    assert events[-1]["best"] == 50.0 and read_metadata(tmp_path / "best.safetensors")["scores"]["loss"] == 1.0
+
+
+def test_other_devices_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="device meta: expected a CPU"):
+        list(fit(make_task(), tmp_path / "new", device="meta"))
+    with pytest.raises(ValueError, match="choose a batch size that 3 divides"):
+        train(tmp_path / "new", recipe=replace(RECIPE, accumulate=3))
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_run_leaves_nothing_lying_about(tmp_path):
+    tmp_path.joinpath("last.pt.123.part").write_bytes(b"of a run that was killed")
+    train(tmp_path, until=1)
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "lock.holder").exists()
 
 
 # ---- every switch of a recipe
 
-@pytest.mark.parametrize("changes", [dict(accumulate=4), dict(clip=.05), dict(channels_last=True), dict(precision="bfloat16"), dict(precision="float64"), dict(ema=0.),
-                                     dict(label_smoothing=.1), dict(decay_all=False), dict(milestones=(1, 2)), dict(nesterov=False)])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(accumulate=4),
+        dict(clip=0.05),
+        dict(channels_last=True),
+        dict(precision="bfloat16"),
+        dict(precision="float64"),
+        dict(ema=0.0),
+        dict(label_smoothing=0.1),
+        dict(decay_all=False),
+        dict(milestones=(1, 2)),
+        dict(nesterov=False),
+    ],
+)
 def test_switches(tmp_path, straight, changes):
     recipe = replace(RECIPE, epochs=1, **changes)
     losses = [e["loss"] for e in train(tmp_path, recipe=recipe) if e["kind"] == "step"]
-    usual = [e["loss"] for e in read_log(straight) if e["kind"] == "step"][:len(losses)]
+    usual = [e["loss"] for e in read_log(straight) if e["kind"] == "step"][: len(losses)]
     assert all(map(torch.isfinite, torch.tensor(losses)))
     assert losses != usual or "ema" in changes or "decay_all" in changes or "milestones" in changes
-    if {"channels_last", "precision"} & set(changes): assert max(abs(a - b) for a, b in zip(losses[:2], usual)) < (.1 if changes.get("precision") == "bfloat16" else 1e-3)
-    assert read_metadata(tmp_path/"last.safetensors")["averaged"] == bool(recipe.ema)
+    if {"channels_last", "precision"} & set(changes):
+        assert max(abs(a - b) for a, b in zip(losses[:2], usual)) < (
+            0.1 if changes.get("precision") == "bfloat16" else 1e-3
+        )
+    assert read_metadata(tmp_path / "last.safetensors")["averaged"] == bool(recipe.ema)
 
 
 def test_mixing_is_part_of_the_random_state(tmp_path):
     from functools import partial
 
     from lesa_nb.tasks.classify import _mixer, classification_losses
-    recipe = replace(RECIPE, mixup=.2, cutmix=1.)
+
+    recipe = replace(RECIPE, mixup=0.2, cutmix=1.0)
     task = make_task(recipe)._replace(losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, 10)))
-    train(tmp_path/"straight", task=task, until=2)
-    train(tmp_path/"resumed", task=task, until=1)
-    train(tmp_path/"resumed", task=task, until=2, resume=True)
-    assert same(last(tmp_path/"straight"), last(tmp_path/"resumed"))
+    train(tmp_path / "straight", task=task, until=2)
+    train(tmp_path / "resumed", task=task, until=1)
+    train(tmp_path / "resumed", task=task, until=2, resume=True)
+    assert same(last(tmp_path / "straight"), last(tmp_path / "resumed"))
 
 
 @pytest.mark.slow
 def test_compiled(tmp_path, straight):
     recipe = replace(RECIPE, epochs=1, compile=True)
     compiled = [e["loss"] for e in train(tmp_path, recipe=recipe) if e["kind"] == "step"]
-    usual = [e["loss"] for e in read_log(straight) if e["kind"] == "step"][:len(compiled)]
+    usual = [e["loss"] for e in read_log(straight) if e["kind"] == "step"][: len(compiled)]
     assert abs(compiled[0] - usual[0]) < 1e-4
 
 
 # ---- row 16: norms
 
+
 def test_frozen_norms_keep_still_for_10_steps():
     model = net()
-    optimizer = torch.optim.SGD(model.parameters(), .1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model.train()
     for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
     before = {k: v.clone() for k, v in model.named_buffers()}
     assert any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
     for _ in range(10):
         model(torch.randn(4, 3, 16, 16)).square().mean().backward()
-        optimizer.step(); optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
 
 
 def two(script, *words, wait=120, **popen):
     "Start two processes as torchrun would, without its agent."
     import socket
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {**ENV, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [subprocess.Popen([sys.executable, *script, *map(str, words)], env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True, **popen) for r in range(2)]
+    return [
+        subprocess.Popen(
+            [sys.executable, *script, *map(str, words)],
+            env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **popen,
+        )
+        for r in range(2)
+    ]
 
 
 def ended(processes, seconds=120):
     "Exit statuses and outputs; a process that hangs fails the test."
     outputs = []
     for p in processes:
-        try: outputs.append(p.communicate(timeout=seconds)[0])
+        try:
+            outputs.append(p.communicate(timeout=seconds)[0])
         except subprocess.TimeoutExpired:
-            for q in processes: q.kill()
+            for q in processes:
+                q.kill()
             raise
     return [p.returncode for p in processes], outputs
 
 
 # ---- row 15: several processes
 
+
 def test_metrics_over_two_processes_equal_one(tmp_path):
-    statuses, outputs = ended(two([HERE/"small_runs.py"], "metrics", tmp_path/"two.json"))
+    statuses, outputs = ended(two([HERE / "small_runs.py"], "metrics", tmp_path / "two.json"))
     assert statuses == [0, 0], outputs
-    done = subprocess.run([sys.executable, HERE/"small_runs.py", "metrics", tmp_path/"one.json"], env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, HERE / "small_runs.py", "metrics", tmp_path / "one.json"],
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    one, both = (json.loads((tmp_path/f"{n}.json").read_text()) for n in ("one", "two"))
-    assert one.keys() == both.keys() and all(abs(one[k] - both[k]) < 1e-5*max(1, abs(one[k])) for k in one), (one, both)
-    assert one["top1"]*10.03 == pytest.approx(round(one["top1"]*10.03), abs=1e-3)  # a share of 1,003 pictures
+    one, both = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert one.keys() == both.keys() and all(abs(one[k] - both[k]) < 1e-5 * max(1, abs(one[k])) for k in one), (
+        one,
+        both,
+    )
+    assert one["top1"] * 10.03 == pytest.approx(round(one["top1"] * 10.03), abs=1e-3)  # a share of 1,003 pictures
 
 
 def test_a_process_that_dies_ends_the_other(tmp_path):
     start = time.monotonic()
-    statuses, outputs = ended(two([HERE/"small_runs.py"], "fails", tmp_path/"run"), 60)
+    statuses, outputs = ended(two([HERE / "small_runs.py"], "fails", tmp_path / "run"), 60)
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, None)
     assert "another process has ended" in outputs[0], outputs[0]
     assert time.monotonic() - start < 60
-    train(tmp_path/"run", resume=True)  # and nothing is lost
+    train(tmp_path / "run", resume=True)  # and nothing is lost
 
 
 def test_save_checkpoint_leaves_nothing_beside_it(tmp_path):
-    save_checkpoint(dict(metadata={}), tmp_path/"a.pt")
-    with pytest.raises(OSError, match="there is none yet"): save_checkpoint(dict(metadata={}), tmp_path/"gone"/"a.pt")
+    save_checkpoint(dict(metadata={}), tmp_path / "a.pt")
+    with pytest.raises(OSError, match="there is none yet"):
+        save_checkpoint(dict(metadata={}), tmp_path / "gone" / "a.pt")
     assert os.listdir(tmp_path) == ["a.pt"]

@@ -1,4 +1,4 @@
-"""The streaming context term against the explicit one: outputs, gradients, statistics, in every mode and on every kind of input."""
+"""The streaming context term against the explicit one: outputs, gradients, statistics, in every mode."""
 import copy
 import socket
 
@@ -15,7 +15,8 @@ from lesa_nb.models.resnet import ResNet
 
 TABLES = list(POSITIONS)
 # batch, height, width of the map; height, width of the table: one pixel, one row, smaller, equal, larger, mixed
-SHAPES = [(1, 1, 2, 3, 3), (2, 1, 6, 3, 4), (1, 4, 4, 7, 7), (2, 5, 3, 5, 3), (1, 7, 6, 4, 4), (2, 3, 8, 6, 5), (3, 6, 2, 2, 6)]
+SHAPES = [(1, 1, 2, 3, 3), (2, 1, 6, 3, 4), (1, 4, 4, 7, 7), (2, 5, 3, 5, 3), (1, 7, 6, 4, 4), (2, 3, 8, 6, 5),
+          (3, 6, 2, 2, 6)]
 
 
 def contexts(table, fmap, *, heads=2, channels=16, dtype=torch.float64, seed=0, **norm_options):
@@ -124,7 +125,9 @@ def test_memory_layouts(table):
         assert_same(everything(two, x, probe), everything(one, x.contiguous(), probe), 1e-10)
 
 
-@pytest.mark.parametrize("options", [dict(momentum=None), dict(momentum=0.7), dict(track_running_stats=False), dict(affine=True, eps=0.3)])
+@pytest.mark.parametrize("options", [
+    dict(momentum=None), dict(momentum=0.7), dict(track_running_stats=False), dict(affine=True, eps=0.3),
+])
 @pytest.mark.parametrize("table", TABLES)
 def test_norm_options(table, options):
     "Cumulative averages, no averages, another eps: after three batches and in eval mode."
@@ -162,12 +165,15 @@ def test_second_derivatives(table, mode):
     for context in contexts(table, (3, 3), channels=8):
         set_mode(context, mode)
         torch.manual_seed(0)
-        x, probe = torch.randn(1, 8, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(1, 8, 3, 4, dtype=torch.float64)
+        x, probe = torch.randn(2, 1, 8, 3, 4, dtype=torch.float64)
+        x.requires_grad_()
         inputs = {"input": x} | dict(context.named_parameters())
         first = torch.autograd.grad((context(x)*probe).sum(), list(inputs.values()), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), list(inputs.values()), allow_unused=True)
-        found.append({name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(inputs.items(), second, strict=True)})
-    assert found[0]["input"].abs().max() > 0 and any(found[0][name].abs().max() > 0 for name in found[0] if name.startswith("position"))
+        pairs = zip(inputs.items(), second, strict=True)
+        found.append({name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs})
+    assert found[0]["input"].abs().max() > 0
+    assert any(g.abs().max() > 0 for name, g in found[0].items() if name.startswith("position"))
     assert_same(found[1], found[0], 1e-9)
 
 
@@ -185,7 +191,8 @@ def test_compile_without_graph_breaks(table):
     x2 = x.clone().requires_grad_()
     y = fast(x2)
     (y*probe).sum().backward()
-    ours = {"output": y.detach(), "input": x2.grad} | {n: p.grad for n, p in compiled.named_parameters()} | dict(compiled.named_buffers())
+    ours = {"output": y.detach(), "input": x2.grad} | {n: p.grad for n, p in compiled.named_parameters()}
+    ours |= dict(compiled.named_buffers())
     assert_same(ours, spec, 1e-5)
 
 
@@ -269,7 +276,8 @@ def test_two_ranks_equal_one_batch():
     scale, grad, mean, var = _scale_of(*_batch(), nn.BatchNorm2d(2).double())
     for rank in (0, 1):
         for ours, spec in zip((0, 2, 3), (scale, mean, var), strict=True):
-            torch.testing.assert_close(torch.tensor(answers[rank][ours], dtype=torch.float64), spec, atol=1e-10, rtol=1e-10)
+            answer = torch.tensor(answers[rank][ours], dtype=torch.float64)
+            torch.testing.assert_close(answer, spec, atol=1e-10, rtol=1e-10)
     shared = torch.cat([torch.tensor(answers[rank][1], dtype=torch.float64) for rank in (0, 1)])
     torch.testing.assert_close(shared, 2*grad, atol=1e-10, rtol=1e-10)  # every rank has a loss of its own: two in all
 

@@ -22,20 +22,21 @@ from lesa_nb.tasks.coco_results import to_results
 from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
 from lesa_nb.weights.published import to_published
 from lesa_nb.models.pyramid import prepare
-from lesa_nb.weights.load import load
 from lesa_nb.weights.start import start_backbone
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.engine.loader import loader
 from lesa_nb.engine.run import fit
 from lesa_nb.models.registry import build_detector
-from lesa_nb.tasks.detect import (AUGMENTS, RECIPES, LargeScaleJitter, TrainPictures, coco_task, evaluate_coco, export_testdev)
+from lesa_nb.tasks.detect import DETECT_AUGMENTS, DETECTION_RECIPES, LargeScaleJitter, TrainSamples, detection_task
+from lesa_nb.tasks.detect_eval import evaluate_detector, export_testdev
+from lesa_nb.weights.load import load
 from lesa_nb.study.onecycle import adamw_onecycle
 from lesa_nb.weights.files import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("mask_rcnn", "htc")
 CPU = torch.device("cpu")
-BRIEF = replace(RECIPES["small"], name="brief", epochs=2, batch_size=2, lr_batch=2, warmup_steps=2)
+BRIEF = replace(DETECTION_RECIPES["small"], name="brief", epochs=2, batch_size=2, lr_batch=2, warmup_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def edit(folder, change, split="train2017"):
     path.write_text(json.dumps(content))
 
 
-def task_of(folder, model="mask_rcnn", *, recipe=RECIPES["small"], **options):
-    return coco_task(folder, recipe, model=model, **dict(network="small", image_size=64, say=lambda text: None) | options)
+def task_of(folder, model="mask_rcnn", *, recipe=DETECTION_RECIPES["small"], **options):
+    return detection_task(folder, recipe, model=model, **dict(network="small", image_size=64, say=lambda text: None) | options)
 
 
 def steps(task, number, batch_size=2, lr=2e-3):
@@ -78,9 +79,9 @@ def steps(task, number, batch_size=2, lr=2e-3):
 # ---- samples
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", DETECT_AUGMENTS)
 def test_samples_do_not_depend_on_workers_or_on_who_drew_before(source, augment):
-    dataset = TrainPictures(CocoFolder(source, training=True, semantic=True, transforms=AUGMENTS[augment](64)), seed=3)
+    dataset = TrainSamples(CocoFolder(source, training=True, semantic=True, transforms=DETECT_AUGMENTS[augment](64)), seed=3)
     keys = [[(7, 0), (7, 1)], [(8, 0), (8, 2)]]
     alone = {key: dataset[key] for batch in keys for key in reversed(batch)}
     for workers in 0, 2:
@@ -96,7 +97,7 @@ def test_samples_do_not_depend_on_workers_or_on_who_drew_before(source, augment)
 
 def test_flips_are_fair_and_differ_between_seeds(source):
     plain = CocoFolder(source, training=True)
-    sets = [TrainPictures(CocoFolder(source, training=True, transforms=AUGMENTS["published"](64)), seed) for seed in (0, 1)]
+    sets = [TrainSamples(CocoFolder(source, training=True, transforms=DETECT_AUGMENTS["published"](64)), seed) for seed in (0, 1)]
     flips = np.array([[not dataset[e, i][0].equal(plain[i][0]) for e in range(12) for i in range(4)] for dataset in sets])
     assert 0.3 < flips.mean() < 0.7 and (flips[0] != flips[1]).any()
 
@@ -106,10 +107,10 @@ def colour(image):
     return image.amax(0) - image.amin(0)
 
 
-@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("augment", DETECT_AUGMENTS)
 def test_masks_and_boxes_stay_on_their_things(source, augment):
     "A flip or a window that moves the picture moves everything drawn on it."
-    dataset = TrainPictures(CocoFolder(source, training=True, semantic=True, transforms=AUGMENTS[augment](64)))
+    dataset = TrainSamples(CocoFolder(source, training=True, semantic=True, transforms=DETECT_AUGMENTS[augment](64)))
     for turn in range(30):
         image, target = dataset[turn, turn % len(dataset)]
         for box, mask in zip(target["boxes"].tolist(), target["masks"].bool()):
@@ -168,10 +169,54 @@ def test_what_the_backbone_starts_from_is_said(source, tmp_path):
     assert len(heard) == 1 and heard[0].startswith("left out of training: ") and "x crowd" in heard[0] and "x image without annotations" in heard[0]
     with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
         task_of(source, start=tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="expected the categories of instances_train2017.json"):
+    with pytest.raises(ValueError, match="instances_val2017.json: expected the categories of .*instances_train2017.json"):
         other = Path(shutil.copytree(source, tmp_path / "other"))
         edit(other, lambda content: content["categories"].pop(), "val2017")
         task_of(other)
+
+
+# ---- what is refused before a run begins, and what trains
+
+
+def test_htc_without_stuff_maps_is_refused_with_the_way_out(folder):
+    gone = sorted((folder / "stuffthingmaps" / "train2017").iterdir())[1]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{gone.name}: no such file.*--no-semantic"):
+        task_of(folder, "htc")
+    shutil.rmtree(folder / "stuffthingmaps")
+    with pytest.raises(FileNotFoundError, match="stuffthingmaps.*no such folder.*--no-semantic"):
+        task_of(folder, "htc")
+    assert not task_of(folder, "htc", semantic=False).metadata["net"]["semantic"]
+    assert task_of(folder).metadata["net"]["model"] == "mask_rcnn"
+
+
+def test_classes_of_both_splits_are_compared_by_name(source, folder):
+    def rename(content):
+        content["categories"][0]["name"] = "ball"
+
+    edit(folder, rename, "val2017")
+    with pytest.raises(ValueError, match="instances_val2017.json: category 2 is 'ball' and in .*train2017.json it is 'disc'"):
+        task_of(folder)
+
+
+def test_a_missing_package_is_said_before_the_run(source, monkeypatch):
+    import sys
+    for name in ["faster_coco_eval", *(m for m in sys.modules if m.startswith("faster_coco_eval."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match="need faster_coco_eval: pip install"):
+        task_of(source)
+
+
+def test_an_object_without_a_mask_survives_the_jitter(folder):
+    """What is wrong with a mask costs the mask: a window that keeps the box keeps the object."""
+    edit(folder, lambda content: [a.update(segmentation=[]) for a in content["annotations"]
+                                  if not a["iscrowd"] and a["id"] % 2])
+    dataset = CocoFolder(folder, training=True, transforms=LargeScaleJitter(96, 1., 1.))
+    plain = CocoFolder(folder, training=True)
+    assert dataset.dropped["empty segmentation"] > 3
+    for (_, target), (_, before) in zip(dataset, plain):
+        assert len(target["labels"]) == len(before["labels"])
+        assert target["masks"].flatten(1).any(1).equal(before["masks"].flatten(1).any(1))
 
 
 # ---- steps
@@ -258,7 +303,7 @@ def test_two_epochs_equal_one_and_one(source, tmp_path, model):
     assert metadata["arch"] == "detector" and metadata["net"]["model"] == model and metadata["net"]["keep_ratio"] and metadata["category_ids"] == [2, 17, 90]
     with pytest.raises(ValueError, match="net: .*there.*now"):
         list(fit(task_of(source, model, recipe=recipe, image_size=96), tmp_path / "whole", seed=5, resume=True))
-    scores = evaluate_coco(source, tmp_path / "whole" / "last.safetensors", batch_size=2)
+    scores = evaluate_detector(source, tmp_path / "whole" / "last.safetensors", batch_size=2)
     assert abs(100*scores.mask["AP"] - metadata["scores"]["mask AP"]) < 1e-3
 
 
@@ -276,8 +321,8 @@ def test_files_of_other_classes_are_refused(source, folder, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "small.safetensors"
     save_weights(task.build(), path, **task.metadata)
-    detector, _, _, metadata, _ = load(path)
-    assert metadata == task.metadata and not detector.training
+    detector, classes, _, metadata, _ = load(path)
+    assert metadata == task.metadata and not detector.training and classes == ["disc", "square", "triangle"]
     sent = json.loads(export_testdev(source, path, tmp_path / "sent.json").read_text())
     assert {r["category_id"] for r in sent} <= {2, 17, 90}
 
@@ -286,9 +331,13 @@ def test_files_of_other_classes_are_refused(source, folder, tmp_path):
         for a in content["annotations"]:
             a["category_id"] = 3 if a["category_id"] == 2 else a["category_id"]
 
+    before = evaluate_detector(source, path)
     edit(folder, renumber, "val2017")
-    with pytest.raises(ValueError, match=r"category numbers \[2, 17, 90\].*\[3, 17, 90\]"):
-        evaluate_coco(folder, path)
+    after = evaluate_detector(folder, path)  # the same names under other ids: matched by name
+    assert after.categories.ids == [3, 17, 90] and after.class_ap() == before.class_ap()
+    edit(folder, lambda content: content["categories"][0].update(name="ball"), "val2017")
+    with pytest.raises(ValueError, match="instances_val2017.json: expected the categories of .*small.safetensors.*disc.*ball"):
+        evaluate_detector(folder, path)
     with pytest.raises(FileNotFoundError, match="its folder does not exist"):
         export_testdev(source, path, tmp_path / "none" / "sent.json")
 
@@ -299,9 +348,9 @@ def test_an_authors_file_is_recognised(tmp_path, model):
     torch.manual_seed(0)
     detector = build_detector(model, num_classes=5, image_size=64, semantic=False)
     torch.save({"state_dict": to_published(detector), "meta": {}}, tmp_path / "theirs.pth")
-    loaded, _, _, metadata, _ = load(tmp_path / "theirs.pth")
-    assert metadata["net"] == dict(model=model, network="published", term="lesa", num_classes=5, image_size=64,
-                                   semantic=False)
+    loaded, _, _, metadata, kind = load(tmp_path / "theirs.pth")
+    expected = dict(model=model, num_classes=5, image_size=64, semantic=False)
+    assert kind == "detector" and metadata["net"] | expected == metadata["net"]
     assert all(value.equal(loaded.state_dict()[name]) for name, value in detector.state_dict().items())
 
 
@@ -337,10 +386,10 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
         from pathlib import Path
         import torch
         from lesa_nb.engine.run import fit
-        from lesa_nb.tasks.detect import RECIPES, coco_task
+        from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task
         data, out = sys.argv[1:]
-        recipe = replace(RECIPES["small"], epochs=1, batch_size=4, lr=1e-12, warmup_steps=0)   # nothing is learned: both score the same weights
-        task = coco_task(data, recipe, model="htc", network="small", image_size=64, valid="train2017", say=lambda text: None)
+        recipe = replace(DETECTION_RECIPES["small"], epochs=1, batch_size=4, lr=1e-12, warmup_steps=0)   # nothing is learned: both score the same weights
+        task = detection_task(data, recipe, model="htc", network="small", image_size=64, valid="train2017", say=lambda text: None)
         events = list(fit(task, out))
         if os.environ.get("RANK", "0") == "0": Path(out, "scores.json").write_text(json.dumps(events[-1]["scores"]))
     """)
@@ -376,7 +425,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path, model):
     "Box and mask AP above .9 on the pictures that it was trained on: everything from anchors to pasted masks pulls in one direction."
     folder = make_coco(tmp_path / "coco", train=12, val=1, test=0, size=128)
     eight(folder)
-    task = coco_task(folder, RECIPES["small"].changed(epochs=3), model=model, network="small", valid="train2017", repeat=50, say=lambda text: None)
+    task = detection_task(folder, DETECTION_RECIPES["small"].changed(epochs=3), model=model, network="small", valid="train2017", repeat=50, say=lambda text: None)
     assert len(task.train)/50 == len(task.valid) == 8
     events = list(fit(task, tmp_path / "run"))
     assert all(math.isfinite(loss) for e in events if e["kind"] == "step" for loss in e["losses"].values())
@@ -390,5 +439,5 @@ def test_odd_pictures_and_types(tmp_path, folder):
     image_id = dataset.image_ids[0]
     H, W = dataset.size(image_id)
     Image.new("L", (W, H), 99).save(dataset.file(image_id))
-    image, target = TrainPictures(dataset)[0, 0]
+    image, target = TrainSamples(dataset)[0, 0]
     assert image.shape == (3, H, W) and set(target["labels"].tolist()) <= {1, 2, 3} and target["file"] == str(dataset.file(image_id))

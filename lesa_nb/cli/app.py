@@ -7,9 +7,9 @@ from collections.abc import Callable
 import tyro
 from tyro.extras import SubcommandApp
 
-from lesa_nb.cli import check, data, eval, export, see, train
+from lesa_nb.cli import check, data, eval, export, predict, see, train
 from lesa_nb.cli.common import UsageError
-from lesa_nb.engine.group import is_main_process
+from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
 _DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use. Every command has its own --help."
@@ -22,6 +22,7 @@ _COMMANDS: dict[str, Callable] = {
     "explore": see.explore_photo,
     "export": export.export_classifier,
     "export-testdev": export.testdev_file,
+    "predict": predict.predict_images,
 }
 #: the commands of two words: first word -> what it does, and the function behind each second word
 _GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
@@ -87,6 +88,5 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, *_MISTAKES) as mistake:
         if os.environ.get("LESA_DEBUG"):
             raise
-        who = "lesa" if is_main_process() else f"lesa (process {os.environ['RANK']})"
-        print(f"{who}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
+        print(f"{process_name('lesa')}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import echo, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import echo, load_classifier, positive, progress, worker_count, write_json
 from lesa_nb.engine.group import is_main_process
 
 
@@ -33,9 +33,8 @@ def eval_imagenet(
     """
     positive(image_size=image_size, batch_size=batch_size)
     from lesa_nb.tasks.classify import score_folder
-    from lesa_nb.weights.load import load
 
-    classifier = load(weights, kind="classifier")
+    classifier = load_classifier(weights)
     metadata = classifier.metadata
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
@@ -77,9 +76,9 @@ def eval_coco(
         out: Also write the scores there, with AP class by class.
     """
     positive(batch_size=batch_size)
-    from lesa_nb.tasks.detect import evaluate_coco
+    from lesa_nb.tasks.detect_eval import evaluate_detector
 
-    scores = evaluate_coco(
+    scores = evaluate_detector(
         data,
         weights,
         split=split,

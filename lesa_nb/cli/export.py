@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import UsageError, positive, progress, worker_count
+from lesa_nb.cli.common import UsageError, load_classifier, positive, progress, worker_count
 
 
 def export_classifier(
@@ -28,11 +28,11 @@ def export_classifier(
             f"--min-size must be at least 17 and less than --max-size, got {min_size} and {max_size}"
         )
     from lesa_nb.io.atomic import atomic_path
-    from lesa_nb.weights.load import load
 
-    classifier = load(weights, kind="classifier")
-    size = min(max(classifier.metadata["image_size"], min_size), max_size)
-    sizes = dict(image_size=size, min_size=min_size, max_size=max_size)
+    classifier = load_classifier(weights)
+    made_for = classifier.metadata["image_size"]
+    size = max(made_for) if isinstance(made_for, list) else made_for
+    sizes = dict(image_size=min(max(size, min_size), max_size), min_size=min_size, max_size=max_size)
     if out.suffix == ".onnx":
         from lesa_nb.weights.export import export_onnx
 
@@ -71,7 +71,7 @@ def testdev_file(
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
     """
     positive(batch_size=batch_size)
-    from lesa_nb.tasks.detect import export_testdev
+    from lesa_nb.tasks.detect_eval import export_testdev
 
     path = export_testdev(
         data,

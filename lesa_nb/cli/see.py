@@ -96,7 +96,8 @@ def _describe(metadata: dict[str, Any], file: str) -> str:
         return f"small {TERM_NAMES[metadata['net']['term']]} network {run}"
     from lesa_nb.models.registry import CLASSIFIERS
 
-    title = f"{CLASSIFIERS[metadata['network']].__name__} from {file}"
+    network = metadata["network"]  # "graft:NAME" is a grafted network of that name
+    title = f"{getattr(CLASSIFIERS.get(network), '__name__', network)} from {file}"
     if metadata["term"] != "lesa":
         title += f", term {metadata['term']}"
     if metadata.get("scores"):
@@ -117,7 +118,7 @@ def _open_network(weights: Path | None) -> _Network:
         net, mean, std = metadata["net"], (metadata["mean"],), (metadata["std"],)
         return _Network(model, title, net["channels"], mean, std, net["patch"], 32 * net["patch"], 30)
     patch = 8 if metadata["network"] == "small" else 16
-    size, pair_floats = metadata["image_size"], dict(small=30, resnet50=120, wrn50=200)[metadata["network"]]
+    size, pair_floats = metadata["image_size"], dict(small=30, resnet50=120).get(metadata["network"], 200)
     longer = max(size) if isinstance(size, list) else size
     return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * longer, pair_floats)
 

@@ -277,11 +277,11 @@ def train_coco(
     positive(image_size=image_size)
     with Stop() as stop:  # listens while the rest is still being imported
         from lesa_nb.engine.recipe import describe_recipe
-        from lesa_nb.tasks.detect import RECIPES, coco_task
+        from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task
 
         name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
-        chosen = run.changed(RECIPES[name])
-        task: Any = coco_task(
+        chosen = run.changed(DETECTION_RECIPES[name])
+        task: Any = detection_task(
             data,
             chosen,
             model=model,

@@ -28,9 +28,10 @@ class Categories:
     "The categories of a COCO file, and the way from their ids to labels and back, eq. (27.1)."
     def __init__(self,
         categories: Iterable[dict], # each with "id" and, if it has one, "name"
+        source: str = "the other file", # where they are from, for errors
     ):
         named = {c["id"]: str(c["id"] if c.get("name") is None else c["name"]) for c in categories}
-        often = Counter(named.values())
+        often, self.source = Counter(named.values()), source
         self.ids = sorted(named)                                                          # (27.1)
         self.names = [named[i] if often[named[i]] == 1 else f"{named[i]} ({i})" for i in self.ids]
 
@@ -52,13 +53,11 @@ class Categories:
 
     def ordered_like(self,
         other: "Categories", # whose labels are wanted
-        here: str = "here", # what these categories are from, for the error
-        there: str = "there", # what the others are from
     ) -> "Categories": # these ids under the other's labels, by name
         "The same categories with another file's labels; a ValueError says what does not match."
         own, theirs = dict(zip(self.ids, self.names)), dict(zip(other.ids, other.names))
-        matched = Categories([])
-        matched.ids, matched.names = match_categories(own, theirs, here, there), other.names
+        matched = Categories([], self.source)
+        matched.ids, matched.names = match_categories(own, theirs, self.source, other.source), other.names
         return matched
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-10
@@ -107,7 +106,7 @@ def read_split(
     content, faults = coco_file.read_annotation_file(path), []
     def note(kind, found, image_id, annotation_id=None):
         faults.append(COCO_FAULTS.fault(kind, path.name, found, image_id=image_id, annotation_id=annotation_id))
-    categories = Categories(content["categories"])
+    categories = Categories(content["categories"], str(path))
     if not len(categories): raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
     images: dict[int, dict] = {}
     for image in content["images"]:
@@ -157,7 +156,7 @@ class CocoFolder(CocoIndex, Dataset):
         path = coco_file.find_annotation_file(folder, split)
         content = read_split(path, training)
         if categories is not None:
-            ordered = content.categories.ordered_like(categories, str(path), "the other file")
+            ordered = content.categories.ordered_like(categories)
             content = content._replace(categories=ordered)
         super().__init__(folder, split, path, content, training=training, keep_empty=keep_empty, missing=missing)
         self.semantic, self.transforms = semantic, transforms

@@ -115,3 +115,17 @@ class CocoIndex:
     def annotations(self, image_id: int) -> list[dict]:
         """What is left of the annotations of an image, as in the JSON file; a mask that cannot be used is None."""
         return self._annotations[self._place[image_id]]
+
+
+def require_stuff_maps(index: CocoIndex):
+    """Refuse a folder without a stuff map for each of its images, before anybody learns from them."""
+    root = Path(index.folder)/"stuffthingmaps"/index.split
+    advice = ("HTC learns from stuff maps: get stuffthingmaps_trainval2017, or train without them "
+              "(semantic=False, on the command line --no-semantic)")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; {advice}")
+    files = [index.file(image_id).relative_to(index.pictures).with_suffix(".png").as_posix()
+             for image_id in index.image_ids]
+    gone = sorted(set(files) - present_files(root, files))
+    if gone:
+        raise FileNotFoundError(f"{root/gone[0]}: no such file, nor {len(gone) - 1} others of {len(files)}; {advice}")

@@ -118,8 +118,8 @@ def check_same_run(
         ValueError: What differs, and what to do.
     """
     if differ := _differences(saved, told):
-        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(differ)}): ask for the same, or choose another "
-                         "folder; nothing was changed")
+        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(differ)}): ask for the same, or choose "
+                         "another folder; nothing was changed")
     changed = _changed_data(saved.get("data") or {}, told["data"])
     if changed and not accept_changed_data:
         raise ValueError(

@@ -3,13 +3,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from lesa_nb.engine.group import Ranks
+from lesa_nb.engine.loop import NotFinite
+from lesa_nb.engine.recipe import Recipe
 
-__all__ = ["explain_errors", "name_samples"]
+__all__ = ["explain_errors", "explain_step"]
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def explain_errors(device: torch.device, samples: int, advice: str) -> Iterator[
                           "The last checkpoint is intact") from None
 
 
-def name_samples(names: Sequence[str], losses: dict[str, float], ranks: Ranks) -> str:
+def _name_samples(names: Sequence[str], losses: dict[str, float], ranks: Ranks) -> str:
     """The samples of a step whose gradient is not finite: of the processes whose loss is not finite, or of all.
 
     Args:
@@ -52,3 +54,31 @@ def name_samples(names: Sequence[str], losses: dict[str, float], ranks: Ranks) -
     everyone = ranks.gather((math.isfinite(sum(losses.values())), list(names)))
     guilty = [name for finite, some in everyone if not finite for name in some] or list(names)
     return ", ".join(guilty[:16]) + (f" and {len(guilty) - 16} more" if len(guilty) > 16 else "")
+
+
+@contextlib.contextmanager
+def explain_step(
+    recipe: Recipe, ranks: Ranks, device: torch.device, *, where: str, names: Callable[[], Sequence[str]]
+) -> Iterator[None]:
+    """Around a step of training: `explain_errors`, and which samples a gradient that is not finite came from.
+
+    Args:
+        recipe: Of the run.
+        ranks: All processes come here together.
+        device: That the step is made on.
+        where: Epoch and step, for the sentence.
+        names: Of this process's samples.
+
+    Raises:
+        FloatingPointError: The gradient is not finite; the sentence names the samples. The weights were not updated.
+        MemoryError, ValueError: As `explain_errors`.
+    """
+    advice = (f"accumulate={2*recipe.accumulate} halves that and gives the same steps (but for batch norm's "
+              "statistics); smaller images or bfloat16 help too")
+    try:
+        with explain_errors(device, recipe.local_batch_size(ranks.size), advice):
+            yield
+    except NotFinite as error:
+        guilty = _name_samples(names(), error.losses, ranks)
+        raise FloatingPointError(f"{where}: {error}; samples: {guilty}. The weights were not updated: look at these "
+                                 "samples, or resume with a smaller rate") from None

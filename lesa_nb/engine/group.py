@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Ranks", "is_main_process", "world_size", "process_group", "pick_device", "from_main_process", "gather",
-           "shard"]
+__all__ = ["Ranks", "is_main_process", "world_size", "local_world_size", "process_name", "process_group",
+           "pick_device", "from_main_process", "gather", "shard"]
 
 _Thing = TypeVar("_Thing")
 
@@ -83,6 +83,16 @@ def is_main_process() -> bool:
 def world_size() -> int:
     """How many processes there are, also before the process group is open."""
     return max(_current().size, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def local_world_size() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def process_name(program: str) -> str:
+    """The program's name for a message: with the rank, where another process than the main one speaks."""
+    return program if is_main_process() else f"{program} (process {_current().rank or os.environ.get('RANK')})"
 
 
 @contextlib.contextmanager

@@ -104,8 +104,10 @@ class BatchReader:
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise
-            return Unreadable(f"a process that reads ahead has died ({str(error).splitlines()[0]}): use fewer workers, "
-                              "or free memory")
+            reason = str(error).splitlines()[0]
+        except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
+            reason = str(error) or type(error).__name__
+        return Unreadable(f"a process that reads ahead has died ({reason}): use fewer workers, or free memory")
 
     def take(self, number: int) -> list[Any]:
         """So many batches; fewer if one could not be made, which is then the last."""

@@ -153,8 +153,9 @@ def describe_recipe(recipe: Recipe, samples: int, processes: int = 1, *, frozen:
     local, per_epoch = recipe.local_batch_size(processes), samples//recipe.batch_size
     numbers = ", ".join(f"{key} {value}" for key, value in asdict(recipe).items() if key != "name")
     lines = [f"recipe {recipe.name}: {numbers}"]
-    lines.append(f"learning rate: {recipe.lr:g} for {recipe.lr_batch} samples, so {recipe.peak_lr:g} for {recipe.batch_size} "
-                 f"({processes} process(es) x {recipe.accumulate} micro-batch(es) x {local} samples)")
+    pieces = f"{processes} process(es) x {recipe.accumulate} micro-batch(es) x {local} samples"
+    lines.append(f"learning rate: {recipe.lr:g} for {recipe.lr_batch} samples, so {recipe.peak_lr:g} for "
+                 f"{recipe.batch_size} ({pieces})")
     asked = round(recipe.warmup_epochs*per_epoch) + recipe.warmup_steps
     if per_epoch and recipe.warmup(per_epoch) < asked:
         lines.append(f"warm-up: {asked:,} steps were asked for, and the run has {recipe.epochs*per_epoch:,}: cut to "

@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
-from .errors import explain_errors, name_samples
+from .errors import explain_errors, explain_step
 from .folder import RunFolder
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
 from .lock import run_lock
-from .loop import NotFinite, build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
+from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
 from .recipe import Recipe
 from .signals import Stop, Stopped
 from .task import Task
@@ -67,7 +67,7 @@ class Training:
         seed_everything(seed) # the same first weights everywhere
         self.model = task.build().to(device, torch.float64 if recipe.precision == "float64" else None)
         if recipe.channels_last:
-            self.model.to(memory_format=torch.channels_last) # type: ignore[call-overload]  # missing in PyTorch's stubs
+            self.model.to(memory_format=torch.channels_last)
         self.average = ema(self.model, recipe.ema) if recipe.ema else None
         self.optimizer, self.trained = build_optimizer(self.model, recipe), self.model
         if ranks.size > 1:
@@ -75,7 +75,7 @@ class Training:
         if ranks.size > 1 and recipe.sync_norm:
             convert_sync_batchnorm(self.model)
         if recipe.compile:
-            self.trained = torch.compile(self.trained) # type: ignore[assignment]  # a module by another name
+            self.trained = torch.compile(self.trained) # type: ignore[assignment]  # behaves like a module
         seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process has its own random numbers
 
     @property
@@ -146,19 +146,12 @@ def _update(training, micro_batches):
     "One step: rate, gradient, weights, averages, place; returns the rate and the losses, mean over the processes."
     task, step = training.task, training.epoch*training.per_epoch + training.step
     lr = task.recipe.peak_lr*lr_factor(task.recipe, step, training.per_epoch)                         # (16.2)
-    local = task.recipe.local_batch_size(training.ranks.size)
-    advice = (f"accumulate={2*task.recipe.accumulate} halves that and gives the same steps (but for batch norm's statistics); "
-              "smaller images or bfloat16 help too")
-    try:
-        with explain_errors(training.device, local, advice):
-            found = train_step(training.trained, micro_batches, task.losses, training.optimizer, task.recipe,
-                               training.device, lr)
-    except NotFinite as error:
-        names = [name for batch in micro_batches for name in task.batch_names(batch)]
-        raise FloatingPointError(
-            f"epoch {training.epoch}, step {training.step}: {error}; samples: "
-            f"{name_samples(names, error.losses, training.ranks)}. The weights were not updated: look at these samples, "
-            "or resume with a smaller rate") from None
+    def names():
+        return [name for batch in micro_batches for name in task.batch_names(batch)]
+    where = f"epoch {training.epoch}, step {training.step}"
+    with explain_step(task.recipe, training.ranks, training.device, where=where, names=names):
+        found = train_step(training.trained, micro_batches, task.losses, training.optimizer, task.recipe,
+                           training.device, lr)
     if training.average:
         training.average.update_parameters(training.model)
     training.step += 1
@@ -171,7 +164,8 @@ def _reader(run, dataset, keys, workers):
 def _train_epoch(run):
     "The steps that are left of an epoch."
     training, task, recipe = run.training, run.training.task, run.training.task.recipe
-    keys = sample_keys(len(task.train), recipe, training.seed, training.epoch, start=training.step, ranks=training.ranks)
+    keys = sample_keys(len(task.train), recipe, training.seed, training.epoch, start=training.step,
+                       ranks=training.ranks)
     with _reader(run, task.train, keys, run.workers) as batches:
         since = time.perf_counter()
         while training.step < training.per_epoch:
@@ -198,8 +192,8 @@ def _scores(run, *, trial=False):
             if batch is not None:
                 yield batch
 
-    advice = "let the task validate fewer at once, or use smaller images"
-    with _reader(run, task.valid, mine, 0 if trial else run.workers) as batches, explain_errors(training.device, task.valid_batch, advice):
+    explain = explain_errors(training.device, task.valid_batch, "let the task validate fewer, or use smaller images")
+    with _reader(run, task.valid, mine, 0 if trial else run.workers) as batches, explain:
         return evaluate(training.eval_model, rounds(batches), task.validate, task.recipe, training.device)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-21

@@ -1,9 +1,13 @@
 """Pictures of boxes, masks and scores: what a detector is told, and what it says."""
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from .capture import capture_layer
+from .maps import cell_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,4 +56,69 @@ def show_batch(
         ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):
         _draw_objects(ax, image, target, names, threshold)
+    return fig
+
+
+def show_scores(scores: Any, *, title: str | None = None, classes: int = 12) -> "Figure":
+    """AP of each class, and precision against recall at two thresholds.
+
+    `scores`: with `class_ap(kind)`, `curve(kind, threshold=...)` and `mask` (None without masks), as
+    `tasks.coco_eval.Scores`. `title`: the finding. `classes`: at most so many, the best ones.
+    """
+    from .figures import COLORS, new_figure
+    kinds = ["box", "mask"] if scores.mask else ["box"]
+    every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
+    shown = sorted(every["box"], key=lambda name: every["box"][name], reverse=True)[:classes]
+    fig, (left, right) = new_figure(1, 2, size=(7, 2.4), title=title)
+    hues = dict(box=COLORS["local"], mask=COLORS["context"])
+    for i, kind in enumerate(kinds):
+        places = np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1)
+        left.barh(places, [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
+        for threshold, style in ((.5, "-"), (.75, "--")):
+            recalls, precisions = scores.curve(kind, threshold=threshold)
+            right.plot(recalls, precisions, style, color=hues[kind], label=f"{kind}, overlap {threshold}")
+    left.set_yticks(range(len(shown)), shown)
+    left.invert_yaxis()
+    left.set(xlabel="AP", xlim=(0, 100))
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))  # never on a bar
+    right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+    right.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def box_middles(boxes: Tensor, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Row and column of the pixel in the middle of each box; boxes (n, 4) are corners, `size` the image's (H, W)."""
+    (height, width), middles = size, ((boxes[:, :2] + boxes[:, 2:])/2).clamp_min(0).tolist()
+    return [(min(int(y), height - 1), min(int(x), width - 1)) for x, y in middles]
+
+
+def context_maps(backbone: nn.Module, x: Tensor, boxes: Tensor, size: tuple[int, int],
+                 layer: str | None = None) -> Tensor:
+    """What the middle of each box attends to, mean of the heads: (n, h, w), each summing to 1.
+
+    `backbone` with attention layers; `x`: the image as the backbone takes it, (1, 3, H', W'); `boxes`: corners (n, 4)
+    in pixels of the image as it came, which has `size` (H, W). `layer`: a name from `attention_layers`; None: the last.
+    """
+    seen = capture_layer(backbone, x, layer)
+    cells = [cell_of(pixel, size, seen.size) for pixel in box_middles(boxes, size)]
+    return torch.stack([seen.attention(*cell)[0].mean(0) for cell in cells])
+
+
+def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[str], *,
+                  title: str | None = None) -> "Figure":
+    """Objects of an image (3, H, W) and what the middle of each attends to.
+
+    `boxes`: corners (n, 4); `maps`: (n, h, w) from `context_maps`; `names`: what is written above each. A ValueError
+    says so if there are no boxes.
+    """
+    import matplotlib.pyplot as plt  # here, so that training needs no plotting
+
+    from .figures import new_figure, overlay
+    if not len(boxes):
+        raise ValueError("no boxes to look from: the detector found nothing on this picture")
+    size = (image.shape[1], image.shape[2])
+    fig, axes = new_figure(1, len(boxes), size=(1.25*len(boxes), 1.4 + .3*bool(title)), title=title, squeeze=False)
+    for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, box_middles(boxes, size)):
+        overlay(image.cpu(), values.cpu(), cell_of(middle, size, (values.shape[0], values.shape[1])), name, ax)
+        ax.add_patch(plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=1.2))
     return fig

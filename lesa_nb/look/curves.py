@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lesa_nb.look.figures import COLORS, new_figure
+from lesa_nb.look.figures import COLORS, new_figure, png
 
 __all__ = ["curves", "live"]
 
@@ -32,9 +32,11 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     left.plot(places, [e["loss"] for e in steps], color=COLORS["lesa"], lw=1.2)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     names = [name for name in (valid[0]["scores"] if valid else ()) if "loss" not in name]
-    for name, style in zip(names, ("-", "--", "-.", ":")*9):
+    hues = [plt.get_cmap("tab10")(n) for n in range(10)]
+    for n, name in enumerate(names):
         scores = [e["scores"].get(name) for e in valid]
-        right.plot([e["epoch"] + 1 for e in valid], scores, style, color=COLORS["gate"], marker="o", ms=3, label=name)
+        epochs, style = [e["epoch"] + 1 for e in valid], ("-", "--", ":")[n // 10 % 3]
+        right.plot(epochs, scores, style, color=hues[n % 10], marker="o", ms=3, label=name)
     right.set(xlabel="epochs", ylabel="scores on validation images")
     right.locator_params(axis="x", integer=True)
     if valid:
@@ -44,7 +46,7 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
 
 def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """In a notebook: passes the events of `fit` on, and draws the curves so far anew after each epoch."""
-    from IPython.display import display
+    from IPython.display import Image, display
 
     handle, seen = None, []
     for event in events:
@@ -54,8 +56,9 @@ def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         scores = ", ".join(f"{name} {value:.1f}" for name, value in event["scores"].items())
         fig = curves(seen, f"epoch {event['epoch'] + 1}: {scores}")
-        if handle:
-            handle.update(fig)
-        else:
-            handle = display(fig, display_id=True)
+        picture = Image(png(fig))  # a figure would show itself once more each time
         plt.close(fig)
+        if handle:
+            handle.update(picture)
+        else:
+            handle = display(picture, display_id=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..layers.lesa import LESA, build_context
 from ..layers.local import DeformableConv2d
+from ..layers.ways import Way
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-08
 class PlainAttention(nn.Module):
@@ -28,7 +29,7 @@ class PlainAttention(nn.Module):
         heads: int = 8, # number of heads G
         position: str = "flat", # kind of offset table, a key of `POSITIONS`, as in LESA
         stride: int = 1, # the output is averaged over windows of stride x stride
-        attend: str | Callable = "auto", # the way to attend, as in LESA
+        attend: str | Way = "auto", # the name of a way to attend, as in LESA
     ):
         super().__init__()
         if stride < 1: raise ValueError(f"expected a stride of at least 1, found {stride}")

@@ -69,7 +69,7 @@ def train_steps(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images, 0 to 1, whose largest logit is the label; counted over images, so batches may differ in size.
+    """The share of images, 0 to 1, whose largest logit is the label; batches may differ in size.
 
     Raises:
         ValueError: There are no images.

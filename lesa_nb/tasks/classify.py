@@ -119,14 +119,15 @@ def classification_task(
     if network not in CLASSIFIERS:
         raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
-    net = dict(network=network, term=term, position=position, image_size=image_size)
+    net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
     return Task(
         metadata=dict(arch="classifier", **net, classes=train.classes), recipe=recipe,
         build=partial(build_classifier, num_classes=count, **net),
         train=train, valid=valid, collate=collate_classification,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
-        validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1", valid_batch=valid_batch)
+        validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1",
+        valid_batch=valid_batch)
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
 def _check_classes(names, metadata, folder):

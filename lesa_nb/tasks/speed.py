@@ -30,7 +30,7 @@ def speeds(task: Task, *, workers: int = 0, device: str | None = None, seconds: 
     if recipe.precision == "float64":
         model.double()
     if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
+        model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe)
     trained: Any = torch.compile(model) if recipe.compile else model
 

@@ -43,8 +43,7 @@ class Shift(nn.Module):
         shift_C: Float[Tensor, "C"],
     ):
         super().__init__()
-        self.shift: Tensor
-        self.register_buffer("shift", shift_C)
+        self.shift: Tensor = nn.Buffer(shift_C)
 
     def forward(self, x_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return x_BCHW + self.shift[:, None, None]
@@ -78,8 +77,7 @@ class Scale(nn.Module):
         scale_C: Float[Tensor, "C"], # the factors
     ):
         super().__init__()
-        self.weight: Tensor
-        self.register_buffer("weight", scale_C)
+        self.weight: Tensor = nn.Buffer(scale_C)
         self.training, self.ones = False, bool((scale_C == 1).all())
 
     @property
@@ -150,8 +148,9 @@ def _fold_part(part: nn.Module) -> None:
         part.add_module("norm", fold(last, part.norm))
     elif isinstance(part, nn.Sequential):
         for i in range(1, len(part)):
-            if isinstance(part[i - 1], (nn.Conv1d, nn.Conv2d)):
-                part[i] = fold(part[i - 1], part[i])
+            before = part[i - 1]
+            if isinstance(before, (nn.Conv1d, nn.Conv2d)):
+                part[i] = fold(before, part[i])
     for conv, norm in next((pairs for kind, pairs in PAIRS.items() if isinstance(part, kind)), ()):
         setattr(part, norm, fold(getattr(part, conv), getattr(part, norm)))
 

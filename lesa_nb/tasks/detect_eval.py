@@ -1,0 +1,87 @@
+"""Score the detector in a file of weights on a COCO folder, or write what it finds for COCO's test server."""
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.coco import Categories, CocoFolder, collate_detection
+from ..engine.group import pick_device
+from ..weights.load import Loaded, load
+from .coco_eval import Scores, score_results
+from .coco_results import predict_results, write_testdev
+
+_Found = tuple[int, list[dict]]
+_Watch = Callable[[Iterator[_Found]], Iterable[_Found]]
+
+
+class ValidSamples(Dataset):
+    """Images to be searched: nothing is known of them but their id and file."""
+
+    def __init__(self, folder: CocoFolder):
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def sample_name(self, index: int) -> str:
+        """The file's name: runs tell by it whether their data have changed."""
+        return self.folder.file(self.folder.image_ids[index]).name
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        image_id = self.folder.image_ids[index]
+        return self.folder.picture(image_id), dict(image_id=image_id, file=str(self.folder.file(image_id)))
+
+
+def percent_scores(scores: Scores) -> dict[str, float]:
+    """The numbers to watch in training, "box AP" and so on, in percent; 0 where there was nothing to find."""
+    kinds = dict(box=scores.box, mask=scores.mask or {})
+    return {f"{kind} {name}": 100*np.nan_to_num(numbers[name]).item()
+            for kind, numbers in kinds.items() for name in ("AP", "AP50", "AP75") if numbers}
+
+
+def _trained_categories(loaded: Loaded, source: str | PathLike) -> Categories | None:
+    """The categories that a detector was trained on, as far as its file says them."""
+    ids = loaded.metadata.get("category_ids")
+    if ids is None:
+        return None
+    named = [dict(id=category_id, name=name) for category_id, name in zip(ids, loaded.classes)]
+    return Categories(named, str(source))
+
+
+def _search(folder: str | PathLike, weights: str | PathLike, split: str, device: str | None, batch_size: int,
+            workers: int, watch: _Watch) -> tuple[CocoFolder, Iterable[_Found]]:
+    """The folder's split and, image by image, what the detector in a file finds."""
+    loaded = load(weights, kind="detector")
+    dataset = CocoFolder(folder, split, categories=_trained_categories(loaded, weights))
+    if len(loaded.classes) != len(dataset.categories):
+        raise ValueError(f"{weights}: the detector knows {len(loaded.classes)} classes; {dataset.path} has "
+                         f"{len(dataset.categories)}, {dataset.categories.ids}: choose the folder it was trained on")
+    batches = DataLoader(ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
+    return dataset, watch(predict_results(loaded.model.to(pick_device(device)), batches, dataset))
+
+
+def evaluate_detector(
+    folder: str | PathLike, weights: str | PathLike, *, split: str = "val2017", device: str | None = None,
+    batch_size: int = 1, workers: int = 0, watch: _Watch = iter,
+) -> Scores:
+    """COCO's scores of a detector on a split.
+
+    `weights`: any file that `weights.load` reads. `device`: None for a GPU if there is one. `watch`: gets the results
+    as they come, a progress bar for instance. Classes are matched by name; a ValueError names what does not match.
+    """
+    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch)
+    return score_results(dataset, dict(found))
+
+
+def export_testdev(
+    folder: str | PathLike, weights: str | PathLike, out: str | PathLike, *, split: str = "test-dev2017",
+    device: str | None = None, batch_size: int = 1, workers: int = 0, watch: _Watch = iter,
+) -> Path:
+    """Search the test images and write what COCO's server wants to the JSON file `out`; see `evaluate_detector`."""
+    if not Path(out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out}: its folder does not exist")
+    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch)
+    return write_testdev(out, dataset, found)

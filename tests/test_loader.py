@@ -1,0 +1,141 @@
+"""Batches read ahead: what cannot be read comes as a reason with the sample's name; no worker outlives its parent."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lesa_nb.engine.loader import BatchReader, Unreadable, checked_batches, loader
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Squares:
+    "Numbers and their squares; some raise what they are told to."
+
+    def __init__(self, n=12, **wrong):
+        self.n, self.wrong = n, wrong
+
+    def __len__(self):
+        return self.n
+
+    def sample_name(self, index):
+        return f"squares/{index}.png"
+
+    def __getitem__(self, key):
+        index = key[1] if isinstance(key, tuple) else key
+        if error := self.wrong.get(f"at_{index}"):
+            raise error
+        return torch.tensor([index, index**2])
+
+
+KEYS = [[0, 1, 2], [3, 4], [5, 6, 7]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_the_given_order(workers):
+    found = [batch[:, 0].tolist() for batch in loader(Squares(), KEYS, torch.stack, workers=workers)]
+    assert found == KEYS
+    pairs = [[(7, i) for i in keys] for keys in KEYS]
+    assert [batch[:, 0].tolist() for batch in loader(Squares(), pairs, torch.stack, workers=workers)] == KEYS
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error, reason", [
+    (ValueError("squares/4.png: broken data stream"), "squares/4.png: broken data stream"),
+    (OSError("squares/4.png: truncated"), "squares/4.png: truncated"),
+    (RuntimeError("odd shape"), "squares/4.png: RuntimeError: odd shape (test_loader.py, line "),
+    (KeyError("colour"), "squares/4.png: KeyError: 'colour' (test_loader.py, line ")])
+def test_what_goes_wrong_is_told_as_it_is(workers, error, reason):
+    first, second, third = loader(Squares(at_4=error), KEYS, torch.stack, workers=workers)
+    assert isinstance(second, Unreadable) and second.reason.startswith(reason)
+    assert "reads ahead has died" not in second.reason and third[:, 0].tolist() == KEYS[2]  # the others are read
+    with pytest.raises(ValueError, match="squares/4.png"):
+        list(checked_batches([first, second]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_that_do_not_go_together_are_named(workers):
+    def collate(samples):
+        raise RuntimeError("stack expects each tensor to be equal size")
+    batch = next(iter(loader(Squares(), [[0, 1, 2, 3, 4, 5]], collate, workers=workers)))
+    assert batch.reason.startswith("a batch of 6 samples (squares/0.png, squares/1.png, squares/2.png, squares/3.png, "
+                                   "...): RuntimeError: stack expects")
+
+
+def test_a_reader_takes_what_a_step_needs():
+    reader = BatchReader(Squares(at_4=ValueError("torn")), KEYS, torch.stack)
+    taken = reader.take(3)
+    assert len(taken) == 2 and taken[1].reason == "torn"  # nothing after what could not be read
+    reader.close()
+    assert list(reader) == []
+
+
+START = """
+import os, signal, sys, time
+import torch
+from lesa_nb.engine.loader import loader
+sys.path.insert(0, {tests!r})
+from test_loader import Squares
+class Slow(Squares):
+    def __getitem__(self, index):
+        time.sleep(.05)
+        return super().__getitem__(index)
+batches = iter(loader(Slow(4000), [[i] for i in range(4000)], torch.stack, workers=2))
+next(batches)
+"""
+
+
+def test_a_worker_that_dies_is_told_as_that():
+    code = START.format(tests=str(ROOT/"tests")) + """
+import torch
+from lesa_nb.engine.errors import explain_errors
+from lesa_nb.engine.loader import BatchReader, Unreadable, checked_batches
+class Deadly(Squares):
+    def __getitem__(self, index):
+        if index == 3: os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+try:
+    with explain_errors(torch.device("cpu"), 1, ""):  # PyTorch may hear of it between two batches
+        list(checked_batches(BatchReader(Deadly(), [[i] for i in range(12)], torch.stack, workers=1)))
+except ValueError as error: print("told:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=90,
+                          capture_output=True, text=True)
+    assert "told: a process that reads ahead has died (" in done.stdout, done.stderr
+    assert "free memory" in done.stdout
+
+
+@pytest.mark.parametrize("then, status", [
+    ("raise KeyError('in the middle of the loop')", 1), ("sys.exit(0)", 0),
+    ("def f():\n    for batch in batches: raise ValueError('held by a traceback')\nf()", 1)])
+def test_a_script_that_leaves_a_loader_ends_within_seconds(then, status):
+    began = time.monotonic()
+    code = START.format(tests=str(ROOT/"tests")) + then
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=90,
+                          capture_output=True, text=True)
+    assert done.returncode == status and time.monotonic() - began < 60, done.stderr
+    if status:
+        assert ("in the middle" in done.stderr or "held by a traceback" in done.stderr) and "died" not in done.stderr
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_their_parent():
+    code = START.format(tests=str(ROOT/"tests")) + """
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(len(next(batches)) for _ in range(40)), flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(.5)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stdout.readline() == "heard\n"
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stdout.readline() == "40\n"  # the workers went on

@@ -1,0 +1,81 @@
+"""A recipe refuses numbers that make no sense, before anything is written, and says what follows from the others."""
+import math
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+
+from lesa_nb.engine.loop import lr_factor
+from lesa_nb.engine.recipe import Recipe, describe_recipe
+
+COSINE = Recipe("classifier", epochs=95, batch_size=128, lr=.05, lr_batch=128, nesterov=True, weight_decay=8e-5,
+                warmup_epochs=5)
+STAIRS = Recipe("detector", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_decay=1e-4, warmup_steps=500,
+                warmup_from=.001, milestones=(16, 19))
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(label_smoothing=-.1), "label_smoothing of a recipe must be at least 0 and at most 1, got -0.1"),
+    (dict(label_smoothing=1.5), "label_smoothing .* got 1.5"),
+    (dict(ema=1.5), "ema of a recipe must be at least 0 and less than 1, got 1.5"),
+    (dict(ema=1.), "ema .* less than 1, got 1.0"),
+    (dict(momentum=2), "momentum of a recipe must be at least 0 and less than 1, got 2"),
+    (dict(clip=-1), "clip of a recipe must be at least 0 and finite, got -1"),
+    (dict(lr=math.nan), "lr of a recipe must be more than 0 and finite, got nan"),
+    (dict(lr=math.inf), "lr .* got inf"), (dict(lr=0), "lr .* got 0"), (dict(lr="0.1"), "lr .* got '0.1'"),
+    (dict(weight_decay=-1e-4), "weight_decay"), (dict(weight_decay=math.nan), "weight_decay"),
+    (dict(warmup_from=1.1), "warmup_from"), (dict(warmup_epochs=-1), "warmup_epochs"),
+    (dict(warmup_steps=-1), "warmup_steps"), (dict(warmup_steps=.5), "warmup_steps .* whole, got 0.5"),
+    (dict(mixup=-.1), "mixup"), (dict(cutmix=math.inf), "cutmix"),
+    (dict(epochs=0), "epochs of a recipe must be at least 1 and whole, got 0"), (dict(epochs=1.5), "epochs"),
+    (dict(batch_size=0), "batch_size"), (dict(lr_batch=0), "lr_batch"), (dict(accumulate=0), "accumulate"),
+    (dict(accumulate=True), "accumulate"), (dict(momentum=True), "momentum"),
+    (dict(precision="half"), "precision must be float32, bfloat16 or float64, got 'half'"),
+    (dict(optimizer="lion"), "optimizer must be sgd or adamw, got 'lion'"),
+    (dict(milestones=(3, 2)), "milestones of a recipe must be epochs in rising order"), (dict(milestones=(0,)), "mil"),
+    (dict(compile=1), "compile of a recipe must be True or False, got 1"),
+    (dict(nesterov=True, momentum=0), "momentum of a recipe must be more than 0"),
+])
+def test_numbers_out_of_range_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        replace(COSINE, **changes)
+
+
+def test_every_number_has_a_range():
+    "Whatever is added to a recipe is refused as nan or as a word."
+    for field in fields(Recipe):
+        if field.name in ("name", "augment"):
+            continue
+        with pytest.raises((ValueError, TypeError)):
+            replace(COSINE, **{field.name: math.nan})
+
+
+def test_it_cannot_be_changed_in_passing():
+    with pytest.raises(FrozenInstanceError):
+        COSINE.lr = 1
+    assert COSINE.changed(epochs=3, batch_size=None) == replace(COSINE, epochs=3)
+
+
+def test_the_rate_follows_the_batch():
+    assert replace(COSINE, batch_size=1024).peak_lr == pytest.approx(.4)
+    assert replace(COSINE, accumulate=4).local_batch_size(8) == 4
+    with pytest.raises(ValueError, match="choose a batch size that 3 divides"):
+        COSINE.local_batch_size(3)
+
+
+def test_a_warm_up_that_takes_the_whole_run_is_cut():
+    short = replace(COSINE, epochs=2)
+    assert (COSINE.warmup(100), short.warmup(100), STAIRS.warmup(10), STAIRS.warmup(100)) == (500, 20, 20, 500)
+    factors = [lr_factor(short, t, 100) for t in range(200)]
+    assert max(factors) == 1 and factors.index(1) == 19  # the rate arrives
+    assert replace(COSINE, epochs=1, warmup_epochs=1).warmup(1) == 1
+    assert replace(COSINE, warmup_epochs=0).warmup(100) == 0
+
+
+def test_it_is_told_in_words():
+    said = describe_recipe(COSINE, 1_281_167, 4)
+    assert "so 0.05 for 128 (4 process(es) x 1 micro-batch(es) x 32 samples)" in said
+    assert "10,009 steps in an epoch, 950,855 in all" in said and "warm-up" not in said
+    assert "batch norm sees 128 samples at once" in said and said.startswith("recipe classifier: epochs 95, batch_size")
+    assert "statistics are frozen" in describe_recipe(STAIRS, 117_266, frozen=True)
+    cut = describe_recipe(replace(COSINE, epochs=2), 1_281_167)
+    assert "warm-up: 50,045 steps were asked for, and the run has 20,018: cut to 2,001" in cut

@@ -5,6 +5,7 @@ from torch import nn
 
 from lesa_nb.layers.lesa import LESA, build_context
 from lesa_nb.look.capture import attention_layers, capture, capture_layer
+from lesa_nb.models.registry import build_detector
 from lesa_nb.models.resnet import PlainAttention, lesa_resnet50
 from lesa_nb.study.small import SmallNet
 
@@ -72,6 +73,19 @@ def test_several_layers_in_one_run_are_those_of_one_at_a_time():
     assert list(both) == ["blocks.0.conv2", "blocks.1.conv2"] and list(first) == ["blocks.0.conv2"]
     assert both["blocks.0.conv2"].context.equal(first["blocks.0.conv2"].context)
     assert capture_layer(net, images).layer == "blocks.1.conv2"
+
+
+@pytest.mark.parametrize("model", ["mask_rcnn", "htc"])
+def test_a_detector_is_opened_like_any_network(model):
+    "As a whole with its list of images, and its backbone alone with a batch."
+    torch.manual_seed(0)
+    detector = build_detector(model, network="small", num_classes=3, image_size=128).eval()
+    whole = capture(detector, [torch.rand(3, 128, 128)])
+    assert whole and all(name.startswith("pyramid.backbone.") and part.kind == "LESA" for name, part in whole.items())
+    last = capture_layer(detector.pyramid.backbone, torch.rand(1, 3, 128, 128))
+    assert list(whole)[-1] == f"pyramid.backbone.{last.layer}"
+    assert last.size == list(whole.values())[-1].size
+    torch.testing.assert_close(last.weights.sum(-1), torch.ones(last.weights.shape[:3]))
 
 
 def test_the_network_is_left_as_it_was(body, x):

@@ -1,11 +1,22 @@
-"""Anchors, matching, sampling and thinning out: edges, many objects, memory, and what is kept from one step to the next."""
+"""Anchors, matching, sampling and thinning out: edges, many objects, memory, and what one step keeps for the next."""
+
 import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
 from lesa_nb.models.ops import constant, first_sampler, full_precision, grouped_nms, random_sampler, smooth_l1
 from lesa_nb.models.pyramid import Backbone, Pyramid
-from lesa_nb.models.rpn import BACKGROUND, IGNORED, RPN, BoxCoder, anchor_targets, assign, grid_anchors, rpn_losses, sample
+from lesa_nb.models.rpn import (
+    BACKGROUND,
+    IGNORED,
+    RPN,
+    BoxCoder,
+    anchor_targets,
+    assign,
+    grid_anchors,
+    rpn_losses,
+    sample,
+)
 
 SIZES = [(32 >> level, 48 >> level) for level in range(5)]
 
@@ -62,15 +73,25 @@ def test_assign_is_bounded_in_memory_and_in_launches():
 def test_assign_at_the_edges():
     box = torch.tensor([[0., 0, 10, 10]])
     half = torch.tensor([[0., 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]])
-    assert assign(box, half, .5, .4, 2).tolist() == [0, IGNORED, BACKGROUND]  # exactly u+ is positive, exactly u- ignored
-    assert assign(box[:0], half, .7, .3, .3).tolist() == [BACKGROUND]*3 and assign(box, half[:0], .7, .3, .3).tolist() == []
+    assert assign(box, half, 0.5, 0.4, 2).tolist() == [
+        0,
+        IGNORED,
+        BACKGROUND,
+    ]  # exactly u+ is positive, exactly u- ignored
+    assert (
+        assign(box[:0], half, 0.7, 0.3, 0.3).tolist() == [BACKGROUND] * 3
+        and assign(box, half[:0], 0.7, 0.3, 0.3).tolist() == []
+    )
     assert assign(box.expand(2, 4), half + 99, .7, .3, .3).tolist() == [BACKGROUND]*3
 
 
 def test_samples():
     matched = torch.tensor([BACKGROUND]*6 + [0, 1, 0] + [IGNORED]*5)
     assert [len(p) for p in sample(matched, 4, 0.)] == [0, 4]
-    assert first_sampler(torch.arange(5), 2).tolist() == [0, 1] and random_sampler(torch.arange(2), 5).tolist() == [0, 1]
+    assert first_sampler(torch.arange(5), 2).tolist() == [0, 1] and random_sampler(torch.arange(2), 5).tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_grids_are_made_once_and_serve_in_training():
@@ -79,7 +100,9 @@ def test_grids_are_made_once_and_serve_in_training():
     again = grid_anchors(SIZES)
     assert all(a is b for a, b in zip(first, again, strict=True)) and not again[0].is_inference()
     assert [len(a) for a in again] == [3*H*W for H, W in SIZES]
-    assert constant((.1, .2), torch.device("cpu"), torch.float32) is constant((.1, .2), torch.device("cpu"), torch.float32)
+    assert constant((0.1, 0.2), torch.device("cpu"), torch.float32) is constant(
+        (0.1, 0.2), torch.device("cpu"), torch.float32
+    )
     with pytest.raises(ValueError, match="sizes of 5 levels, found 1"):
         grid_anchors([(3, 3)])
     with torch.device("meta"):
@@ -111,7 +134,10 @@ def test_an_overlap_of_exactly_the_threshold_may_stay():
 def test_distance_and_precision():
     assert smooth_l1(torch.tensor([0., 2.]), torch.zeros(2), 0.).item() == 2.
     assert smooth_l1(torch.tensor([.5, 2.]), torch.zeros(2), 1.).item() == .125 + 1.5
-    assert [full_precision(torch.zeros(1, dtype=t)).dtype for t in (torch.bfloat16, torch.float64)] == [torch.float32, torch.float64]
+    assert [full_precision(torch.zeros(1, dtype=t)).dtype for t in (torch.bfloat16, torch.float64)] == [
+        torch.float32,
+        torch.float64,
+    ]
 
 
 def network():
@@ -128,7 +154,12 @@ def test_proposals_one_box_at_a_time():
     output = rpn(pyramid(x), (64, 96))[1]
     boxes, scores = rpn.propose(output)
     best = [logits.sigmoid().sort(descending=True) for logits in output.logits]
-    every = torch.cat([rpn.coder.decode(a[i[:20]], d[i[:20]], (64, 96)) for (_, i), a, d in zip(best, output.anchors, output.deltas, strict=True)])
+    every = torch.cat(
+        [
+            rpn.coder.decode(a[i[:20]], d[i[:20]], (64, 96))
+            for (_, i), a, d in zip(best, output.anchors, output.deltas, strict=True)
+        ]
+    )
     marks = torch.cat([s[:20] for s, _ in best]).tolist()
     levels = [level for level, (s, _) in enumerate(best) for _ in s[:20]]
     kept = []

@@ -1,4 +1,5 @@
-"""What a detector is given is checked once, at its door: in torchvision's words, naming the image, before anything is computed."""
+"""What a detector is given is checked once, at its door: in torchvision's words, by image, before computing."""
+
 import pytest
 import torch
 
@@ -14,20 +15,34 @@ def prepared(target, image=IMAGE, side=32, **options):
     return prepare([image], [target], side=side, **options)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(boxes=torch.zeros(0)), r"expected target boxes to be a tensor of shape \[N, 4\], found \[0\]; an image without objects has torch.zeros\(0, 4\)"),
-    (dict(boxes=torch.zeros(4)), r"of shape \[N, 4\], found \[4\]"),
-    (dict(boxes=torch.zeros(1, 5)), r"of shape \[N, 4\], found \[1, 5\]"),
-    (dict(boxes=[[3., 4, 30, 30]]), "expected target boxes to be of type Tensor, found list"),
-    (dict(labels=torch.tensor([2], dtype=torch.int32)), r"expected target labels of type int64, found torch.int32; convert them with .long\(\)"),
-    (dict(labels=torch.tensor([2.])), "expected target labels of type int64, found torch.float32"),
-    (dict(labels=torch.tensor([2, 2])), r"expected labels of shape \(1,\), found \(2,\)"),
-    (dict(labels=torch.tensor([0])), "expected labels from 1 to 80, found 0"),
-    (dict(masks=torch.ones(2, 40, 40)), r"expected masks of shape \(1, 40, 40\), found \(2, 40, 40\)"),
-    (dict(boxes=torch.tensor([[3., 4, float("inf"), 30]])), "1 boxes have an edge that is no finite number"),
-    (dict(boxes=torch.tensor([[-float("inf"), 4, 20, 30]])), "1 boxes have an edge that is no finite number"),
-    (dict(boxes=torch.tensor([[3., float("nan"), 20, 30]])), "1 boxes have an edge that is no finite number"),
-    (dict(boxes=torch.tensor([[3., 4, 3, 30]])), r"1 boxes have no area inside the image of 40 x 40 pixels; the first is \[3.0, 4.0, 3.0, 30.0\]")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(boxes=torch.zeros(0)),
+            r"expected target boxes to be a tensor of shape \[N, 4\], found \[0\]; "
+            r"an image without objects has torch.zeros\(0, 4\)",
+        ),
+        (dict(boxes=torch.zeros(4)), r"of shape \[N, 4\], found \[4\]"),
+        (dict(boxes=torch.zeros(1, 5)), r"of shape \[N, 4\], found \[1, 5\]"),
+        (dict(boxes=[[3.0, 4, 30, 30]]), "expected target boxes to be of type Tensor, found list"),
+        (
+            dict(labels=torch.tensor([2], dtype=torch.int32)),
+            r"expected target labels of type int64, found torch.int32; convert them with .long\(\)",
+        ),
+        (dict(labels=torch.tensor([2.0])), "expected target labels of type int64, found torch.float32"),
+        (dict(labels=torch.tensor([2, 2])), r"expected labels of shape \(1,\), found \(2,\)"),
+        (dict(labels=torch.tensor([0])), "expected labels from 1 to 80, found 0"),
+        (dict(masks=torch.ones(2, 40, 40)), r"expected masks of shape \(1, 40, 40\), found \(2, 40, 40\)"),
+        (dict(boxes=torch.tensor([[3.0, 4, float("inf"), 30]])), "1 boxes have an edge that is no finite number"),
+        (dict(boxes=torch.tensor([[-float("inf"), 4, 20, 30]])), "1 boxes have an edge that is no finite number"),
+        (dict(boxes=torch.tensor([[3.0, float("nan"), 20, 30]])), "1 boxes have an edge that is no finite number"),
+        (
+            dict(boxes=torch.tensor([[3.0, 4, 3, 30]])),
+            r"1 boxes have no area inside the image of 40 x 40 pixels; the first is \[3.0, 4.0, 3.0, 30.0\]",
+        ),
+    ],
+)
 def test_each_fault_is_refused_in_a_sentence(change, message):
     with pytest.raises(ValueError, match=f"^image_id b7: .*{message}"):
         prepared(GOOD | dict(image_id="b7") | change)
@@ -54,7 +69,10 @@ def test_images_that_overshoot_a_little_are_taken():
 
 
 def test_names_of_images():
-    names = [image_name(t, 3) for t in (None, {}, dict(image_id=7), dict(image_id="a/b.jpg"), dict(image_id=torch.tensor([9])))]
+    names = [
+        image_name(t, 3)
+        for t in (None, {}, dict(image_id=7), dict(image_id="a/b.jpg"), dict(image_id=torch.tensor([9])))
+    ]
     assert names == ["image 3", "image 3", "image_id 7", "image_id a/b.jpg", "image_id 9"]
 
 
@@ -68,7 +86,9 @@ def test_sides_are_judged_as_they_are_used():
     image, target = torch.rand(3, 10, 1001), dict(labels=torch.ones(len(thin), dtype=torch.long))
     with pytest.raises(ValueError, match="boxes have no area inside"):    # an area before scaling, none after it
         prepare([image], [target | dict(boxes=thin)], side=700, keep_ratio=True)
-    assert (thin[:, 2] > thin[:, 0]).all() and prepare([image], [target | dict(boxes=thin)], side=None)[1][0]["boxes"].equal(thin)
+    assert (thin[:, 2] > thin[:, 0]).all() and prepare([image], [target | dict(boxes=thin)], side=None)[1][0][
+        "boxes"
+    ].equal(thin)
 
 
 def small(**options):

@@ -77,7 +77,9 @@ def one_line(done, status, *parts):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_image_folder(tmp_path_factory.mktemp("data") / "two words; größe", task="corner", train=24, val=9, size=64)
+    return make_image_folder(
+        tmp_path_factory.mktemp("data") / "two words; größe", task="corner", train=24, val=9, size=64
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_a_run_says_what_it_does(run):
         "recipe published: epochs 2",
         "learning rate: 0.05 for 128 pictures, so 0.003125 for 8",
         "batch norm sees 8 pictures",
-        "a new run: 48 pictures to train on, 18 to validate",
+        "a new run: 48 images to train on, 18 to validate",
         "epoch 2/2: top1",
         "best top1",
     ):
@@ -126,7 +128,9 @@ def test_a_run_says_what_it_does(run):
     } == set(os.listdir(out))
     metadata = json.loads((out / "last.json").read_text())
     assert (
-        metadata["recipe"]["name"] == "published" and metadata["classes"] == ["high", "low"] and metadata["scores"]["top1"] >= 0
+        metadata["recipe"]["name"] == "published"
+        and metadata["classes"] == ["high", "low"]
+        and metadata["scores"]["top1"] >= 0
     )
 
 

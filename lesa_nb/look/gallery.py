@@ -76,10 +76,11 @@ def show_gallery(
     for (top, bottom), (name, network) in zip(axes.T, networks.items()):
         cell, (h, w) = cells[name], sizes[name]
         depends_HW = dependence(network, x_1CHW, cell)
+        root_HW = depends_HW.sqrt()
         middle = ((cell[0] + .5)*height/h - .5, (cell[1] + .5)*width/w - .5)
         radius = dependence_radius(depends_HW, middle)
         words = f"{name}{': ' + says[name] if says else ''}\nhalf within {radius:.0f} pixels"
-        overlay(shown_CHW, depends_HW.sqrt(), None, words, top)
+        overlay(shown_CHW, root_HW, None, words, top, vmin=0, vmax=float(root_HW[root_HW > 0].quantile(.9)))
         top.plot(middle[1], middle[0], "o", ms=9, mfc="none", mec="white", mew=1.4)
         attends_hw = attends[name]
         if attends_hw is None:

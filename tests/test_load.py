@@ -9,8 +9,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lesa_nb.data.transforms import eval_transform
+from lesa_nb.engine.run import fit
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50
+from lesa_nb.tasks.classify import classification_task, find_recipe
 from lesa_nb.weights.files import load_weights, read_weights, save_weights
 from lesa_nb.weights.load import Kind, load, register_kind
 from lesa_nb.weights.names import in_our_names, is_published
@@ -158,6 +160,22 @@ def test_a_checkpoint_of_a_run(small, tmp_path):
     assert same(loaded.model, trained) and not loaded.metadata["averaged"]
 
 
+@pytest.mark.parametrize("network", ["small", "graft:resnet18"])
+def test_a_run_leaves_two_files_with_one_network(network, tmp_path):
+    "What was trained comes back from the checkpoint as from the weights: the averages, with their metadata."
+    for number in range(12):
+        picture = tmp_path / "data" / ("train" if number % 3 else "val") / ("even", "odd")[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (20*number, 90, 90)).save(picture)
+    recipe = find_recipe("published", epochs=1, batch_size=4, warmup_epochs=0, ema=.9)
+    task = classification_task(tmp_path / "data", recipe, network=network, position="factored", image_size=64)
+    assert [event["kind"] for event in fit(task, tmp_path / "run", device="cpu")][-1] == "end"
+    checkpoint, weights = (load(tmp_path / "run" / name) for name in ("last.pt", "last.safetensors"))
+    assert same(checkpoint.model, weights.model) and checkpoint.classes == weights.classes == ["even", "odd"]
+    assert checkpoint.metadata["averaged"] and checkpoint.metadata["network"] == network
+    assert all(weights.metadata[key] == value for key, value in checkpoint.metadata.items())
+
+
 def test_published_names_of_classes(tmp_path):
     torch.save(build_classifier("small", num_classes=1000).state_dict(), tmp_path / "a.pth")
     torch.save(build_detector(network="small", num_classes=80).state_dict(), tmp_path / "b.pth")
@@ -211,6 +229,8 @@ def test_refusals_name_the_file_and_the_cure(small, tmp_path):
     refused("d.safetensors", written(classes=None), "do not describe a network that can be built")
     refused("e.safetensors", written(classes=["a"]), r"fc.weight \(expected \(1, 512\), found \(3, 512\)\)")
     refused("f.safetensors", written(image_size=10**9), "expected|can be built")
+    odd = dict(metadata=dict(arch=torch.zeros(1)), model=small.state_dict(), average=None)
+    refused("odd.pt", lambda path: torch.save(odd, path), "its metadata are nothing that JSON can hold")
     refused("g.safetensors", written(), "holds no detector", kind="detector")
     net = dict(model="mask_rcnn", network="small", num_classes=2)
     refused("h.safetensors", lambda path: save_weights(

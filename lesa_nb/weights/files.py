@@ -1,6 +1,7 @@
 """Files of weights: written with their metadata, and read whoever wrote them, in our names."""
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from os import PathLike
@@ -100,7 +101,7 @@ def _averaged(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key.removeprefix("module."): tensor for key, tensor in tensors.items() if key != "n_averaged"}
 
 
-def _of_a_run(content: Any) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
+def _of_a_run(content: Any, what: str) -> tuple[Mapping[str, Tensor], dict[str, Any]] | None:
     """Weights and metadata of a run's checkpoint, the averaged weights if it has them; None if it is no such thing."""
     if not isinstance(content, Mapping) or not isinstance(content.get("metadata"), Mapping):
         return None
@@ -109,12 +110,16 @@ def _of_a_run(content: Any) -> tuple[Mapping[str, Tensor], dict[str, Any]] | Non
     average = content.get("average")
     told = {key: content[key] for key in ("recipe", "seed", "epoch", "step", "scores") if key in content}
     metadata = dict(content["metadata"]) | told | dict(averaged=average is not None)
+    try:
+        metadata = json.loads(json.dumps(metadata))  # as a file of weights has it: lists where there were tuples
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: its metadata are nothing that JSON can hold ({error})") from None
     if average is None:
         return content["model"], metadata
     return _averaged(average), metadata
 
 
-def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _read(source: str | PathLike | Mapping[str, Any], what: str) -> tuple[Any, dict[str, Any]]:
     """Names and tensors as they are stored, and the metadata beside them."""
     content: Any = source
     if not isinstance(source, Mapping):
@@ -126,7 +131,7 @@ def _read(source: str | PathLike | Mapping[str, Any]) -> tuple[Any, dict[str, An
         if _is_safetensors(path):
             return read_tensors(path), read_metadata(path, required=False)
         content = read_pth(path)
-    if (found := _of_a_run(content)) is not None:
+    if (found := _of_a_run(content, what)) is not None:
         return found
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -144,8 +149,8 @@ def read_weights(source: str | PathLike | Mapping[str, Any]) -> Stored:
         FileNotFoundError: There is no such file.
         ValueError: It holds no weights, is damaged, or would run code; the sentence names the file.
     """
-    raw, metadata = _read(source)
     what = "the given dictionary" if isinstance(source, Mapping) else os.fspath(source)
+    raw, metadata = _read(source, what)
     tensors, stripped = unwrap(tensors_in(raw, what), what)
     published = is_published(tensors)
     return Stored(in_our_names(tensors) if published else tensors, metadata, stripped, published)

@@ -6,7 +6,8 @@
 __all__ = ['TERMS', 'STAGES', 'PlainAttention', 'Bottleneck', 'strided', 'ResNet', 'lesa_resnet50', 'lesa_wrn50']
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-02
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -39,19 +40,20 @@ class PlainAttention(nn.Module):
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H/s W/s"]: # D = out_channels, s = stride, rounded up
-        out_BCHW = self.context(x_BCHW)                                                                   # (10.1) c(a)
-        return F.avg_pool2d(out_BCHW, self.stride, ceil_mode=True) if self.stride > 1 else out_BCHW      # (10.1) pool
+        out_BCHW = self.context(x_BCHW)                                                            # (10.1) c(a)
+        return F.avg_pool2d(out_BCHW, self.stride, ceil_mode=True) if self.stride > 1 else out_BCHW # (10.1) pool
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-12
 def _conv(channels, *, stride=1, deformable=False, **unused):
     "A 3x3 convolution and its batch norm; heads, table and gate belong to the other terms."
-    if deformable: conv = DeformableConv2d(channels, channels, 3, stride=stride, padding=1)
-    else: conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
-    return conv, nn.BatchNorm2d(channels)
+    if deformable: return DeformableConv2d(channels, channels, 3, stride=stride, padding=1), nn.BatchNorm2d(channels)
+    return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels)
 
-def _attention(channels, *, deformable=False, gate_shrink=None, gate_kernels=None, gate=None, local_groups=None,
-               **options):
-    "Plain attention, which normalises inside; local term and gate belong to LESA."
+_OF_LESA = {"deformable", "local_groups", "gate", "gate_shrink", "gate_kernels"}
+
+def _attention(channels, **options):
+    "Plain attention, which normalises inside; a local term and a gate belong to LESA."
+    options = {name: value for name, value in options.items() if name not in _OF_LESA}
     return PlainAttention(channels, channels, **options), nn.Identity()
 
 def _lesa(channels, **options):
@@ -59,9 +61,9 @@ def _lesa(channels, **options):
     return LESA(channels, channels, **options), nn.Identity()
 
 #: what a bottleneck can look around with, eq. (10.1): name -> builder of the pair (conv2, bn2)
-TERMS = dict(conv=_conv, attention=_attention, lesa=_lesa)
+TERMS: Mapping[str, Callable[..., tuple[nn.Module, nn.Module]]] = dict(conv=_conv, attention=_attention, lesa=_lesa)
 
-# %% ../../nbs/2_networks/10_resnet.ipynb #cell-18
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-17
 class Bottleneck(nn.Module):
     "Squeeze, look around, widen, add the input: a ResNet's block, with the choice of what looks around, eq. (10.2)."
     def __init__(
@@ -72,7 +74,7 @@ class Bottleneck(nn.Module):
         *,
         term: str = "conv", # what looks around: a key of `TERMS`
         stride: int = 1, # the output map is this much smaller, rounded up
-        **term_options, # for the builder: fmap (the map's size at the input), heads, position, deformable, gate_shrink, gate_kernels
+        **term_options: Any, # for the builder: fmap (the map's size at the input) and the options of `LESA`
     ):
         super().__init__()
         if term not in TERMS: raise ValueError(f"term must be one of {', '.join(map(repr, TERMS))}, got {term!r}")
@@ -81,8 +83,8 @@ class Bottleneck(nn.Module):
         self.conv2, self.bn2 = TERMS[term](inner, stride=stride, **term_options)
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        if stride == 1 and in_channels == out_channels: self.downsample = nn.Identity()
-        else:
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
             shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
 
@@ -90,19 +92,36 @@ class Bottleneck(nn.Module):
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H/s W/s"]: # s = stride, rounded up
-        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu_()                             # (10.2) a; in place, as memory for large maps costs time
+        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu_()                             # (10.2) a; in place, to save memory
         b_BIHW = self.bn2(self.conv2(a_BIHW)).relu()                              # (10.2) b
         return self.bn3(self.conv3(b_BIHW)).add_(self.downsample(x_BCHW)).relu_() # (10.2) y
 
-# %% ../../nbs/2_networks/10_resnet.ipynb #cell-25
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-23
 def strided(
     size: tuple[int, int], # height and width before the layer
     stride: int, # its stride
 ) -> tuple[int, int]: # height and width after it
     "The size of the map after any strided layer of this network, eq. (10.3)."
-    return tuple(-(-n//stride) for n in size)  # (10.3): minus, floor, minus is the ceiling
+    H, W = size
+    return -(-H//stride), -(-W//stride)  # (10.3): minus, floor, minus is the ceiling
 
-# %% ../../nbs/2_networks/10_resnet.ipynb #cell-29
+def _as_pair(image_size):
+    "One side or (height, width) as a pair."
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"image_size must be a positive int or (height, width), got {image_size!r}")
+    return size
+
+def _check_images(x_BCHW):
+    "Say what is wrong with an input, and how to mend it."
+    if x_BCHW.ndim != 4 or x_BCHW.shape[1] != 3 or 0 in x_BCHW.shape[2:]:
+        hint = ("; add the batch axis with x[None]" if x_BCHW.ndim == 3
+                else "; move the channels to the front with x.permute(0, 3, 1, 2)" if x_BCHW.shape[-1] == 3 else "")
+        found = f"{tuple(x_BCHW.shape)}{hint}"
+        raise ValueError(f"need images of shape (B, 3, H, W) with at least one pixel, got {found}")
+    if not x_BCHW.is_floating_point(): raise ValueError(f"need normalised floating-point images, got {x_BCHW.dtype}")
+
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
 #: the blocks of LESA-ResNet-50 and LESA-WRN-50, stage by stage: C keeps its convolution, L gets the term
 STAGES = ("CCC", "CCCC", "CLLLLL", "LLL")
 
@@ -119,43 +138,41 @@ class ResNet(nn.Module):
         deformable: Sequence[int] = (), # stages (counted from 1) whose 3x3 convolutions are deformable
         num_classes: int = 1000, # number of logits
         image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
-        **term_options, # for the L blocks: position, heads, gate_shrink, gate_kernels
+        **term_options: Any, # for the L blocks: position, heads and the other options of `LESA`
     ):
         super().__init__()
-        if len(stages) != len(strides): raise ValueError(f"need one stride per stage, got {len(stages)} stages and {len(strides)} strides")
-        if extra := set("".join(stages)) - set("CL"): raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1: raise ValueError(f"image_size must be a positive int or (height, width), got {image_size!r}")
+        if len(stages) != len(strides):
+            raise ValueError(f"need one stride per stage, got {len(stages)} stages and {len(strides)} strides")
+        if extra := set("".join(stages)) - set("CL"):
+            raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
+        size = _as_pair(image_size)
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.depth, channels, size = len(stages), base, strided(size, 4)                                 # (10.3)
+        self.depth, channels, size = len(stages), base, strided(size, 4)                           # (10.3)
         for i, (letters, stride) in enumerate(zip(stages, strides), 1):
-            blocks, inner, out = nn.Sequential(), widen*base*2**(i - 1), 4*base*2**(i - 1)               # (10.4)
+            blocks, inner, out = nn.Sequential(), widen*base*2**(i - 1), 4*base*2**(i - 1)         # (10.4)
             for letter in letters:
                 blocks.append(Bottleneck(channels, inner, out, term=term if letter == "L" else "conv", stride=stride,
                                          fmap=size, deformable=i in deformable, **term_options))
-                channels, size, stride = out, strided(size, stride), 1                                   # (10.3)
+                channels, size, stride = out, strided(size, stride), 1                             # (10.3)
             self.add_module(f"layer{i}", blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         for name, part in self.named_modules():
             if isinstance(part, nn.Conv2d) and not name.endswith("conv_offset"):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")                # (10.5)
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")          # (10.5)
 
     def features(
         self,
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
     ) -> list[Float[Tensor, "B D h w"]]: # the output of every stage
         "The maps after each stage, for whoever needs more than a class."
-        if x_BCHW.ndim != 4 or x_BCHW.shape[1] != 3 or 0 in x_BCHW.shape[2:]:
-            hint = ("; add the batch axis with x[None]" if x_BCHW.ndim == 3
-                    else "; move the channels to the front with x.permute(0, 3, 1, 2)" if x_BCHW.shape[-1] == 3 else "")
-            raise ValueError(f"need images of shape (B, 3, H, W) with at least one pixel, got {tuple(x_BCHW.shape)}{hint}")
-        if not x_BCHW.is_floating_point(): raise ValueError(f"need normalised floating-point images, got {x_BCHW.dtype}")
+        _check_images(x_BCHW)
         x_BCHW = self.maxpool(self.bn1(self.conv1(x_BCHW)).relu_())
-        maps = []
-        for i in range(1, self.depth + 1): maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))
+        maps: list[Tensor] = []
+        for i in range(1, self.depth + 1):
+            maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))
         return maps
 
     def forward(
@@ -164,27 +181,21 @@ class ResNet(nn.Module):
     ) -> Float[Tensor, "B classes"]: # logits
         return self.fc(self.avgpool(self.features(x_BCHW)[-1]).flatten(1))
 
-# %% ../../nbs/2_networks/10_resnet.ipynb #cell-40
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-37
 def lesa_resnet50(
     *,
     num_classes: int = 1000, # number of logits
     image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
     position: str = "flat", # "flat" (published for classification) or "factored" (needed before detection)
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
-    **term_options, # heads and the others of `ResNet`
+    **options: Any, # heads and the others of `ResNet`
 ) -> ResNet:
     "LESA-ResNet-50, or its control, eq. (10.6)."
-    options = dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
-    return ResNet(**options, **term_options)                                                              # (10.6) w = 1
+    options |= dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
+    return ResNet(**options)                                                                       # (10.6) w = 1
 
-def lesa_wrn50(
-    *,
-    num_classes: int = 1000, # number of logits
-    image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
-    position: str = "flat", # "flat" (published for classification) or "factored" (needed before detection)
-    term: str = "lesa", # "lesa", or a control: "attention" or "conv"
-    **term_options, # heads and the others of `ResNet`
-) -> ResNet:
-    "LESA-WRN-50, twice as wide inside every block, or its control, eq. (10.6)."
-    options = dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
-    return ResNet(widen=2, **options, **term_options)                                                     # (10.6) w = 2
+def lesa_wrn50(*, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, position: str = "flat",
+               term: str = "lesa", **options: Any) -> ResNet:
+    "LESA-WRN-50, twice as wide inside every block, or its control; arguments as in `lesa_resnet50`, eq. (10.6)."
+    options |= dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
+    return ResNet(widen=2, **options)                                                              # (10.6) w = 2

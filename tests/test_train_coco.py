@@ -217,6 +217,48 @@ def test_an_object_without_a_mask_survives_the_jitter(folder):
     for (_, target), (_, before) in zip(dataset, plain):
         assert len(target["labels"]) == len(before["labels"])
         assert target["masks"].flatten(1).any(1).equal(before["masks"].flatten(1).any(1))
+        assert ("has_mask" in target) == ("has_mask" in before)
+        assert "has_mask" not in target or target["has_mask"].equal(target["masks"].flatten(1).any(1))
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_an_object_without_a_mask_trains_the_box_parts_only(folder, model):
+    """Its box counts as before, its mask is not learned as an empty one."""
+    torch.manual_seed(0)
+    task = task_of(folder, model)
+    whole = next(i for i in range(len(task.train)) if len(task.train[0, i][1]["labels"]) > 2)
+    image, target = task.train[0, whole]
+    detector = task.build().train()
+    detector.sampler = lambda candidates, number: candidates[:number]
+
+    def losses(**changes):
+        changed = {name: value for name, value in (target | changes).items() if value is not None}
+        return {name: value.item() for name, value in task.losses(detector, ([image], [changed])).items()}
+
+    every, none = losses(), losses(masks=None)
+    n = len(target["labels"])
+    first = torch.arange(n) == 0
+    some = losses(masks=target["masks"] * first[:, None, None], has_mask=first)
+    empty = losses(masks=target["masks"] * first[:, None, None])
+    for name in every:
+        if "loss_mask" not in name:
+            assert every[name] == none[name] == some[name]
+        else:
+            assert none[name] == 0 and some[name] not in (0, every[name], empty[name])
+    nothing = losses(masks=torch.zeros_like(target["masks"]), has_mask=torch.zeros(n, dtype=torch.bool))
+    assert nothing == none
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_folder_of_boxes_alone_trains(folder, model):
+    for split in "train2017", "val2017":
+        edit(folder, lambda content: [a.pop("segmentation") for a in content["annotations"]], split)
+    task = task_of(folder, model)
+    assert task.score == "box AP"
+    for detector, parts in steps(task, 4):
+        assert all(map(math.isfinite, parts.values())) and all(v == 0 for k, v in parts.items() if "loss_mask" in k)
+    scores = task.validate(detector, [task.collate([task.valid[i]]) for i in range(4)])
+    assert set(scores) == {"box AP", "box AP50", "box AP75"}
 
 
 # ---- steps

@@ -178,6 +178,7 @@ class CocoFolder(CocoIndex, Dataset):
         "Image (3, H, W) and target: boxes, labels, image_id, area, iscrowd; masks and semantic, if there are any."
         image_id = self.image_ids[index]
         (H, W), found = self.size(image_id), self.annotations(image_id)
+        drawn = [a.get("segmentation") is not None for a in found]
         image = tv_tensors.Image(self._pixels(image_id))
         boxes_n4 = torch.tensor([clip_box(a["bbox"], H, W) for a in found], dtype=torch.float32).reshape(-1, 4)
         target = dict(
@@ -187,6 +188,7 @@ class CocoFolder(CocoIndex, Dataset):
             iscrowd=torch.tensor([a["iscrowd"] for a in found], dtype=torch.int64), image_id=image_id)
         if self.has_masks:
             target["masks"] = tv_tensors.Mask(self.masks(image_id))
+            target |= {} if all(drawn) else dict(has_mask=torch.tensor(drawn))
         if self.semantic:
             values = coco_file.read_stuff_map(self.folder, self.split, self.file(image_id), (H, W), image_id)
             target["semantic"] = tv_tensors.Mask(torch.from_numpy(values))

@@ -138,9 +138,9 @@ class MaskHead(nn.Module):
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-21
 def mask_samples(sampled: Sequence[Sampled], targets: Sequence[Mapping]) -> list[Sampled]:
-    "The positives alone, and none of a picture whose target has no masks."
-    numbers = [len(s.objects) if "masks" in target else 0 for s, target in zip(sampled, targets)]
-    return [Sampled(s.boxes[:n], s.objects[:n], s.own[:n]) for s, n in zip(sampled, numbers)]
+    "The positives alone, none of a picture without masks, and none of an object whose `has_mask` is false."
+    kept = [Sampled(*(part[:len(s.objects)*("masks" in t)] for part in s)) for s, t in zip(sampled, targets)]
+    return [Sampled(*(p[t["has_mask"][s.objects]] for p in s)) if "has_mask" in t else s for s, t in zip(kept, targets)]
 
 def mask_targets(
     masks_THW: Bool[Tensor, "T H W"], # of the objects

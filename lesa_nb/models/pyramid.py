@@ -50,6 +50,8 @@ def _fitted_target(target, old, new):
     fitted = dict(labels=target["labels"], boxes=scale_boxes(boxes_n4, old, new))
     if "masks" in target:
         fitted["masks"] = resize_nearest(target["masks"], new) >= .5                               # (23.3)
+    if "has_mask" in target:
+        fitted["has_mask"] = target["has_mask"].bool()
     if "semantic" in target:
         fitted["semantic"] = resize_nearest(target["semantic"], new)                               # (23.3)
     return fitted

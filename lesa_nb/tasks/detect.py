@@ -37,6 +37,8 @@ from .detect_eval import ValidSamples, percent_scores
 from ..weights.start import start_backbone
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
+_PER_OBJECT = ("boxes", "labels", "masks", "has_mask", "area", "iscrowd")
+
 class LargeScaleJitter:
     "Scale a picture at random, keep its shape, and cut a window out of it if it got too large, eq. (29.2)."
     def __init__(self,
@@ -59,10 +61,9 @@ class LargeScaleJitter:
                  for name in ("boxes", "masks", "semantic") if name in target}
         there_n = (moved["boxes"][:, 2:] - moved["boxes"][:, :2] >= 1).all(1)
         if "masks" in target:
-            had_n, has_n = (masks.flatten(1).bool().any(1) for masks in (target["masks"], moved["masks"]))
-            there_n = there_n & (has_n | ~had_n)
+            there_n &= moved["masks"].flatten(1).bool().any(1) | ~target.get("has_mask", there_n.new_ones(()))
         kept = {name: tv_tensors.wrap(v[there_n], like=v) if isinstance(v, tv_tensors.TVTensor) else v[there_n]
-                for name, v in (target | moved).items() if name in ("boxes", "labels", "masks", "area", "iscrowd")}
+                for name, v in (target | moved).items() if name in _PER_OBJECT}
         return v2.functional.resized_crop(image, top, left, h, w, size, antialias=True), target | moved | kept
 
 #: what a recipe's `augment` may ask for: name -> transform for a network of a given size

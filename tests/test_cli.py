@@ -14,6 +14,7 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.cli import check, see
+from lesa_nb.models.registry import build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 from lesa_nb.study.small import SmallNet
 from lesa_nb.weights.files import save_weights
@@ -244,6 +245,17 @@ def test_explain_turns_a_picture_upright(weights, tmp_path, capsys):
         capsys, "explain", tmp_path / "lying.jpg", "--weights", weights, "--out", tmp_path / "f.png", "--pixel", "79,39"
     )
     assert status == 1 and "40 wide and 80 high" in err
+
+
+@pytest.mark.parametrize("command, suffix", [("explain", ".png"), ("explore", ".html")])
+def test_a_detector_shows_its_backbone(command, suffix, photo, tmp_path, capsys):
+    net = dict(model="mask_rcnn", network="small", num_classes=3, image_size=128)
+    torch.manual_seed(0)
+    save_weights(build_detector(**net), tmp_path / "found.safetensors", arch="detector", net=net, classes=[*"abc"])
+    out = tmp_path / f"figure{suffix}"
+    status, said, err = run(capsys, command, photo, "--weights", tmp_path / "found.safetensors", "--out", out)
+    assert (status, err) == (0, "") and "mask_rcnn from found.safetensors, its backbone" in said
+    assert out.is_file()
 
 
 # ---- explain: what is wrong with what it was given

@@ -1,4 +1,5 @@
 """Networks by name: what exists, what is refused, and small networks whose weights fit each other."""
+
 import pytest
 import torch
 
@@ -29,23 +30,35 @@ def test_every_network_can_be_had_with_every_term(term):
         for model in DETECTORS:
             for network in DETECTOR_NETWORKS:
                 detector = build_detector(model, network=network, term=term, num_classes=7)
-                assert detector.num_classes == 7 and detector.image_size == (128 if network == "small" else dict(mask_rcnn=1024, htc=1280)[model])
+                assert detector.num_classes == 7 and detector.image_size == (
+                    128 if network == "small" else dict(mask_rcnn=1024, htc=1280)[model]
+                )
 
 
 def test_options_arrive():
     small = build_classifier("small", image_size=(64, 96), num_classes=3, position="flat")
-    assert small(torch.zeros(1, 3, 64, 96)).shape == (1, 3) and type(small.layer3[0].conv2.context.position).__name__ == "FlatTable"
+    assert (
+        small(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
+        and type(small.layer3[0].conv2.context.position).__name__ == "FlatTable"
+    )
     detector = build_detector(network="small", num_classes=3, image_size=64, keep_ratio=True, resize_in_training=False)
     assert (detector.image_size, detector.keep_ratio, detector.resize_in_training) == (64, True, False)
-    assert build_detector("htc", network="small").uses_semantic and not build_detector("htc", network="small", semantic=False).uses_semantic
+    assert (
+        build_detector("htc", network="small").uses_semantic
+        and not build_detector("htc", network="small", semantic=False).uses_semantic
+    )
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: build_classifier("vgg"), "network must be one of resnet50, wrn50, small, got 'vgg'"),
-    (lambda: build_classifier("small", term="mlp"), "term must be one of conv, attention, lesa, got 'mlp'"),
-    (lambda: build_detector("yolo"), "model must be one of mask_rcnn, htc, got 'yolo'"),
-    (lambda: build_detector(network="tiny"), "network must be one of published, small, got 'tiny'"),
-    (lambda: build_detector(term="mlp"), "term must be one of conv, attention, lesa, got 'mlp'")])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: build_classifier("vgg"), "network must be one of resnet50, wrn50, small, got 'vgg'"),
+        (lambda: build_classifier("small", term="mlp"), "term must be one of conv, attention, lesa, got 'mlp'"),
+        (lambda: build_detector("yolo"), "model must be one of mask_rcnn, htc, got 'yolo'"),
+        (lambda: build_detector(network="tiny"), "network must be one of published, small, got 'tiny'"),
+        (lambda: build_detector(term="mlp"), "term must be one of conv, attention, lesa, got 'mlp'"),
+    ],
+)
 def test_unknown_names_are_refused_with_the_known_ones(build, message):
     with pytest.raises(ValueError) as raised:
         build()
@@ -54,9 +67,15 @@ def test_unknown_names_are_refused_with_the_known_ones(build, message):
 
 @pytest.mark.parametrize("term", TERMS)
 def test_weights_of_a_small_classifier_fit_a_small_detector(term):
-    "Same names and shapes but for the head, the tables (made for other maps) and the deformable offsets (which start at zero)."
+    "Same names and shapes but for the head, the tables (made for other maps) and the offsets (which start at zero)."
     classifier = build_classifier("small", num_classes=3, term=term).state_dict()
     backbone = build_detector(network="small", term=term).pyramid.backbone.state_dict()
-    shapes = [{name: tuple(t.shape) for name, t in state.items()
-               if not name.startswith("fc.") and "conv_offset" not in name and ".position." not in name} for state in (classifier, backbone)]
+    shapes = [
+        {
+            name: tuple(t.shape)
+            for name, t in state.items()
+            if not name.startswith("fc.") and "conv_offset" not in name and ".position." not in name
+        }
+        for state in (classifier, backbone)
+    ]
     assert shapes[0] == shapes[1]

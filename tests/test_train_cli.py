@@ -109,8 +109,8 @@ def test_a_run_says_what_it_does(run):
     for part in (
         "small, term lesa, factored tables for 64 px, 2 classes",
         "recipe published: epochs 2",
-        "learning rate: 0.05 for 128 pictures, so 0.003125 for 8",
-        "batch norm sees 8 pictures",
+        "learning rate: 0.05 for 128 samples, so 0.003125 for 8",
+        "batch norm sees 8 samples",
         "a new run: 48 images to train on, 18 to validate",
         "epoch 2/2: top1",
         "best top1",

@@ -106,13 +106,19 @@ def _describe(metadata: dict[str, Any], file: str) -> str:
 
 
 def _open_network(weights: Path | None) -> _Network:
-    "The network in a file, whichever kind of classifier it is."
+    "The network in a file, whichever kind it is; of a detector its backbone."
     if weights is None:
         return _untrained()
     from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
     from lesa_nb.weights.load import load
 
-    model, _, _, metadata, _ = load(weights, kind="classifier")
+    model, _, _, metadata, kind = load(weights)
+    if kind == "detector":
+        net = metadata["net"]
+        title = f"{net['model']} from {weights.name}, its backbone"
+        patch, pair_floats = (8, 30) if net["network"] == "small" else (16, 200)
+        backbone = model.get_submodule("pyramid.backbone")
+        return _Network(backbone, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 28 * patch, pair_floats)
     title = _describe(metadata, weights.name)
     if metadata["arch"] == "small":
         net, mean, std = metadata["net"], (metadata["mean"],), (metadata["std"],)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco import Categories, CocoFolder, collate_detection
+from ..data.coco_file import find_annotation_file
 from ..engine.group import pick_device
 from ..weights.load import Loaded, load
 from .coco_eval import Scores, score_results
@@ -54,6 +55,7 @@ def _trained_categories(loaded: Loaded, source: str | PathLike) -> Categories | 
 def _search(folder: str | PathLike, weights: str | PathLike, split: str, device: str | None, batch_size: int,
             workers: int, watch: _Watch) -> tuple[CocoFolder, Iterable[_Found]]:
     """The folder's split and, image by image, what the detector in a file finds."""
+    find_annotation_file(folder, split)  # speaks up before weights are read
     loaded = load(weights, kind="detector")
     dataset = CocoFolder(folder, split, categories=_trained_categories(loaded, weights))
     if len(loaded.classes) != len(dataset.categories):

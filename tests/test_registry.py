@@ -79,3 +79,18 @@ def test_weights_of_a_small_classifier_fit_a_small_detector(term):
         for state in (classifier, backbone)
     ]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("model", DETECTORS)
+def test_a_small_classifier_starts_a_small_detector(model):
+    from lesa_nb.weights.start import start_backbone
+
+    torch.manual_seed(0)
+    classifier, detector = build_classifier("small", num_classes=3), build_detector(model, network="small")
+    started = start_backbone(detector, classifier)
+    assert set(started.dropped) >= {"fc.weight", "fc.bias"} and not started.converted
+    assert all("position" in name or "conv_offset" in name for name in started.fresh)
+    x = torch.randn(1, 3, 32, 32)  # up to stage 2, before strides differ, both compute alike
+    ours, theirs = detector.eval().pyramid.backbone(x), classifier.eval().features(x)
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(a, b)

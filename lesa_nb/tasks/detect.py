@@ -164,8 +164,8 @@ def detection_task(
     held = CocoFolder(folder, valid, missing=missing, categories=pictures.categories)
     if semantic:
         require_stuff_maps(pictures)
-    net = dict(model=model, network=network, term=term, num_classes=len(pictures.categories), image_size=side,
-               keep_ratio=jitter if keep_ratio is None else keep_ratio, semantic=semantic)
+    net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
+        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio)
     if start is not None:
         start_detector(ghost, start, convert=convert) # speaks up if the file does not fit
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_captured_is_named(body, x):
 
 
 def test_what_small_classifiers_look_at_and_how_much_stays_local():
-    "In every layer: maps of attention sum to 1, gate and local share lie between 0 and 1, one diagonal a layer."
+    "In every layer: maps of attention sum to 1, the gate and the local share lie in 0 to 1, one diagonal a layer."
     torch.manual_seed(0)
     images = torch.randn(6, 3, 64, 64)
     lesa, attention = (capture(build_classifier("small", num_classes=4, term=term), images)

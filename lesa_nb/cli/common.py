@@ -51,7 +51,7 @@ def write_json(path: Path, numbers: dict | list, what: str) -> None:
     atomic_json(path, finite, what=what)
 
 
-def load_classifier(path: Path) -> "Loaded":
+def open_classifier(path: Path) -> "Loaded":
     "A classifier of `lesa train` or of the authors; the networks of `lesa demo` take no folders of pictures."
     from lesa_nb.weights.load import load
 

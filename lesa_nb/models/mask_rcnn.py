@@ -192,8 +192,8 @@ class MaskRCNN(Detector):
         self._add_heads(pyramid.channels, width)
 
     def _add_heads(self, channels, width):
-        self.box_head = BoxHead(self.num_classes, channels, width=width)
-        self.mask_head = MaskHead(self.num_classes, channels)
+        self.box_head: Any = BoxHead(self.num_classes, channels, width=width)
+        self.mask_head: Any = MaskHead(self.num_classes, channels) # Any: a cascade has lists of heads
         self.coder, self.threshold = BoxCoder((.1, .1, .2, .2)), .05
 
     def roi_losses(self,

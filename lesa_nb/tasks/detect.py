@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from ..data.coco import CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
 from ..data.coco_index import require_stuff_maps
+from ..data.coco_layout import CocoLayout, require_splits
 from ..data.seeding import seeded
 from ..engine.group import from_main_process, is_main_process
 from ..engine.recipe import Recipe
@@ -136,7 +137,7 @@ def _losses(model, batch):
     return model(images, [{k: v for k, v in t.items() if isinstance(v, Tensor) or k == "image_id"} for t in targets])
 
 def detection_task(
-    folder: str | PathLike, # holds train2017, val2017, annotations and, for HTC, stuffthingmaps
+    folder: str | PathLike | CocoLayout, # in a layout that `find_coco_layout` knows; for HTC with stuffthingmaps
     recipe: Recipe, # its `augment` is a key of DETECT_AUGMENTS
     *,
     model: str = "mask_rcnn", # a key of DETECTORS
@@ -151,7 +152,7 @@ def detection_task(
     missing: str = "error", # or "drop": images that are not there
     keep_empty: bool = False, # also train on images without objects
     repeat: int = 1, # so often an epoch goes through the training pictures
-    valid: str = "val2017", # split to score
+    valid: str = "val", # split to score
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
     "Detect the objects of a COCO folder: what the training loop must be told."
@@ -161,15 +162,16 @@ def detection_task(
     jitter, semantic = recipe.augment == "jitter", semantic and model == "htc"
     with torch.device("meta"):
         side = build_detector(model, network=network, term=term, image_size=image_size).image_size
-    pictures = CocoFolder(folder, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
+    layout = require_splits(folder, "train", valid)
+    pictures = CocoFolder(layout, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
                           transforms=DETECT_AUGMENTS[recipe.augment](side))
-    held = CocoFolder(folder, valid, missing=missing, categories=pictures.categories)
+    held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
     if semantic:
         require_stuff_maps(pictures)
     if start is not None and not Path(start).is_file():
         raise FileNotFoundError(f"{start}: no such file; it should be an ImageNet run for the backbone to start from")
     net = dict(model=model, network=network, term=term, num_classes=len(pictures.categories), image_size=side,
-               keep_ratio=jitter if keep_ratio is None else keep_ratio, semantic=semantic)
+               keep_ratio=jitter if keep_ratio is None else keep_ratio, semantic=semantic, masks=pictures.has_masks)
 
     def build():
         detector = build_detector(**net, resize_in_training=not jitter)
@@ -192,10 +194,7 @@ def detection_task(
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-20
 def _started(detector, pictures, start, convert, network):
     "Give the backbone its start; yields what there is to say about it and about the data."
-    lines = []
-    if pictures.dropped:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items()))
-        lines.append(f"left out of training: {kinds}")
+    lines = pictures.notes()
     if start is not None:
         return [*lines, f"backbone from {start}\n{start_backbone(detector, start, convert=convert).format()}"]
     calibrate(detector, [pictures.picture(i) for i in pictures.image_ids[:4]])

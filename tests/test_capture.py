@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from lesa_nb.layers.lesa import LESA, build_context
+from lesa_nb.layers.terms import local_share
 from lesa_nb.look.capture import attention_layers, capture, capture_layer
-from lesa_nb.models.registry import build_detector
+from lesa_nb.look.maps import strength
+from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import PlainAttention, lesa_resnet50
 from lesa_nb.study.small import SmallNet
 
@@ -115,3 +117,19 @@ def test_what_cannot_be_captured_is_named(body, x):
     idle[0].spare = LESA(8, 8, (4, 6), heads=2)
     with pytest.raises(ValueError, match="layer 0.spare did not run"):
         capture(idle, x)
+
+
+def test_what_small_classifiers_look_at_and_how_much_stays_local():
+    "In every layer: maps of attention sum to 1, the gate and the local share lie in 0 to 1, one diagonal a layer."
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 64, 64)
+    lesa, attention = (capture(build_classifier("small", num_classes=4, term=term), images)
+                       for term in ("lesa", "attention"))
+    for seen in (*lesa.values(), *attention.values()):
+        maps = seen.attention(*(side//2 for side in seen.size))
+        torch.testing.assert_close(maps.sum((2, 3)), torch.ones(maps.shape[:2]))
+    for seen in lesa.values():
+        local, rest = (strength(term).mean().item() for term in (seen.local, seen.let_through))
+        assert 0 < seen.gate.mean().item() < 1 and 0 < local/(local + rest) < 1
+    diagonals = [local_share(seen.weights).mean().item() for seen in attention.values()]
+    assert len(diagonals) == len(lesa) and all(0 < share < 1 for share in diagonals)

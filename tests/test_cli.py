@@ -311,7 +311,7 @@ def mistakes(photo, weights, tmp_path):
         "weights that run code": ([photo, "--weights", trap], ["trap.pth", "run code"]),
         "weights cut off": ([photo, "--weights", half], ["half.safetensors"]),
         "weights without LESA": ([photo, "--weights", conv], ["no attention layer"]),
-        "weights without facts": ([photo, "--weights", bare], ["bare.safetensors", "arch"]),
+        "weights without metadata": ([photo, "--weights", bare], ["bare.safetensors", "arch"]),
         "weights of something else": ([photo, "--weights", other], ["other.pth", "layer1.0.conv1.weight"]),
         "a plain ResNet": ([photo, "--weights", plain], ["plain.pth", "position table"]),
         "a tensor is missing": ([photo, "--weights", lacking], ["layer4.1.bn1"]),

@@ -17,8 +17,8 @@ from lesa_nb.cli.common import UsageError
 from lesa_nb.cli.data import make_coco_folder, make_imagenet, verify_coco_folder, verify_imagenet
 from lesa_nb.cli.eval import eval_coco, eval_imagenet
 from lesa_nb.cli.train import RunOptions, show_progress, train_coco, train_imagenet
-from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.log import read_log
+from lesa_nb.engine.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

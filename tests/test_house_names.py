@@ -14,7 +14,7 @@ import lesa_nb
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = """
     LESA attend_with fold_norms graft htc_lesa_wrn50 lesa_resnet50 lesa_wrn50 load load_published
-    mask_rcnn_lesa_resnet50
+    mask_rcnn_lesa_resnet50 predict
 """.split()
 
 

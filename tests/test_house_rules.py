@@ -139,7 +139,7 @@ def test_figures_and_other_outputs():
     assert rules.other_outputs(notebook("f()", attachments={"a.png": {}}))
 
 
-@pytest.mark.parametrize("source", ["show_maps(x, title='t')", "viz.draw_map(lit='local')", "x = 1\nshow_bars({})"])
+@pytest.mark.parametrize("source", ["show_maps(x, title='t')", "figures.draw_map(lit='local')", "x = 1\nshow_bars({})"])
 def test_a_cell_that_draws_needs_its_picture(source):
     assert len(rules.undrawn(notebook(source))) == 1
     assert rules.undrawn(notebook(source, outputs=[PNG])) == []

@@ -10,6 +10,7 @@ from torch import nn
 from lesa_nb.data.pictures import CELL, Twins, chunks, find_twin
 from lesa_nb.layers.context import Context
 from lesa_nb.study.inside import looking, mark_cells, mistakes, read_marks, readable, study_row
+from lesa_nb.study.onecycle import accuracy
 from lesa_nb.study.report import confusions, mean_inside, name_of, score_table, show_learning
 from lesa_nb.study.small import TERM_NAMES, SmallNet, train_small, twin_problem
 
@@ -87,7 +88,7 @@ def test_a_row_fits_into_json_and_its_numbers_agree(row, few):
     assert sum(map(sum, confusion)) == len(few.labels)
     right = sum(confusion[i][i] for i in range(3))/len(few.labels)
     again = train_small(twin_problem(valid=64), "lesa", steps=2, batch_size=8, checks=1).model
-    assert evaluate(again, chunks(few, 128)) == pytest.approx(right, abs=1e-6)
+    assert accuracy(again, chunks(few, 128)) == pytest.approx(right, abs=1e-6)
     # the mark that is not turned is the twin
     assert row["inside"]["mistakes"]["chosen_when_turned"]["0"] == pytest.approx(right, abs=1e-6)
 

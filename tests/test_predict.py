@@ -198,3 +198,37 @@ def test_mistakes_are_sentences(classifier, photos, tmp_path, capsys, monkeypatc
     err = capsys.readouterr().err
     assert says in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [photos.name]  # nothing was written
+
+
+def test_a_classifier_answers_what_eval_scores(classifier, tmp_path):
+    from lesa_nb.data.drawn import make_image_folder
+    from lesa_nb.tasks.classify import score_folder
+
+    folder = make_image_folder(tmp_path/"drawn", task="twin", train=1, val=6, size=64)
+    loaded = load(classifier)
+    files = find_images([folder/"val"])
+    names = sorted(path.name for path in (folder/"val").iterdir())
+    told = [answer["classes"][0]["name"] for answer in predict(loaded, files, top=1)]
+    right = sum(names.index(path.parent.name) == CLASSES.index(name) for path, name in zip(files, told))
+    scores = score_folder(loaded, folder)
+    assert len(files) == 18 and scores["top1"] == pytest.approx(100*right/18)
+
+
+def test_a_detector_answers_what_eval_scores(detector, tmp_path):
+    from torch.utils.data import DataLoader
+
+    from lesa_nb.data.coco import CocoFolder, collate_detection
+    from lesa_nb.data.drawn_coco import make_coco
+    from lesa_nb.tasks.coco_results import predict_results
+    from lesa_nb.tasks.detect_eval import ValidSamples
+
+    folder = CocoFolder(make_coco(tmp_path/"coco", train=1, val=3, test=1, size=96), "val2017")
+    loaded = load(detector)
+    batches = DataLoader(ValidSamples(folder), 1, collate_fn=collate_detection)
+    for image_id, results in predict_results(loaded.model, batches, folder):
+        objects = predict(loaded, folder.file(image_id), threshold=0)[0]["objects"]
+        assert len(objects) == len(results)
+        for thing, result in zip(objects, results):
+            x, y, w, h = result["bbox"]
+            assert thing["box"] == pytest.approx([x, y, x + w, y + h], abs=1e-3)
+            assert thing["score"] == pytest.approx(result["score"]) and thing["mask"] == result["segmentation"]

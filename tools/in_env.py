@@ -49,7 +49,7 @@ def stamped_at(venv):
 
 
 def is_ready(venv, extra):
-    "Stamped for this extra, newer than the facts, and its Python still starts."
+    "Stamped for this extra, newer than what it was made from, and its Python still starts."
     if extra not in CONTAINS.get(stamp_of(venv), ()):
         return False
     if stamped_at(venv) < newest(os.path.join(ROOT, name) for name in FACTS):

@@ -180,7 +180,7 @@ def figures(notebook):
 
 
 def undrawn(notebook):
-    "Cells that call a drawing function of `viz` but show no picture in the file."
+    "Cells that call a drawing function of `look` but show no picture in the file."
     found = []
     for i, cell in code_cells(notebook):
         parsed = tree(cell)

@@ -84,7 +84,7 @@ class CocoPaths:
         return find_coco_layout(data, val_fraction=fraction, **paths)
 
 
-def load_classifier(path: Path) -> "Loaded":
+def open_classifier(path: Path) -> "Loaded":
     "A classifier of `lesa train` or of the authors; the networks of `lesa demo` take no folders of pictures."
     from lesa_nb.weights.load import load
 

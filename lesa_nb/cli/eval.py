@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import CocoPaths, echo, load_classifier, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import CocoPaths, echo, open_classifier, positive, progress, worker_count, write_json
 from lesa_nb.engine.group import is_main_process
 
 
@@ -34,7 +34,7 @@ def eval_imagenet(
     positive(image_size=image_size, batch_size=batch_size)
     from lesa_nb.tasks.classify import score_folder
 
-    classifier = load_classifier(weights)
+    classifier = open_classifier(weights)
     metadata = classifier.metadata
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")

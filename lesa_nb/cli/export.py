@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import UsageError, load_classifier, positive, progress, worker_count
+from lesa_nb.cli.common import UsageError, open_classifier, positive, progress, worker_count
 
 
 def export_classifier(
@@ -29,7 +29,7 @@ def export_classifier(
         )
     from lesa_nb.io.atomic import atomic_path
 
-    classifier = load_classifier(weights)
+    classifier = open_classifier(weights)
     made_for = classifier.metadata["image_size"]
     size = max(made_for) if isinstance(made_for, list) else made_for
     sizes = dict(image_size=min(max(size, min_size), max_size), min_size=min_size, max_size=max_size)

@@ -49,7 +49,7 @@ def coco_tools(name: str) -> ModuleType:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"COCO masks and scores need {name.partition('.')[0]}: "
-            f"pip install faster-coco-eval torchmetrics pycocotools ({error})") from error
+            f"pip install 'lesa_nb[coco]' ({error})") from error
 
 
 # ---- outlines

@@ -107,6 +107,7 @@ class BatchReader:
             reason = str(error).splitlines()[0]
         except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
             reason = str(error) or type(error).__name__
+        self.close()  # or PyTorch's signal handler would go on about the same worker, wherever the process is by then
         return Unreadable(f"a process that reads ahead has died ({reason}): use fewer workers, or free memory")
 
     def take(self, number: int) -> list[Any]:

@@ -152,10 +152,10 @@ def choose(
     return Choice(name, reason.format(*numbers))
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-27
-def _factored(q, k, v, position, norm, size, attention):
+def _factored(attention, q, k, v, position, norm, size):
     "(6.1) to (6.5) and (7.1) for a factored table, and then `attention`: (B, GV, N)."
     B, G, _, N = q.shape
-    axes = [axis_KR.to(q.dtype) for axis_KR in position.axes(size)]
+    axes = tuple(axis_KR.to(q.dtype) for axis_KR in position.axes(size))
     moments = [content_moments(q, k), factored_moments(q, axes, size)] if needs_moments(norm) else []
     a_content, a_place = score_scale(norm, moments, B*N*N).to(q.dtype).view(2, G, 1, 1)
     h, w = row_and_column_parts(a_place*q, axes, size)                           # (7.1)
@@ -178,19 +178,19 @@ def _stream(name, sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size):
 @register_way("rows", FactoredTable)
 def rows(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, block by block, (7.1) to (7.3): any device, any size."
-    def sums(q, *rest): return _factored(q, *rest, lambda *parts: row_attention(*parts, _budget(q)))
+    def sums(q, *call): return _factored(lambda *parts: row_attention(*parts, _budget(q)), q, *call)
     return _stream("rows", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("channels", FactoredTable)
 def channels(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, as plain attention with extra channels, (7.4): for a GPU's fused kernels."
-    def sums(*call): return _factored(*call, channel_attention)
+    def sums(*call): return _factored(channel_attention, *call)
     return _stream("channels", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("flat", FlatTable)
 def flat(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a flat table, block by block, (7.5)."
-    def sums(q, *rest): return flat_sums(q, *rest, _budget(q))
+    def sums(q, *call): return flat_sums(_budget(q), q, *call)
     return _stream("flat", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 def streaming(q_BGKN, k_BGKN, v_BGVN, position, norm, size):

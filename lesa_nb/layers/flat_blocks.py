@@ -190,9 +190,9 @@ def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget):
 register_gradients(flat_attention, flat_attention_backward, explicit_flat, tensors=8)
 
 
-def flat_sums(q: Tensor, k: Tensor, v: Tensor, position: FlatTable, norm: nn.Module, size: tuple[int, int],
-              budget: int) -> Tensor:
-    """All value sums of a flat table, (6.1) to (6.5), (7.5): (B, GVS, N). Takes what `explicit` takes, and a budget."""
+def flat_sums(budget: int, q: Tensor, k: Tensor, v: Tensor, position: FlatTable, norm: nn.Module,
+              size: tuple[int, int]) -> Tensor:
+    """All value sums of a flat table, (6.1) to (6.5), (7.5): (B, GVS, N). Takes a budget, and what `explicit` takes."""
     (B, G, _, N), (H, W) = q.shape, size
     q, k, v = q.contiguous(), k.flip(-1), v.flip(-1)  # (7.5) from last to first; copies: what they came from can go
     qp, kp = (t.permute(3, 0, 1, 2).flatten(1, 2).contiguous() for t in (q, k))  # laid out anew: sliced often

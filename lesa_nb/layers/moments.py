@@ -85,7 +85,7 @@ def _outer(t): return t[:, None]*t[None]
 
 def factored_moments(
     q_BGKN: Float[Tensor, "B G K N"], # queries
-    axes: tuple[Tensor, Tensor], # height (K, 2H-1) and width (K, 2W-1), `FactoredTable.axes(size)`
+    axes: tuple[Tensor, ...], # height (K, 2H-1) and width (K, 2W-1), `FactoredTable.axes(size)`
     size: tuple[int, int], # (H, W) of the map
 ) -> Moments: # of q_i . (h + w)
     "The moments of all N x N scores of a factored table, eq. (6.2) with (6.4)."

@@ -28,7 +28,7 @@ def windows(x: Tensor, n: int) -> Tensor:
     return x[..., first[:, None] + torch.arange(n, device=x.device)]
 
 
-def row_and_column_parts(q_BGKN: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def row_and_column_parts(q_BGKN: Tensor, axes: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Row part (B, G, N, H) and column part (B, G, N, W) of the scores, eq. (7.1): q . h by row, q . w by column.
 
     q_BGKN: queries; axes: height (K, 2H-1) and width (K, 2W-1), see `FactoredTable.axes`; size: (H, W)
@@ -42,7 +42,7 @@ def row_and_column_parts(q_BGKN: Tensor, axes: tuple[Tensor, Tensor], size: tupl
             torch.einsum("bgkyx,kxz->bgyxz", q_BGKHW, axes[1][:, at_x]).flatten(2, 3))  # (7.1) w
 
 
-def _gathered_parts(q: Tensor, axes: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _gathered_parts(q: Tensor, axes: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The same by gathering: einsum merges axes in a way that torch.export cannot prove right for every size."""
     (B, G, _, N), W = q.shape, size[1]
     pos_N = torch.arange(N, device=q.device)

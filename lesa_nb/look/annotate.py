@@ -37,6 +37,7 @@ def annotate(
         whole = boxes[order].round()
         whole[:, 2:] = torch.maximum(whole[:, 2:], whole[:, :2])  # a box thinner than a pixel is a line
         canvas = draw_bounding_boxes(
-            canvas, whole, labels=[texts[i] for i in order], colors=colors, width=max(1, longest//300),
+            canvas, whole, labels=[texts[i] for i in order], colors=colors, label_colors="white",
+            label_background_colors=colors, fill_labels=True, width=max(1, longest//300),
             font=f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", font_size=max(9, longest//45))
     return Image.fromarray(canvas.permute(1, 2, 0).numpy())

@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
-from lesa_nb.look.figures import COLORS, new_figure, png
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["curves", "live"]
 
@@ -22,6 +20,10 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     Raises:
         ValueError: There is no step among the events.
     """
+    import matplotlib.pyplot as plt
+
+    from lesa_nb.look.figures import COLORS, new_figure
+
     events = list(events)
     steps, valid = ([e for e in events if e["kind"] == kind] for kind in ("step", "valid"))
     if not steps:
@@ -46,7 +48,10 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
 
 def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """In a notebook: passes the events of `fit` on, and draws the curves so far anew after each epoch."""
+    import matplotlib.pyplot as plt
     from IPython.display import Image, display
+
+    from lesa_nb.look.figures import png
 
     handle, seen = None, []
     for event in events:

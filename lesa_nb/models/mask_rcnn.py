@@ -192,10 +192,9 @@ class MaskRCNN(Detector):
         self._add_heads(pyramid.channels, width)
 
     def _add_heads(self, channels, width):
-        self.box_head = BoxHead(self.num_classes, channels, width=width)
+        self.box_head: Any = BoxHead(self.num_classes, channels, width=width) # Any: a cascade has lists of heads
+        self.mask_head: Any = MaskHead(self.num_classes, channels) if self.masks else None
         self.coder, self.threshold = BoxCoder((.1, .1, .2, .2)), .05
-        if self.masks:
-            self.mask_head = MaskHead(self.num_classes, channels)
 
     def roi_losses(self,
         all_features: Sequence[ImageFeatures],

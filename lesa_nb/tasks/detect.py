@@ -170,8 +170,9 @@ def detection_task(
         require_stuff_maps(pictures)
     if start is not None and not Path(start).is_file():
         raise FileNotFoundError(f"{start}: no such file; it should be an ImageNet run for the backbone to start from")
-    net = dict(model=model, network=network, term=term, num_classes=len(pictures.categories), image_size=side,
-               keep_ratio=jitter if keep_ratio is None else keep_ratio, semantic=semantic, masks=pictures.has_masks)
+    net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
+        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio,
+        masks=pictures.has_masks)
 
     def build():
         detector = build_detector(**net, resize_in_training=not jitter)

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lesa_nb.data.coco_file import coco_tools
 from lesa_nb.data.listing import is_litter, is_picture, list_files
 from lesa_nb.data.photos import open_image
 from lesa_nb.data.report import printable
+from lesa_nb.tasks.coco_results import encode_masks
 from lesa_nb.weights.load import Loaded, load
 
 #: pixels that a picture keeps when it is read for a classifier, which sees a small square of it
@@ -40,7 +39,7 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
         else:
             matches = sorted(glob.glob(text, recursive=True))
             if not matches:
-                raise FileNotFoundError(f"{printable(text)}: no such file or folder, and no name matches it as a pattern")
+                raise FileNotFoundError(f"{printable(text)}: no such file or folder, and no name fits it as a pattern")
             pictures = [match for match in matches if is_picture(match) and not is_litter(os.path.basename(match))]
             found += [Path(match) for match in pictures if os.path.isfile(match)]
     if not found:
@@ -55,13 +54,6 @@ def _read(picture: Picture, kind: str) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _encode(masks: Tensor) -> list[dict]:
-    """Masks (n, H, W) as COCO's run lengths: size and counts."""
-    inside = np.asfortranarray((masks >= .5).to(torch.uint8).cpu().numpy().transpose(1, 2, 0))
-    packed = coco_tools("faster_coco_eval.core.mask").encode(inside)
-    return [dict(size=list(rle["size"]), counts=rle["counts"].decode("ascii")) for rle in packed]
-
-
 def _classify(loaded: Loaded, inputs: list[Tensor], top: int) -> list[dict]:
     """What a classifier says of inputs of one size: the most probable classes, best first."""
     scores = loaded.model(torch.stack(inputs)).softmax(1)
@@ -72,14 +64,15 @@ def _classify(loaded: Loaded, inputs: list[Tensor], top: int) -> list[dict]:
 
 def _detect(loaded: Loaded, inputs: list[Tensor], threshold: float) -> list[dict]:
     """What a detector says of inputs: objects that score at least the threshold, best first."""
-    answers = []
+    answers: list[dict] = []
     for found in loaded.model(inputs):
         kept = found["scores"] >= threshold
         boxes, labels, scores = (found[key][kept].cpu().tolist() for key in ("boxes", "labels", "scores"))
         objects: list[dict[str, Any]] = [dict(name=loaded.classes[label - 1], score=score, box=box)
                                          for label, score, box in zip(labels, scores, boxes)]
         if objects and found.get("masks") is not None:
-            for thing, mask in zip(objects, _encode(found["masks"][kept].squeeze(1))):
+            masks = found["masks"][kept]
+            for thing, mask in zip(objects, encode_masks(masks, tuple(masks.shape[-2:]), len(answers))):
                 thing["mask"] = mask
         answers.append(dict(objects=objects))
     return answers
@@ -142,8 +135,8 @@ def predict(
     Returns:
         Of a classifier {"file", "classes": [{"name", "score"}, ...]}, best first. Of a detector {"file", "objects":
         [{"name", "score", "box": [x1, y1, x2, y2], "mask"}, ...]}, best first, in pixels of the upright picture; "mask"
-        is {"size": [H, W], "counts"}, COCO's run lengths, and left out where a detector has no masks. "file" is None for
-        PIL pictures. A picture that cannot be read answers {"file", "error": a sentence}, and the others go on.
+        is {"size": [H, W], "counts"}, COCO's run lengths, and left out where a detector has no masks. "file" is None
+        for PIL pictures. A picture that cannot be read answers {"file", "error": a sentence}, and the others go on.
 
     Raises:
         FileNotFoundError: There is no such file of weights.

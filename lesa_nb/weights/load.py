@@ -204,6 +204,11 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
+def _to_unit(image: Tensor) -> Tensor:
+    """Bytes as numbers from 0 to 1, divided as the reader of COCO folders does: the same picture, the same bits."""
+    return image/255
+
+
 def _classifier_transform(metadata: _Metadata) -> _Transform:
     """Shorter side to 256/224 of the image size, middle, standardised."""
     size = _pair(metadata["image_size"])
@@ -212,7 +217,7 @@ def _classifier_transform(metadata: _Metadata) -> _Transform:
 
 def _detector_transform(metadata: _Metadata) -> _Transform:
     """RGB from 0 to 1: a detector standardises and resizes by itself."""
-    return v2.Compose([v2.Lambda(_as_rgb), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    return v2.Compose([v2.Lambda(_as_rgb), v2.PILToTensor(), v2.Lambda(_to_unit)])
 
 
 def _classes_of_detector(metadata: _Metadata) -> Iterable[Any]:

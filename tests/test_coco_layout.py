@@ -174,6 +174,14 @@ def test_roboflows_test_folder_validates_where_there_is_no_valid(source, tmp_pat
     assert find_coco_layout(tmp_path / "set").files("val").split == "test"
 
 
+def test_the_only_set_of_another_name_trains(source, tmp_path):
+    as_coco(source, tmp_path / "set")
+    for kind in "annotations/instances_train2017.json", "train2017":
+        (tmp_path / "set" / kind).rename(tmp_path / "set" / kind.replace("train2017", "mine"))
+    layout = find_coco_layout(tmp_path / "set")
+    assert [layout.split_name(role) for role in ("train", "val")] == ["mine", "val2017"]
+
+
 def test_the_unused_supercategory_is_left_out_with_a_word(source, tmp_path):
     as_roboflow(source, tmp_path / "set")
     dataset = CocoFolder(tmp_path / "set")

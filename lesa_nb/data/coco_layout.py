@@ -77,7 +77,7 @@ class CocoLayout(NamedTuple):
 
     def split_name(self, split: str) -> str | None:
         """The name that this set gives a split, or None: "train" and "val" find train2017, valid, Validation and so on;
-        the only file of a set is what trains, unless its name says otherwise."""
+        one that is not called by such a name, if it is the only one, is what trains."""
         if split in self.splits or split not in ("train", "val"):
             return split if split in self.splits else None
         named = [name for name, files in self.splits.items() if not files.annotations.stem.startswith("image_info")]
@@ -85,9 +85,8 @@ class CocoLayout(NamedTuple):
             found = sorted(name for name in named if name.lower().startswith(start))
             if found:
                 return found[-1]  # of several years the last
-        if split == "train" and len(named) == 1 and self.split_name("val") is None:
-            return named[0]
-        return None
+        rest = [name for name in named if not name.lower().startswith(VALIDATION_NAMES)]
+        return rest[0] if split == "train" and len(rest) == 1 else None
 
     def files(self, split: str) -> SplitFiles:
         """Where a split lies; a FileNotFoundError says what there is instead, and what to do."""

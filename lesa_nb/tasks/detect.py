@@ -177,9 +177,8 @@ def detection_task(
     def build():
         detector = build_detector(**net, resize_in_training=not jitter)
         report = _started(detector, pictures, start, convert, network)
-        if is_main_process():
-            for line in report:
-                say(line)
+        for line in report if is_main_process() else []:
+            say(line)
         return detector
 
     def validate(detector, batches):

@@ -170,8 +170,10 @@ def train_imagenet(
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/imagenet"),
     recipe: Literal["published", "modern"] = "published",
     network: Literal["resnet50", "wrn50", "small"] = "resnet50",
+    start: Annotated[Path | None, arg(metavar="FILE")] = None,
+    graft: bool = False,
     term: Literal["lesa", "attention", "conv"] = "lesa",
-    position: Literal["flat", "factored"] = "flat",
+    position: Literal["flat", "factored"] | None = None,
     image_size: int = 224,
     augment: Literal["published", "jitter", "modern", "gentle"] | None = None,
     label_smoothing: float | None = None,
@@ -194,8 +196,14 @@ def train_imagenet(
         out: Folder of this run: checkpoint, weights, log, curves.
         recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.
         network: The published networks, or a small one for trying out.
+        start: Trained weights to begin with: a .safetensors or last.pt of lesa train, a .pth of the authors, or a
+            ResNet of torchvision or timm (.pth, .safetensors), whose LESA layers start afresh. Other classes get a new
+            head, another image size fits the position tables; a table says what became of every tensor.
+        graft: The ResNet in --start becomes a LESA network that computes the same, to the bit, and learns on from
+            there; --network is left out then.
         term: What takes the place of the 3x3 convolutions: LESA, or a control.
-        position: Kind of position table. Detectors can start from factored ones only.
+        position: Kind of position table. Detectors can start from factored ones only. Default: flat, as published,
+            or factored with --graft.
         image_size: Pixels of a side; the position tables are made for it.
         augment: Which random changes pictures go through, instead of the recipe's.
             jitter: the published ones and changes of colour.
@@ -207,6 +215,8 @@ def train_imagenet(
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
     positive(image_size=image_size)
+    if graft and (start is None or network != "resnet50" or term != "lesa"):
+        raise UsageError("--graft makes the network of the ResNet in --start FILE: give one, no --network or --term")
     with Stop() as stop:  # listens while the rest is still being imported
         from lesa_nb.data.listing import describe_split
         from lesa_nb.engine.recipe import describe_recipe
@@ -220,13 +230,17 @@ def train_imagenet(
             chosen,
             network=network,
             term=term,
-            position=position,
+            position=position or ("factored" if graft else "flat"),
             image_size=image_size,
             seed=run.seed,
             val_fraction=val_fraction,
+            start=start,
+            graft=graft,
+            say=echo,
         )
         echo(
-            f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
+            f"{task.metadata['network']}, term {term}, {task.metadata['position']} tables for {image_size} px, "
+            f"{len(task.train.classes):,} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
         echo(describe_split(len(task.train), len(task.valid), task.train.skipped, val_fraction))
@@ -270,9 +284,10 @@ def train_coco(
         recipe: published: 20 epochs, as in the paper. modern: 50 epochs with large-scale jitter.
             A small detector has a recipe of its own.
         network: published, or small: for trying out on drawn pictures.
-        start: ImageNet weights for the backbone: a .safetensors of lesa train imagenet --position factored,
-            or a .pth of the authors.
-        convert: What to do with flat position tables in them: drop or slice. Without it they are refused.
+        start: Weights of a classifier for the backbone, or of a detector for all that fits: a .safetensors or last.pt
+            of lesa train (imagenet --position factored, or coco), a .pth of the authors, a ResNet or Mask R-CNN of
+            torchvision. A table says what became of every tensor.
+        convert: What to do with flat position tables in a classifier: drop or slice. Without it they are refused.
         term: What takes the place of the 3x3 convolutions: LESA, or a control.
         image_size: Pixels of a side; the position tables are made for it. Default: as published.
         no_semantic: HTC without stuff maps.

@@ -193,8 +193,8 @@ def test_the_same_for_coco(tmp_path):
     assert make_coco_folder(folder, train=16, val=4, test=2, size=96) == 0
     assert verify_coco_folder(folder) == 0
     run = RunOptions(epochs=1, workers=0, no_tensorboard=True)
-    assert train_coco(folder, run, out, network="small", image_size=96) == 0
-    assert eval_coco(folder, out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    assert train_coco(folder, run=run, out=out, network="small", image_size=96) == 0
+    assert eval_coco(folder, weights=out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
     scored = json.loads((tmp_path / "scores.json").read_text())
     reported = json.loads((out / "last.json").read_text())["scores"]
     assert 100 * (scored["mask"]["AP"] or 0) == pytest.approx(reported["mask AP"], abs=1e-3)

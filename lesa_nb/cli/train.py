@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import UsageError, echo, positive, worker_count
+from lesa_nb.cli.common import CocoPaths, UsageError, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -170,8 +170,10 @@ def train_imagenet(
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/imagenet"),
     recipe: Literal["published", "modern"] = "published",
     network: Literal["resnet50", "wrn50", "small"] = "resnet50",
+    start: Annotated[Path | None, arg(metavar="FILE")] = None,
+    graft: bool = False,
     term: Literal["lesa", "attention", "conv"] = "lesa",
-    position: Literal["flat", "factored"] = "flat",
+    position: Literal["flat", "factored"] | None = None,
     image_size: int = 224,
     augment: Literal["published", "jitter", "modern", "gentle"] | None = None,
     label_smoothing: float | None = None,
@@ -194,8 +196,14 @@ def train_imagenet(
         out: Folder of this run: checkpoint, weights, log, curves.
         recipe: published: 95 epochs, as in the paper. modern: 300 epochs with everything that came later.
         network: The published networks, or a small one for trying out.
+        start: Trained weights to begin with: a .safetensors or last.pt of lesa train, a .pth of the authors, or a
+            ResNet of torchvision or timm (.pth, .safetensors), whose LESA layers start afresh. Other classes get a new
+            head, another image size fits the position tables; a table says what became of every tensor.
+        graft: The ResNet in --start becomes a LESA network that computes the same, to the bit, and learns on from
+            there; --network is left out then.
         term: What takes the place of the 3x3 convolutions: LESA, or a control.
-        position: Kind of position table. Detectors can start from factored ones only.
+        position: Kind of position table. Detectors can start from factored ones only. Default: flat, as published,
+            or factored with --graft.
         image_size: Pixels of a side; the position tables are made for it.
         augment: Which random changes pictures go through, instead of the recipe's.
             jitter: the published ones and changes of colour.
@@ -207,6 +215,8 @@ def train_imagenet(
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
     positive(image_size=image_size)
+    if graft and (start is None or network != "resnet50" or term != "lesa"):
+        raise UsageError("--graft makes the network of the ResNet in --start FILE: give one, no --network or --term")
     with Stop() as stop:  # listens while the rest is still being imported
         from lesa_nb.data.listing import describe_split
         from lesa_nb.engine.recipe import describe_recipe
@@ -220,13 +230,17 @@ def train_imagenet(
             chosen,
             network=network,
             term=term,
-            position=position,
+            position=position or ("factored" if graft else "flat"),
             image_size=image_size,
             seed=run.seed,
             val_fraction=val_fraction,
+            start=start,
+            graft=graft,
+            say=echo,
         )
         echo(
-            f"{network}, term {term}, {position} tables for {image_size} px, {len(task.train.classes):,} classes, "
+            f"{task.metadata['network']}, term {term}, {task.metadata['position']} tables for {image_size} px, "
+            f"{len(task.train.classes):,} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
         echo(describe_split(len(task.train), len(task.valid), task.train.skipped, val_fraction))
@@ -239,8 +253,10 @@ def train_imagenet(
 
 
 def train_coco(
-    data: Annotated[Path, arg(metavar="DIR")],
+    data: Annotated[Path | None, arg(metavar="DIR")] = None,
+    *,
     run: Annotated[RunOptions, OmitArgPrefixes],
+    paths: Annotated[CocoPaths, OmitArgPrefixes] = CocoPaths(),
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/coco"),
     model: Literal["mask_rcnn", "htc"] = "mask_rcnn",
     recipe: Literal["published", "modern"] = "published",
@@ -252,23 +268,26 @@ def train_coco(
     no_semantic: bool = False,
     missing: Literal["error", "drop"] = "error",
 ) -> int:
-    """Train a detector on a folder in COCO's layout: train2017, val2017, annotations and, for HTC, stuffthingmaps.
+    """Train a detector on a folder of pictures and COCO annotations; for HTC with stuffthingmaps, or --no-semantic.
 
     With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
     everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
     A run cut off by force loses at most --minutes.
 
     Args:
-        data: Folder in COCO's layout.
+        data: Folder in COCO's own layout, or as Roboflow, CVAT, labelme and label-studio export COCO. Where no object
+            has a mask, the detector learns boxes only.
         run: What every run can be told.
+        paths: Where the set lies otherwise, and how it is split.
         out: Folder of this run: checkpoint, weights, log, curves.
         model: Mask R-CNN on LESA-ResNet-50, or HTC on LESA-WRN-50.
         recipe: published: 20 epochs, as in the paper. modern: 50 epochs with large-scale jitter.
             A small detector has a recipe of its own.
         network: published, or small: for trying out on drawn pictures.
-        start: ImageNet weights for the backbone: a .safetensors of lesa train imagenet --position factored,
-            or a .pth of the authors.
-        convert: What to do with flat position tables in them: drop or slice. Without it they are refused.
+        start: Weights of a classifier for the backbone, or of a detector for all that fits: a .safetensors or last.pt
+            of lesa train (imagenet --position factored, or coco), a .pth of the authors, a ResNet or Mask R-CNN of
+            torchvision. A table says what became of every tensor.
+        convert: What to do with flat position tables in a classifier: drop or slice. Without it they are refused.
         term: What takes the place of the 3x3 convolutions: LESA, or a control.
         image_size: Pixels of a side; the position tables are made for it. Default: as published.
         no_semantic: HTC without stuff maps.
@@ -281,8 +300,10 @@ def train_coco(
 
         name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
         chosen = run.changed(DETECTION_RECIPES[name])
+        layout = paths.layout(data)
+        echo(layout)
         task: Any = detection_task(
-            data,
+            layout,
             chosen,
             model=model,
             network=network,

@@ -136,6 +136,7 @@ def _stage_losses(
     losses = box_losses(logits_nK, deltas_n14, sampled, targets, coder, beta=1.)
     moves = deltas_n14[:, 0].split([len(s.boxes) for s in sampled])
     moved = [_refine(s, move_n4, coder, f.rpn.size) for s, move_n4, f in zip(sampled, moves, all_features)] # (26.2)
+    if not htc.masks: return losses, moved
     sampled = mask_samples(match(moved), targets)                         # masks learn on moved boxes
     cuts_PCSS = torch.cat([_cut_boxes(f, s.boxes, 14) for f, s in zip(all_features, sampled)])
     logits_PCSS = htc.mask_head[i](_mask_features(htc.mask_head[:i + 1], cuts_PCSS)[-1])
@@ -159,7 +160,7 @@ class HTC(MaskRCNN):
     def _add_heads(self, channels, width):
         stages, classes = range(len(self.stages)), self.num_classes
         self.box_head = nn.ModuleList(BoxHead(classes, channels, width=width, agnostic=True) for _ in stages)
-        self.mask_head = nn.ModuleList(MaskHead(classes, channels, flow=i > 0) for i in stages)
+        self.mask_head = nn.ModuleList(MaskHead(classes, channels, flow=i > 0) for i in stages if self.masks)
         self.semantic_head = SemanticHead(channels) if self.uses_semantic else None
         self.coders, self.threshold = [BoxCoder(stage.stds) for stage in self.stages], .001
 

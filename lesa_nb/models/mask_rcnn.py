@@ -191,8 +191,8 @@ class MaskRCNN(Detector):
         self._add_heads(pyramid.channels, width)
 
     def _add_heads(self, channels, width):
-        self.box_head: Any = BoxHead(self.num_classes, channels, width=width)
-        self.mask_head: Any = MaskHead(self.num_classes, channels) # Any: a cascade has lists of heads
+        self.box_head: Any = BoxHead(self.num_classes, channels, width=width) # Any: a cascade has lists of heads
+        self.mask_head: Any = MaskHead(self.num_classes, channels) if self.masks else None
         self.coder, self.threshold = BoxCoder((.1, .1, .2, .2)), .05
 
     def roi_losses(self,
@@ -205,10 +205,10 @@ class MaskRCNN(Detector):
         cuts_nCSS = torch.cat([roi_features(f.maps, s.boxes, 7) for f, s in zip(all_features, sampled)])
         logits_nK, deltas_nk4 = self.box_head(cuts_nCSS)
         losses = box_losses(logits_nK, deltas_nk4, sampled, targets, self.coder)
+        if not self.masks: return losses
         sampled = mask_samples(sampled, targets)
         cuts_PCSS = torch.cat([roi_features(f.maps, s.boxes, 14) for f, s in zip(all_features, sampled)])
-        logits_PCSS = self.mask_head(self.mask_head.features(cuts_PCSS))
-        return losses | dict(loss_mask=mask_loss(logits_PCSS, sampled, targets))
+        return losses | dict(loss_mask=mask_loss(self.mask_head(self.mask_head.features(cuts_PCSS)), sampled, targets))
 
     def predict_boxes(self, features: ImageFeatures, proposals_n4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "Boxes, scores, classes from 0: name the proposals, move them, keep the best, eqs. (25.3) and (25.8)."
@@ -224,7 +224,7 @@ class MaskRCNN(Detector):
     def predict(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, Tensor]:
         "What is in a picture of this size: boxes, labels from 1, scores and pasted masks (d, 1, H, W)."
         boxes_d4, scores_d, class_d = self.predict_boxes(features, self.rpn.propose(features.rpn)[0])
+        found = dict(boxes=scale_boxes(boxes_d4, features.rpn.size, size), labels=class_d + 1, scores=scores_d) # (23.2)
+        if not self.masks: return found
         masks_dSS = self.predict_masks(features, boxes_d4, class_d)
-        boxes_d4 = scale_boxes(boxes_d4, features.rpn.size, size)                                  # (23.2), backwards
-        masks_d1HW = _paste(masks_dSS, boxes_d4, size)[:, None]
-        return dict(boxes=boxes_d4, labels=class_d + 1, scores=scores_d, masks=masks_d1HW)
+        return found | dict(masks=_paste(masks_dSS, found["boxes"], size)[:, None])

@@ -28,6 +28,7 @@ from ..engine.recipe import Recipe
 from ..engine.task import Task
 from ..models.registry import CLASSIFIERS, build_classifier
 from ..weights.load import Loaded
+from ..weights.start import Started, graft_network, start_classifier, start_metadata
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-05
 #: recipes by name: as in the paper, and with everything that came later
@@ -103,6 +104,17 @@ def classification_scores(
 def _paths(batch):
     return batch.paths
 
+def _started(build, start, classes) -> tuple[Callable[[], nn.Module], Started]:
+    "A builder whose networks begin with a file's weights, and what becomes of every tensor; no numbers are needed yet."
+    def begin():
+        network = build()
+        start_classifier(network, start, classes=classes)
+        return network
+
+    with torch.device("meta"):
+        ghost = build()
+    return begin, start_classifier(ghost, start, classes=classes)
+
 def classification_task(
     data: str | PathLike, # a folder that holds train/ and val/ with a folder for each class
     recipe: Recipe,
@@ -114,17 +126,27 @@ def classification_task(
     seed: int = 0, # of the crops
     valid_batch: int = 64,
     val_fraction: float | None = None, # of each class that validates, where `data` holds the classes themselves
+    start: str | PathLike | None = None, # a file of trained weights to begin with
+    graft: bool = False, # make the network of the plain ResNet in that file
+    say: Callable[[str], None] = print, # gets what became of the file's tensors
 ) -> Task:
     "Classify the images of a folder by a recipe."
+    if graft:
+        if start is None:
+            raise ValueError("graft=True makes the network of a file's ResNet: say which with start=")
+        network = graft_network(start)
     if network not in CLASSIFIERS:
         raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
+    metadata: dict[str, Any] = dict(arch="classifier", **net, classes=train.classes, **start_metadata(start))
+    build: Callable[[], nn.Module] = partial(build_classifier, num_classes=count, **net)
+    if start is not None:
+        build, started = _started(build, start, train.classes)
+        say(f"started from {start}\n{started.format()}")
     return Task(
-        metadata=dict(arch="classifier", **net, classes=train.classes), recipe=recipe,
-        build=partial(build_classifier, num_classes=count, **net),
-        train=train, valid=valid, collate=collate_classification,
+        metadata=metadata, recipe=recipe, build=build, train=train, valid=valid, collate=collate_classification,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
         validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1",
         valid_batch=valid_batch)

@@ -7,10 +7,9 @@ __all__ = ['DETECT_AUGMENTS', 'DETECTION_RECIPES', 'LargeScaleJitter', 'TrainSam
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-02
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torchvision.transforms import v2
 from ..data.coco import CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
 from ..data.coco_index import require_stuff_maps
+from ..data.coco_layout import CocoLayout, require_splits
 from ..data.seeding import seeded
 from ..engine.group import from_main_process, is_main_process
 from ..engine.recipe import Recipe
@@ -34,7 +34,8 @@ from ..models.registry import build_detector
 from .coco_eval import score_results
 from .coco_results import gather_results, predict_results
 from .detect_eval import ValidSamples, percent_scores
-from ..weights.start import start_backbone
+from .detect_start import detection_losses, start_run
+from ..weights.start import start_detector, start_metadata
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
 _PER_OBJECT = ("boxes", "labels", "masks", "has_mask", "area", "iscrowd")
@@ -100,10 +101,12 @@ class TrainSamples(Dataset):
 def calibrate(
     detector: MaskRCNN,
     images: Sequence[Float[Tensor, "3 H W"]], # RGB in [0, 1]
+    only: Collection[str] | None = None, # of the backbone's norms, those with these names; None: all
 ):
     "Give the backbone's frozen norms the statistics of a few pictures, eq. (29.3)."
     backbone = detector.pyramid.backbone
-    norms = [part for part in backbone.modules() if isinstance(part, _BatchNorm)]
+    norms = [part for name, part in backbone.named_modules()
+             if isinstance(part, _BatchNorm) and (only is None or name in only)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -130,13 +133,8 @@ DETECTION_RECIPES = {recipe.name: recipe for recipe in (
            warmup_steps=10, warmup_from=.1, clip=10., sync_norm=False, augment="none"))}
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-18
-def _losses(model, batch):
-    "The losses of a batch; a detector wants tensors, and the image's id for its messages."
-    images, targets = batch
-    return model(images, [{k: v for k, v in t.items() if isinstance(v, Tensor) or k == "image_id"} for t in targets])
-
 def detection_task(
-    folder: str | PathLike, # holds train2017, val2017, annotations and, for HTC, stuffthingmaps
+    folder: str | PathLike | CocoLayout, # in a layout that `find_coco_layout` knows; for HTC with stuffthingmaps
     recipe: Recipe, # its `augment` is a key of DETECT_AUGMENTS
     *,
     model: str = "mask_rcnn", # a key of DETECTORS
@@ -145,13 +143,13 @@ def detection_task(
     image_size: int | None = None, # None: as published, or 128 for a small one
     keep_ratio: bool | None = None, # None: only with "jitter"
     semantic: bool = True, # HTC: learn from stuff maps
-    start: str | PathLike | None = None, # file of an ImageNet run for the backbone
+    start: str | PathLike | None = None, # file of a classifier for the backbone, or of a detector
     convert: str | None = None, # its flat tables: "drop" or "slice"
     seed: int = 0, # decides how pictures are flipped and scaled
     missing: str = "error", # or "drop": images that are not there
     keep_empty: bool = False, # also train on images without objects
     repeat: int = 1, # so often an epoch goes through the training pictures
-    valid: str = "val2017", # split to score
+    valid: str = "val", # split to score
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
     "Detect the objects of a COCO folder: what the training loop must be told."
@@ -160,22 +158,23 @@ def detection_task(
     coco_tools("faster_coco_eval") # speaks up before the run, not at its first validation
     jitter, semantic = recipe.augment == "jitter", semantic and model == "htc"
     with torch.device("meta"):
-        side = build_detector(model, network=network, term=term, image_size=image_size).image_size
-    pictures = CocoFolder(folder, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
+        ghost = build_detector(model, network=network, term=term, image_size=image_size)
+    side, layout = ghost.image_size, require_splits(folder, "train", valid)
+    pictures = CocoFolder(layout, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
                           transforms=DETECT_AUGMENTS[recipe.augment](side))
-    held = CocoFolder(folder, valid, missing=missing, categories=pictures.categories)
+    held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
     if semantic:
         require_stuff_maps(pictures)
-    if start is not None and not Path(start).is_file():
-        raise FileNotFoundError(f"{start}: no such file; it should be an ImageNet run for the backbone to start from")
     net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
-        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio)
+        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio,
+        masks=pictures.has_masks)
+    if start is not None:
+        start_detector(ghost, start, convert=convert) # speaks up if the file does not fit
 
     def build():
         detector = build_detector(**net, resize_in_training=not jitter)
-        report = _started(detector, pictures, start, convert, network)
-        if is_main_process():
-            for line in report:
+        for line in start_run(detector, pictures, calibrate, start, convert=convert, warn=network == "published"):
+            if is_main_process():
                 say(line)
         return detector
 
@@ -183,23 +182,9 @@ def detection_task(
         results = gather_results(dict(predict_results(detector, batches, held)))
         return from_main_process(lambda: percent_scores(score_results(held, results)))
 
-    metadata = dict(arch="detector", net=net, classes=pictures.categories.names, category_ids=pictures.categories.ids)
+    metadata = dict(arch="detector", net=net, classes=pictures.categories.names, category_ids=pictures.categories.ids,
+                    **start_metadata(start))
     return Task(metadata, recipe, build, TrainSamples(pictures, seed, repeat=repeat), ValidSamples(held),
-                collate_detection, _losses, validate,
+                collate_detection, detection_losses, validate,
                 lambda batch: [f"{t['file']} (image {t['image_id']})" for t in batch[1]],
                 "mask AP" if held.has_masks and pictures.has_masks else "box AP", 8 if network == "small" else 1)
-
-# %% ../../nbs/5_detection/29_train_detector.ipynb #cell-20
-def _started(detector, pictures, start, convert, network):
-    "Give the backbone its start; yields what there is to say about it and about the data."
-    lines = []
-    if pictures.dropped:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items()))
-        lines.append(f"left out of training: {kinds}")
-    if start is not None:
-        return [*lines, f"backbone from {start}\n{start_backbone(detector, start, convert=convert).format()}"]
-    calibrate(detector, [pictures.picture(i) for i in pictures.image_ids[:4]])
-    if network == "published":
-        lines.append("no ImageNet run to start from: the backbone starts from random numbers, and its stem and first "
-                     "stage stay there. The published recipe starts from an ImageNet run with position='factored'")
-    return lines

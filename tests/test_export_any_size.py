@@ -1,11 +1,11 @@
-"""One exported graph for maps smaller and larger than the tables: `_fit_offsets` without a question about sizes."""
+"""One exported graph for maps smaller and larger than the tables: `fit_offsets` without a question about sizes."""
 import onnxruntime
 import pytest
 import torch
 from torch.export import Dim
 
 from lesa_nb.layers.lesa import POSITIONS
-from lesa_nb.layers.position import _fit_offsets
+from lesa_nb.layers.position import fit_offsets
 from lesa_nb.models.resnet import ResNet, lesa_resnet50
 from lesa_nb.weights.export import export_onnx
 
@@ -39,7 +39,7 @@ def test_onnx(position, tmp_path):
 
 
 class Fit(torch.nn.Module):
-    def forward(self, table, x): return _fit_offsets(table, x.shape[0])
+    def forward(self, table, x): return fit_offsets(table, x.shape[0])
 
 
 def test_fit_offsets_exported():
@@ -48,5 +48,5 @@ def test_fit_offsets_exported():
     sizes = (None, {0: Dim("n", min=2, max=40)})
     run = torch.export.export(Fit(), (table, torch.zeros(7)), dynamic_shapes=sizes).module()
     for n in range(2, 41):
-        torch.testing.assert_close(run(table, torch.zeros(n)), _fit_offsets(table, n), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(run(table, torch.zeros(n)), fit_offsets(table, n), atol=1e-5, rtol=1e-5)
     assert torch.equal(run(table, torch.zeros(5)), table)

@@ -5,11 +5,11 @@ import torch
 from lesa_nb.layers.position import (
     FactoredTable,
     FlatTable,
-    _fit_offsets,
-    _fold_offsets,
     _rel_to_abs,
     _stretch_offsets,
     _unfold_offsets,
+    fit_offsets,
+    fold_offsets,
 )
 
 
@@ -20,9 +20,9 @@ def test_a_single_position_has_a_single_offset():
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: _rel_to_abs(torch.zeros(5, 10)), "need R = 2N-1 = 9 offsets"),
     (lambda: _stretch_offsets(torch.zeros(3, 12), 7), "an odd number"),
-    (lambda: _fit_offsets(torch.zeros(3, 12), 7), "an odd number"),
+    (lambda: fit_offsets(torch.zeros(3, 12), 7), "an odd number"),
     (lambda: _unfold_offsets(torch.zeros(2, 28), (3, 5)), "need 2HW-1 = 29 columns"),
-    (lambda: _fold_offsets(torch.zeros(2, 5, 6)), "an odd number"),
+    (lambda: fold_offsets(torch.zeros(2, 5, 6)), "an odd number"),
     (lambda: FactoredTable((3, 5), 4).scores(torch.zeros(2, 3, 4, 14), None, (3, 5)), "the tensor has 14"),
     (lambda: FlatTable((3, 5), 4, 8).scores(*torch.zeros(2, 2, 3, 4, 14), (3, 5)), "the tensor has 14"),
     (lambda: FlatTable((3, 5), 4, 8).values(torch.zeros(2, 3, 15, 15), (2, 4)), "has 8 positions, the tensor has 15"),

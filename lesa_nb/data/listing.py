@@ -33,7 +33,7 @@ with warnings.catch_warnings():
             _UNREAD.add(_end)
 
 #: names of the folders beside train/ that count as validation, the first that exists
-_VALIDATION_NAMES = ("val", "valid", "validation", "test")
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 _LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found",
            "system volume information", "__pycache__"}
@@ -176,7 +176,7 @@ class Layout(NamedTuple):
 
 def validation_folder(folder: str | os.PathLike) -> str | None:
     """The folder for validation inside a data set's folder, or None: val, valid, validation or test."""
-    for name in _VALIDATION_NAMES:
+    for name in VALIDATION_NAMES:
         path = os.path.join(folder, name)
         if os.path.isdir(path):
             return path

@@ -99,7 +99,7 @@ def test_a_torchvision_made_for_another_torch_is_named(monkeypatch, capsys):
 
 
 def test_versions_are_compared_by_their_first_numbers():
-    assert [check.numbers(v) for v in ("2.15.0+cpu", "3.10.0rc1", "7")] == [(2, 15), (3, 10), (7,)]
+    assert [check._numbers(v) for v in ("2.15.0+cpu", "3.10.0rc1", "7")] == [(2, 15), (3, 10), (7,)]
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
@@ -110,7 +110,7 @@ def test_what_is_asked_for_stands_in_settings_once(is_installed, monkeypatch):
         return ["torch>=2.10", "tyro", 'scikit-learn; extra == "demo"', "nbdev<3,>=2.4.14; extra == 'dev'"]
 
     monkeypatch.setattr(check, "requires", requires)
-    found = {need.name: need for need in check.requirements()}
+    found = {need.name: need for need in check._requirements()}
     assert found["torch"] == ("torch", "2.10", "") and found["tyro"] == ("tyro", "", "")
     assert found["scikit-learn"] == ("scikit-learn", "", "demo") and found["nbdev"] == ("nbdev", "2.4.14", "dev")
     if not is_installed:

@@ -18,7 +18,7 @@ from .resnet import TERMS, ResNet, lesa_resnet50, lesa_wrn50
 _SMALL: dict[str, Any] = dict(stages=("C", "C", "L", "L"), base=16, heads=4)
 
 
-def small_resnet(
+def _small_resnet(
     *,
     num_classes: int = 1000,
     image_size: int | tuple[int, int] = 64,
@@ -39,7 +39,7 @@ def _small_detector(kind, *, num_classes=80, image_size=128, term="lesa", **opti
 
 
 #: classifiers: network -> builder
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=small_resnet)
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=_small_resnet)
 
 
 def register_classifier(network: str, build: Callable[..., nn.Module]) -> None:

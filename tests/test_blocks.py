@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lesa_nb.layers.blocks import Scratch, blocks, can_be_deep, even, side_by_side
+from lesa_nb.layers.blocks import Scratch, _even, blocks, can_be_deep, side_by_side
 from lesa_nb.layers.blockwise import auto, channel_attention, choose, explicit_rows, row_attention, streaming
 from lesa_nb.layers.context import Context, explicit, head_widths
 from lesa_nb.layers.flat_blocks import Slant, explicit_flat, flat_attention
@@ -41,7 +41,7 @@ def assert_same_gradients(got, want, inputs, **limits):
 
 
 def test_even_parts():
-    assert [even(10, most) for most in (0, 1, 3, 5, 7, 10, 99)] == [1, 1, 3, 5, 5, 10, 10]
+    assert [_even(10, most) for most in (0, 1, 3, 5, 7, 10, 99)] == [1, 1, 3, 5, 5, 10, 10]
 
 
 @pytest.mark.parametrize(("pairs", "positions", "unit"), [(1, 12, 1), (6, 35, 7), (3, 36, 6), (16, 49, 1)])

@@ -248,10 +248,12 @@ def test_a_broken_annotation_file_is_named(folder, content, message):
 def test_folders_that_are_none(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         verify_coco(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="is this a COCO folder"):
+    with pytest.raises(FileNotFoundError, match="no COCO folder: looked for"):
         verify_coco(tmp_path)
-    with pytest.raises(FileNotFoundError, match="instances_train2017.json"):
+    with pytest.raises(FileNotFoundError, match="no COCO folder: looked for annotations/instances_SPLIT.json.*found"):
         CocoFolder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no split 'val2014'.*there is train2017, val2017"):
+        CocoFolder(folder, "val2014")
     shutil.rmtree(folder / "val2017")
     with pytest.raises(FileNotFoundError, match="the images of val2017 belong there"):
         CocoFolder(folder, "val2017")

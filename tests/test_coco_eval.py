@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lesa_nb.data.coco import CocoFolder, collate_detection
-from lesa_nb.data.drawn_coco import SHAPES, make_coco
+from lesa_nb.data.drawn_coco import _SHAPES, make_coco
 from lesa_nb.tasks.coco_eval import score_results
 from lesa_nb.tasks.coco_results import gather_results, predict_results, to_results, write_testdev
 
@@ -432,7 +432,7 @@ def test_answers_become_results(source):
     found = dict(predict_results(Truth(val), DataLoader(val, 3, collate_fn=collate_detection), val))
     assert list(found) == val.image_ids
     first = found[val.image_ids[0]]
-    assert {r["category_id"] for r in first} <= set(SHAPES.values())
+    assert {r["category_id"] for r in first} <= set(_SHAPES.values())
     for r, mask in zip(
         sorted(first, key=lambda r: r["bbox"]), val.masks(val.image_ids[0])[val[0][1]["boxes"][:, 0].argsort()]
     ):

@@ -99,7 +99,7 @@ def test_a_torchvision_made_for_another_torch_is_named(monkeypatch, capsys):
 
 
 def test_versions_are_compared_by_their_first_numbers():
-    assert [check.numbers(v) for v in ("2.15.0+cpu", "3.10.0rc1", "7")] == [(2, 15), (3, 10), (7,)]
+    assert [check._numbers(v) for v in ("2.15.0+cpu", "3.10.0rc1", "7")] == [(2, 15), (3, 10), (7,)]
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
@@ -110,7 +110,7 @@ def test_what_is_asked_for_stands_in_settings_once(is_installed, monkeypatch):
         return ["torch>=2.10", "tyro", 'scikit-learn; extra == "demo"', "nbdev<3,>=2.4.14; extra == 'dev'"]
 
     monkeypatch.setattr(check, "requires", requires)
-    found = {need.name: need for need in check.requirements()}
+    found = {need.name: need for need in check._requirements()}
     assert found["torch"] == ("torch", "2.10", "") and found["tyro"] == ("tyro", "", "")
     assert found["scikit-learn"] == ("scikit-learn", "", "demo") and found["nbdev"] == ("nbdev", "2.4.14", "dev")
     if not is_installed:
@@ -193,8 +193,8 @@ def test_the_same_for_coco(tmp_path):
     assert make_coco_folder(folder, train=16, val=4, test=2, size=96) == 0
     assert verify_coco_folder(folder) == 0
     run = RunOptions(epochs=1, workers=0, no_tensorboard=True)
-    assert train_coco(folder, run, out, network="small", image_size=96) == 0
-    assert eval_coco(folder, out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    assert train_coco(folder, run=run, out=out, network="small", image_size=96) == 0
+    assert eval_coco(folder, weights=out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
     scored = json.loads((tmp_path / "scores.json").read_text())
     reported = json.loads((out / "last.json").read_text())["scores"]
     assert 100 * (scored["mask"]["AP"] or 0) == pytest.approx(reported["mask AP"], abs=1e-3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from golden_weights import GOLDEN, error, filled, image
 
-from lesa_nb.models.htc import HTC, cut_boxes, htc_lesa_wrn50, mask_features, mask_rcnn_lesa_resnet50
-from lesa_nb.models.mask_rcnn import MaskRCNN, paste, roi_features
+from lesa_nb.models.htc import HTC, _cut_boxes, _mask_features, htc_lesa_wrn50, mask_rcnn_lesa_resnet50
+from lesa_nb.models.mask_rcnn import MaskRCNN, _paste, roi_features
 from lesa_nb.models.ops import first_sampler
 from lesa_nb.models.pyramid import Backbone, Pyramid
 from lesa_nb.weights.published import load_published, published_names, to_published
@@ -94,11 +94,11 @@ def test_heads_on_fixed_boxes(recorded):
             recorded.error(features.stuff[0][:, ::4], "semantic.pred") < 1e-5
             and recorded.error(features.stuff[1][:, ::4], "semantic.feat") < 1e-5
         )
-        cuts = cut_boxes(features, rois, 14)
-        for i, (head, of_stage) in enumerate(zip(model.mask_head, mask_features(model.mask_head, cuts), strict=True)):
+        cuts = _cut_boxes(features, rois, 14)
+        for i, (head, of_stage) in enumerate(zip(model.mask_head, _mask_features(model.mask_head, cuts), strict=True)):
             assert recorded.error(of_stage[:, ::32], f"mask_head.{i}.res_feat") < 1e-5
             assert recorded.error(head(of_stage)[:, ::16], f"mask_head.{i}.logits") < 1e-5
-        found = {f"bbox_head.{i}": head(cut_boxes(features, rois, 7)) for i, head in enumerate(model.box_head)}
+        found = {f"bbox_head.{i}": head(_cut_boxes(features, rois, 7)) for i, head in enumerate(model.box_head)}
     else:
         cuts = roi_features(features.maps, rois, 14)
         assert recorded.error(roi_features(features.maps, rois, 7)[:, ::8], "bbox_feats") < 1e-5
@@ -121,7 +121,7 @@ def test_detections(recorded):
     order, want = by_class(classes), recorded.tensor("fp_final.bboxes")
     assert torch.equal(classes[order], recorded.tensor("fp_final.labels").long())
     assert (boxes[order] - want[:, :4]).abs().max() < 1e-2 and (scores[order] - want[:, 4]).abs().max() < 1e-5
-    masks = paste(model.predict_masks(features, boxes, classes), boxes, (256, 256))[order] >= 0.5
+    masks = _paste(model.predict_masks(features, boxes, classes), boxes, (256, 256))[order] >= 0.5
     kept = torch.from_numpy(np.unpackbits(recorded.golden["fp_final.masks"], axis=1)).view(20, 256, 256).bool()
     assert (masks[:20] != kept).float().mean() < 1e-4
     assert (masks.sum((1, 2)) - recorded.tensor("fp_final.mask_areas")).abs().max() <= 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesa_nb.data.drawn_coco import SHAPES, make_coco
+from lesa_nb.data.drawn_coco import _SHAPES, make_coco
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_everything_is_there(folder):
     content = json.loads((folder / "annotations/instances_train2017.json").read_text())
     kinds = Counter(type(a["segmentation"]).__name__ for a in content["annotations"])
     assert kinds["dict"] == sum(a["iscrowd"] for a in content["annotations"]) == 2  # run lengths are for crowds
-    assert {c["name"]: c["id"] for c in content["categories"]} == SHAPES
+    assert {c["name"]: c["id"] for c in content["categories"]} == _SHAPES
     assert (
         len({i["id"] for i in content["images"]} - {a["image_id"] for a in content["annotations"]}) == 2
     )  # empty ones

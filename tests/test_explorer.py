@@ -17,8 +17,8 @@ from torch import nn
 from lesa_nb.look import explorer as module
 from lesa_nb.look import page as page_module
 from lesa_nb.look.capture import attention_layers, capture_layer
-from lesa_nb.look.explorer import LIMIT, explorer, view_layer
-from lesa_nb.look.page import Page, as_picture, pack_view, read_page, unpack_view
+from lesa_nb.look.explorer import _LIMIT, _view_layer, explorer
+from lesa_nb.look.page import Page, _unpack_view, as_picture, pack_view, read_page
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study.small import SmallNet
 
@@ -96,8 +96,8 @@ def test_plain_attention_has_its_own_weights(networks, photo):
 @pytest.mark.parametrize("heads", [True, False])
 @pytest.mark.parametrize("term", ["lesa", "attention"])
 def test_a_view_survives_the_text_to_the_bit(networks, term, heads):
-    view = view_layer(capture_layer(networks[term], torch.rand(1, 3, 50, 70)), heads)
-    back = unpack_view(json.loads(page_module._in_script(pack_view(view))))
+    view = _view_layer(capture_layer(networks[term], torch.rand(1, 3, 50, 70)), heads)
+    back = _unpack_view(json.loads(page_module._in_script(pack_view(view))))
     assert back[:4] == view[:4] and torch.equal(back.stored, view.stored) and back.maps == view.maps
     for mine, yours in ((back.rows, view.rows), (back.parts, view.parts)):
         assert list(mine) == list(yours) and all(torch.equal(mine[name], yours[name]) for name in mine)
@@ -219,7 +219,7 @@ def test_comparisons_are_fair_by_default(networks, photo):
 
 
 def test_a_large_page_is_refused_before_its_maps_are_made(networks, photo, monkeypatch):
-    monkeypatch.setattr(module, "view_layer", lambda *args: pytest.fail("a map was made"))
+    monkeypatch.setattr(module, "_view_layer", lambda *args: pytest.fail("a map was made"))
     with pytest.raises(ValueError) as error:
         explorer(photo, networks["lesa"], torch.rand(1, 3, 250, 250))
     said = str(error.value)
@@ -229,7 +229,7 @@ def test_a_large_page_is_refused_before_its_maps_are_made(networks, photo, monke
 
 def test_all_of_a_lesa_resnet50_at_448_fits():
     layers = attention_layers(lesa_resnet50())
-    assert sum(layer.context.heads*(448//16)**4 for layer in layers.values()) <= LIMIT
+    assert sum(layer.context.heads*(448//16)**4 for layer in layers.values()) <= _LIMIT
 
 
 def test_a_page_of_a_layer_of_ones_own(photo):

@@ -17,7 +17,7 @@ from torchvision import datasets
 from lesa_nb.data import speed
 from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.data.folders import ClassFolder, class_folders, class_names, held_out, same_classes
-from lesa_nb.data.listing import VALIDATION_NAMES, describe_skipped, entries, find_layout, is_litter, list_files
+from lesa_nb.data.listing import VALIDATION_NAMES, _describe_skipped, entries, find_layout, is_litter, list_files
 from lesa_nb.data.speed import loader_speed
 from lesa_nb.data.transforms import CLASSIFY_AUGMENTS
 from lesa_nb.data.verify import verify_image_folder
@@ -142,7 +142,8 @@ def test_litter_is_skipped_and_counted(folder):
     report = look(folder)
     assert report.ok and report.counts == {"system file": count}
     assert f"{count} x system file: skipped; first: " in str(report) and len(str(report).splitlines()) == 5
-    assert describe_skipped(train.skipped + val.skipped) == f"{count} x system file" and not describe_skipped(Counter())
+    assert _describe_skipped(train.skipped + val.skipped) == f"{count} x system file"
+    assert not _describe_skipped(Counter())
     assert is_litter("__MACOSX") and is_litter("desktop.ini") and not is_litter("cat.jpg")
 
 

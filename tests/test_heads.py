@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from lesa_nb.models.htc import HTC, STAGES_OF_HTC, SemanticHead, cut_boxes
+from lesa_nb.models.htc import _STAGES_OF_HTC, HTC, SemanticHead, _cut_boxes
 from lesa_nb.models.mask_rcnn import (
     BoxHead,
     MaskHead,
     MaskRCNN,
     Sampled,
+    _paste,
+    _roi_levels,
     box_losses,
     mask_loss,
     mask_samples,
-    paste,
     roi_features,
-    roi_levels,
     sample_rois,
 )
 from lesa_nb.models.ops import best_boxes, first_sampler, roi_cuts
@@ -49,7 +49,7 @@ def test_boxes_that_reach_out_or_have_no_area_are_cut_too():
     maps = [torch.randn(1, 2, 64 >> level, 64 >> level) for level in range(5)]
     boxes = torch.tensor([[200.0, 200, 290, 260], [7.0, 7, 7, 7], [10.0, 20, 50, 40], [0.0, 0, 500, 500]])
     cuts = roi_features(maps, boxes, 7)
-    for n, level in enumerate(roi_levels(boxes).tolist()):
+    for n, level in enumerate(_roi_levels(boxes).tolist()):
         alone = roi_align(maps[level], [boxes[n, None]], 7, 1 / (4 << level), aligned=True)
         torch.testing.assert_close(cuts[n, None], alone)
     flat = roi_features([torch.ones_like(m) for m in maps], boxes[2:3], 14)
@@ -138,7 +138,7 @@ def test_paste_reads_a_grid():
         torch.rand(3, 28, 28),
         torch.tensor([[3.3, 5.1, 30.7, 33.0], [-4.0, 10, 50.5, 15], [20.0, 20, 20, 30]]),
     )
-    pasted = paste(masks, boxes, (40, 48))
+    pasted = _paste(masks, boxes, (40, 48))
     for n in range(2):
         x0, y0, x1, y1 = boxes[n].tolist()
         y, x = (torch.arange(40) + 0.5 - y0) / (y1 - y0) * 2 - 1, (torch.arange(48) + 0.5 - x0) / (x1 - x0) * 2 - 1
@@ -147,7 +147,7 @@ def test_paste_reads_a_grid():
         torch.testing.assert_close(pasted[n], want, rtol=1e-4, atol=1e-5)
     assert pasted[2].max() == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert paste(masks, boxes, (40, 48)).dtype == torch.float32
+        assert _paste(masks, boxes, (40, 48)).dtype == torch.float32
 
 
 def test_the_outside_of_a_detector():
@@ -242,15 +242,15 @@ def test_the_losses_of_a_cascade_by_hand():
     fit |= dict(classes=fit["labels"] - 1)
     (features,) = model.extract_mixed(inputs)
     boxes, want = model.rpn.propose(features.rpn)[0], {}
-    for i, (stage, coder) in enumerate(zip(STAGES_OF_HTC, model.coders, strict=True)):
+    for i, (stage, coder) in enumerate(zip(_STAGES_OF_HTC, model.coders, strict=True)):
         s = sample_rois(boxes, fit["boxes"], stage.threshold, first_sampler)
-        logits, deltas = model.box_head[i](cut_boxes(features, s.boxes, 7))
+        logits, deltas = model.box_head[i](_cut_boxes(features, s.boxes, 7))
         parts = box_losses(logits, deltas, [s], [fit], coder, beta=1.0)
         want |= {f"s{i}.{name}": stage.weight * loss for name, loss in parts.items()}
         kept = [n for n in range(len(s.boxes)) if not (n < len(s.own) and s.own[n])]
         boxes = torch.stack([coder.decode(s.boxes[n], deltas[n, 0], (96, 96)) for n in kept]).detach()
         s = sample_rois(boxes, fit["boxes"], stage.threshold, first_sampler)
-        heard, cuts = None, cut_boxes(features, s.boxes[: len(s.objects)], 14)
+        heard, cuts = None, _cut_boxes(features, s.boxes[: len(s.objects)], 14)
         for head in model.mask_head[: i + 1]:
             heard = head.features(cuts, heard)
         want[f"s{i}.loss_mask"] = stage.weight * mask_loss(model.mask_head[i](heard), mask_samples([s], [fit]), [fit])
@@ -263,7 +263,7 @@ def test_masks_of_a_cascade_are_the_mean_of_its_heads():
     with torch.no_grad():
         (features,) = model.extract_mixed(prepare([IMAGE], side=96)[0])
         boxes, (m0, m1, m2) = torch.tensor([[3.0, 4, 50, 60], [20.0, 10, 90, 95]]), model.mask_head
-        cuts = cut_boxes(features, boxes, 14)
+        cuts = _cut_boxes(features, boxes, 14)
         h0 = m0.features(cuts)
         h1 = m1.features(cuts + m1.flow(h0).relu())
         h2 = m2.features(cuts + m2.flow(h1).relu())
@@ -273,7 +273,7 @@ def test_masks_of_a_cascade_are_the_mean_of_its_heads():
 
 def test_one_stage_without_stuff_has_the_losses_of_mask_rcnn():
     plain = {name: value for name, value in objects().items() if name != "semantic"}
-    one = tiny(HTC, semantic=False, stages=STAGES_OF_HTC[:1]).train()
+    one = tiny(HTC, semantic=False, stages=_STAGES_OF_HTC[:1]).train()
     assert {name.removeprefix("s0.") for name in one([IMAGE], [plain])} == set(tiny().train()([IMAGE], [plain]))
     with pytest.raises(ValueError, match="image 0: its target has no semantic map.*semantic=False"):
         tiny(HTC).train()([IMAGE], [plain])

@@ -14,14 +14,14 @@ from lesa_nb.layers.local import DeformableConv2d
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
 from lesa_nb.weights import export as exporting
 from lesa_nb.weights.export import export_onnx, export_program
-from lesa_nb.weights.folding import NORMS, Scale, fold, fold_norms, scale_and_shift
+from lesa_nb.weights.folding import _NORMS, _fold, _Scale, _scale_and_shift, fold_norms
 
 
 def lived_in(part, seed=0):
     "Norms as training leaves them, some channels turned and some dead; offsets that move taps."
     torch.manual_seed(seed)
     for norm in part.modules():
-        if isinstance(norm, NORMS):
+        if isinstance(norm, _NORMS):
             for t, mean in (norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0):
                 nn.init.normal_(t, mean, 0.3)
             nn.init.uniform_(norm.running_var, 0.5, 2)
@@ -39,7 +39,7 @@ def small(**options):
 
 
 def norms_in(network):
-    return [name for name, part in network.named_modules() if isinstance(part, NORMS)]
+    return [name for name, part in network.named_modules() if isinstance(part, _NORMS)]
 
 
 @torch.no_grad()
@@ -65,9 +65,9 @@ def test_fold(conv, norm):
     "Every kind of norm into every kind of convolution."
     pair, x = lived_in(nn.Sequential(copy.deepcopy(conv), copy.deepcopy(norm))), torch.randn(2, 4, 7, 5)
     folded = copy.deepcopy(pair)
-    folded[1] = fold(folded[0], folded[1])
+    folded[1] = _fold(folded[0], folded[1])
     assert difference(pair, folded, x) < 1e-6
-    assert fold(folded[0], folded[1]) is folded[1]
+    assert _fold(folded[0], folded[1]) is folded[1]
 
 
 def test_fold_without_affine():
@@ -75,7 +75,7 @@ def test_fold_without_affine():
     norm = nn.BatchNorm2d(3, affine=False).eval()
     norm.running_mean.copy_(torch.tensor([1., 2, 3]))
     norm.running_var.copy_(torch.tensor([4., 9, 16]))
-    scale, shift = scale_and_shift(norm)
+    scale, shift = _scale_and_shift(norm)
     torch.testing.assert_close(scale, torch.tensor([1/2, 1/3, 1/4]).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(shift, -torch.tensor([1/2, 2/3, 3/4]).double(), atol=1e-5, rtol=0)
 
@@ -115,7 +115,7 @@ def test_odd_scales_of_scores(position, scales):
 def test_where_the_scales_go():
     "Nothing is left to do with the factored table; with the flat one the content's factor and the places' sum's."
     contexts = {p: fold_norms(lived_in(LESA(16, 16, 4, heads=2, position=p), seed=3)).context for p in POSITIONS}
-    assert isinstance(contexts["factored"].norm_out, Scale) and contexts["factored"].norm_out.ones
+    assert isinstance(contexts["factored"].norm_out, _Scale) and contexts["factored"].norm_out.ones
     assert contexts["flat"].norm_out.weight[0::2].eq(1).all() and not contexts["flat"].norm_out.ones
 
 

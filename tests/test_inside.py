@@ -9,7 +9,7 @@ from torch import nn
 
 from lesa_nb.data.pictures import CELL, Twins, chunks, find_twin
 from lesa_nb.layers.context import Context
-from lesa_nb.study.inside import looking, mark_cells, mistakes, read_marks, readable, study_row
+from lesa_nb.study.inside import _looking, _mark_cells, _mistakes, _read_marks, _readable, study_row
 from lesa_nb.study.onecycle import accuracy
 from lesa_nb.study.report import confusions, mean_inside, name_of, score_table, show_learning
 from lesa_nb.study.small import TERM_NAMES, SmallNet, train_small, twin_problem
@@ -31,7 +31,7 @@ def row(few):
 
 
 def test_a_mark_has_nine_cells_of_which_five_are_lit(twins):
-    cells = mark_cells(twins.corners, 12)
+    cells = _mark_cells(twins.corners, 12)
     assert cells.sum((2, 3)).unique().tolist() == [9]
     lit = F.avg_pool2d(twins.images.amax(1), CELL) > .35
     assert (cells & lit[:, None]).sum((2, 3)).unique().tolist() == [5]  # an L has five
@@ -40,22 +40,22 @@ def test_a_mark_has_nine_cells_of_which_five_are_lit(twins):
 def test_the_reader_reads_what_is_there_and_nothing_else(twins):
     torch.manual_seed(0)
     turns = twins.turns[:, 1]
-    assert readable(F.one_hot(turns, 4).float(), turns, 4) == 1
-    assert abs(readable(torch.randn(1024, 20), turns, 4) - .25) < .1
+    assert _readable(F.one_hot(turns, 4).float(), turns, 4) == 1
+    assert abs(_readable(torch.randn(1024, 20), turns, 4) - .25) < .1
 
 
 def test_where_no_position_knows_its_neighbours_no_turn_can_be_read(twins):
     torch.manual_seed(0)
-    assert abs(read_marks(SmallNet("conv").eval(), twins)[0]["own"] - .25) < .1  # after the stem: chance
+    assert abs(_read_marks(SmallNet("conv").eval(), twins)[0]["own"] - .25) < .1  # after the stem: chance
 
 
 def test_whose_scores_are_all_zero_looks_at_everyone_alike(few):
     flat = SmallNet("attention").eval()
     for block in flat.blocks:
         nn.init.zeros_(block.conv2.context.norm_scores.weight)
-    for seen in looking(flat, few):
+    for seen in _looking(flat, few):
         assert list(seen.values()) == pytest.approx([5/144]*4, abs=1e-4)
-    assert looking(SmallNet("conv").eval(), few) == [{}, {}]
+    assert _looking(SmallNet("conv").eval(), few) == [{}, {}]
 
 
 def test_a_network_built_to_look_at_white_looks_at_the_cue(few):
@@ -76,7 +76,7 @@ def test_a_network_built_to_look_at_white_looks_at_the_cue(few):
             cells = self.stem(images)
             yield self.term, cells, cells
 
-    seen = looking(Seer().eval(), few)[0]
+    seen = _looking(Seer().eval(), few)[0]
     # 5 cells of weight 10 and 139 of weight 1
     assert [seen["twin to cue"], seen["other to cue"]] == pytest.approx([50/189]*2, abs=1e-4)
     assert [seen["cue to twin"], seen["cue to other"]] == pytest.approx([5/189]*2, abs=1e-4)
@@ -96,7 +96,7 @@ def test_a_row_fits_into_json_and_its_numbers_agree(row, few):
 def test_pictures_that_are_no_twins_have_a_confusion_matrix_only():
     torch.manual_seed(0)
     net = SmallNet("conv", classes=10, channels=1, size=8, patch=2).eval()
-    found = mistakes(net, (torch.rand(20, 1, 8, 8), torch.randint(10, (20,))))
+    found = _mistakes(net, (torch.rand(20, 1, 8, 8), torch.randint(10, (20,))))
     assert list(found) == ["confusion"] and sum(map(sum, found["confusion"])) == 20
 
 

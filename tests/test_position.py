@@ -5,23 +5,23 @@ import torch
 from lesa_nb.layers.position import (
     FactoredTable,
     FlatTable,
+    _rel_to_abs,
+    _stretch_offsets,
+    _unfold_offsets,
     fit_offsets,
     fold_offsets,
-    rel_to_abs,
-    stretch_offsets,
-    unfold_offsets,
 )
 
 
 def test_a_single_position_has_a_single_offset():
-    assert torch.equal(rel_to_abs(torch.tensor([[7.]])), torch.tensor([[7.]]))
+    assert torch.equal(_rel_to_abs(torch.tensor([[7.]])), torch.tensor([[7.]]))
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: rel_to_abs(torch.zeros(5, 10)), "need R = 2N-1 = 9 offsets"),
-    (lambda: stretch_offsets(torch.zeros(3, 12), 7), "an odd number"),
+    (lambda: _rel_to_abs(torch.zeros(5, 10)), "need R = 2N-1 = 9 offsets"),
+    (lambda: _stretch_offsets(torch.zeros(3, 12), 7), "an odd number"),
     (lambda: fit_offsets(torch.zeros(3, 12), 7), "an odd number"),
-    (lambda: unfold_offsets(torch.zeros(2, 28), (3, 5)), "need 2HW-1 = 29 columns"),
+    (lambda: _unfold_offsets(torch.zeros(2, 28), (3, 5)), "need 2HW-1 = 29 columns"),
     (lambda: fold_offsets(torch.zeros(2, 5, 6)), "an odd number"),
     (lambda: FactoredTable((3, 5), 4).scores(torch.zeros(2, 3, 4, 14), None, (3, 5)), "the tensor has 14"),
     (lambda: FlatTable((3, 5), 4, 8).scores(*torch.zeros(2, 2, 3, 4, 14), (3, 5)), "the tensor has 14"),
@@ -34,8 +34,8 @@ def test_what_does_not_fit_is_named(call, words):
 
 def test_one_row_or_one_column_shares_nothing():
     flat = torch.randn(2, 17)
-    assert torch.equal(unfold_offsets(flat, (1, 9))[:, 0], flat)
-    assert torch.equal(unfold_offsets(flat, (9, 1))[..., 0], flat)
+    assert torch.equal(_unfold_offsets(flat, (1, 9))[:, 0], flat)
+    assert torch.equal(_unfold_offsets(flat, (9, 1))[..., 0], flat)
 
 
 def test_a_smaller_map_reads_the_middle_of_the_factored_table():

@@ -7,13 +7,13 @@ from torchvision.ops import box_iou, nms
 from lesa_nb.models.ops import constant, first_sampler, full_precision, grouped_nms, random_sampler, smooth_l1
 from lesa_nb.models.pyramid import Backbone, Pyramid
 from lesa_nb.models.rpn import (
-    BACKGROUND,
-    IGNORED,
+    _BACKGROUND,
+    _IGNORED,
     RPN,
     BoxCoder,
-    anchor_targets,
+    _anchor_targets,
+    _grid_anchors,
     assign,
-    grid_anchors,
     rpn_losses,
     sample,
 )
@@ -31,7 +31,7 @@ def rule(truth, boxes, positive, negative, lowest):
     "The published rule, all overlaps at once and object after object."
     iou = box_iou(truth, boxes)
     best, index = iou.max(0)
-    matched = torch.where(best < negative, BACKGROUND, IGNORED)
+    matched = torch.where(best < negative, _BACKGROUND, _IGNORED)
     matched = torch.where(best >= positive, index, matched)
     for t, (of_object, top) in enumerate(zip(iou, iou.amax(1), strict=True)):
         matched = torch.where((of_object == top) & (top >= lowest), t, matched)
@@ -40,7 +40,7 @@ def rule(truth, boxes, positive, negative, lowest):
 
 @pytest.mark.parametrize("objects", [1, 2, 40, 200])
 def test_assign_is_the_published_rule_in_blocks(objects):
-    boxes = torch.cat(grid_anchors([(100 >> level, 152 >> level) for level in range(5)]))
+    boxes = torch.cat(_grid_anchors([(100 >> level, 152 >> level) for level in range(5)]))
     truth = torch.cat([boxes_of(objects), boxes[:objects:3]])  # some lie on anchors exactly
     for thresholds in ((.7, .3, .3), (.5, .5, .5)):
         assert assign(truth, boxes, *thresholds).equal(rule(truth, boxes, *thresholds))
@@ -59,7 +59,7 @@ def test_assign_is_bounded_in_memory_and_in_launches():
             self.largest = max(self.largest, out.numel() if isinstance(out, torch.Tensor) else 0)
             return out
 
-    anchors = torch.cat(grid_anchors([(256 >> level, 256 >> level) for level in range(5)]))
+    anchors = torch.cat(_grid_anchors([(256 >> level, 256 >> level) for level in range(5)]))
     assert len(anchors) == 261_888
     calls = {}
     for objects in (7, 150, 300):
@@ -75,18 +75,18 @@ def test_assign_at_the_edges():
     half = torch.tensor([[0., 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]])
     assert assign(box, half, 0.5, 0.4, 2).tolist() == [
         0,
-        IGNORED,
-        BACKGROUND,
+        _IGNORED,
+        _BACKGROUND,
     ]  # exactly u+ is positive, exactly u- ignored
     assert (
-        assign(box[:0], half, 0.7, 0.3, 0.3).tolist() == [BACKGROUND] * 3
+        assign(box[:0], half, 0.7, 0.3, 0.3).tolist() == [_BACKGROUND] * 3
         and assign(box, half[:0], 0.7, 0.3, 0.3).tolist() == []
     )
-    assert assign(box.expand(2, 4), half + 99, .7, .3, .3).tolist() == [BACKGROUND]*3
+    assert assign(box.expand(2, 4), half + 99, .7, .3, .3).tolist() == [_BACKGROUND]*3
 
 
 def test_samples():
-    matched = torch.tensor([BACKGROUND]*6 + [0, 1, 0] + [IGNORED]*5)
+    matched = torch.tensor([_BACKGROUND]*6 + [0, 1, 0] + [_IGNORED]*5)
     assert [len(p) for p in sample(matched, 4, 0.)] == [0, 4]
     assert first_sampler(torch.arange(5), 2).tolist() == [0, 1] and random_sampler(torch.arange(2), 5).tolist() == [
         0,
@@ -96,17 +96,17 @@ def test_samples():
 
 def test_grids_are_made_once_and_serve_in_training():
     with torch.inference_mode():
-        first = grid_anchors(SIZES)
-    again = grid_anchors(SIZES)
+        first = _grid_anchors(SIZES)
+    again = _grid_anchors(SIZES)
     assert all(a is b for a, b in zip(first, again, strict=True)) and not again[0].is_inference()
     assert [len(a) for a in again] == [3*H*W for H, W in SIZES]
     assert constant((0.1, 0.2), torch.device("cpu"), torch.float32) is constant(
         (0.1, 0.2), torch.device("cpu"), torch.float32
     )
     with pytest.raises(ValueError, match="sizes of 5 levels, found 1"):
-        grid_anchors([(3, 3)])
+        _grid_anchors([(3, 3)])
     with torch.device("meta"):
-        assert grid_anchors(SIZES)[0].device.type == "cpu"  # asked for by name, not by what is the default at the time
+        assert _grid_anchors(SIZES)[0].device.type == "cpu"  # asked for by name, not by what is the default at the time
 
 
 def test_steps_beyond_every_bound():
@@ -186,6 +186,6 @@ def test_only_anchors_inside_are_learned_from():
     inside = ((anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < 96) & (anchors[:, 3] < 64)).nonzero()[:, 0]
     matched = rule(truth, anchors[inside], .7, .3, .3)
     positives, negatives = sample(matched, 256, .5, first_sampler)
-    found = anchor_targets(output, truth, inside=True, sampler=first_sampler)
+    found = _anchor_targets(output, truth, inside=True, sampler=first_sampler)
     for ours, want in zip(found, (inside[positives], inside[negatives], matched[positives]), strict=True):
         assert ours.equal(want)

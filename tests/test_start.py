@@ -12,10 +12,13 @@ from torch import nn
 from torchvision import models
 
 from lesa_nb.data.drawn import make_image_folder
+from lesa_nb.engine.checkpoint import read_checkpoint
+from lesa_nb.engine.run import fit
 from lesa_nb.io.tensors import save_tensors
 from lesa_nb.layers.position import FlatTable, fit_offsets, fold_offsets
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.tasks.classify import classification_task, find_recipe
 from lesa_nb.tasks.detect import calibrate
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.graft import graft
@@ -315,6 +318,27 @@ def test_another_backbone_is_refused(sources):
     assert "pyramid.backbone.layer3.0.conv2.* (" in conv.format()  # another term: its middles start afresh
 
 
+# ---- runs
+
+
+def test_a_started_run_resumes_to_the_bit(sources, tmp_path):
+    data = make_image_folder(tmp_path / "data", task="corner", train=8, val=4, size=32, seed=0)
+    recipe = find_recipe("published", epochs=2, batch_size=8, augment="gentle", warmup_epochs=0)
+    heard = []
+
+    def run(out, **options):
+        task = classification_task(data, recipe, network="small", position="factored", image_size=32,
+                                   start=sources[0] / "best.safetensors", say=heard.append)
+        return [*fit(task, tmp_path / out, device="cpu", **options)]
+
+    run("whole")
+    run("parts", until=1)
+    run("parts", resume=True)
+    whole, parts = (read_checkpoint(tmp_path / out / "last.pt") for out in ("whole", "parts"))
+    assert all(tensor.equal(parts["model"][key]) for key, tensor in whole["model"].items())
+    assert len(heard) == 3 and heard[0].startswith("started from ") and "fc.weight" in heard[0]
+
+
 # ---- the command
 
 
@@ -333,40 +357,80 @@ SMALL = "--network", "small", "--position", "factored"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("folders")
-    made = [make_image_folder(home / task, task=task, train=16, val=8, size=64, seed=0) for task in ("corner", "twin")]
-    return home, *made
-
-
-def test_the_command_starts_from_a_run(folders):
-    home, first, second = folders
-    done = train(first, home / "first", *SMALL)
+def home(tmp_path_factory):
+    "Two folders of drawn pictures with other classes, and a small network trained on the first."
+    home = tmp_path_factory.mktemp("home")
+    for task in "corner", "digits":
+        done = lesa("make-data", "imagenet", home / task, "--task", task, "--train", 8, "--val", 4, "--size", 64)
+        assert done.returncode == 0, done.stderr
+    done = train(home / "corner", home / "first", *SMALL)
     assert done.returncode == 0, done.stderr
+    return home
+
+
+def test_the_command_starts_from_a_run(home):
     start = home / "first" / "best.safetensors"
     again = *SMALL, "--start", start, "--image-size", 96
-    done = train(second, home / "second", *again)
+    done = train(home / "digits", home / "second", *again)
     assert done.returncode == 0, done.stderr
     assert f"started from {start}\nloaded: " in done.stdout and "fitted (position tables" in done.stdout
+    assert "fresh (not in the checkpoint, as built): 2: fc.weight, fc.bias" in done.stdout
     weights = home / "second" / "best.safetensors"
     loaded = load(weights)
     assert loaded.metadata["start"] == start_metadata(start)["start"] and loaded.metadata["image_size"] == 96
-    picture = next((second / "val").rglob("*.png"))
+    picture = next((home / "digits" / "val").rglob("*.png"))
     done = lesa("predict", picture, "--weights", weights, "--json", home / "said.json")
     assert done.returncode == 0, done.stderr
     said = json.loads((home / "said.json").read_text())[0]["classes"]
     assert {answer["name"] for answer in said} <= set(loaded.classes)
-    resumed = train(second, home / "second", *again, "--resume", "auto")
+    resumed = train(home / "digits", home / "second", *again, "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr  # the same file: the same run
-    other = home / "first" / "last.pt"
-    refused = train(second, home / "second", *SMALL, "--start", other, "--image-size", 96, "--resume", "auto")
+    other = *SMALL, "--start", home / "first" / "last.pt", "--image-size", 96
+    refused = train(home / "digits", home / "second", *other, "--resume", "auto")
     assert refused.returncode == 1 and "a checkpoint of another run (start: " in refused.stderr
-    refused = train(second, home / "third", "--start", start)
+    refused = train(home / "digits", home / "third", "--start", start)
     assert refused.returncode == 1 and "--network small" in refused.stderr and not (home / "third").exists()
 
 
-def test_the_command_grafts(folders):
-    home, first, second = folders
+def train_detector(data, out, *more):
+    return lesa("train", "coco", "--data", data, "--out", out, "--image-size", 96, "--batch-size", 4, "--epochs", 1,
+                "--device", "cpu", "--workers", 0, "--no-tensorboard", *more)
+
+
+def without_a_class(folder):
+    "The first category is gone from both splits, and its objects with it."
+    for path in (folder / "annotations").glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        gone = content["categories"].pop(0)["id"]
+        content["annotations"] = [each for each in content["annotations"] if each["category_id"] != gone]
+        path.write_text(json.dumps(content))
+
+
+def test_the_command_starts_detectors(home):
+    data, small = home / "coco", ("--network", "small")
+    done = lesa("make-data", "coco", data, "--train", 8, "--val", 4, "--test", 1, "--size", 96)
+    assert done.returncode == 0, done.stderr
+    first = home / "first" / "best.safetensors"
+    done = train_detector(data, home / "detector", *small, "--start", first)
+    assert done.returncode == 0, done.stderr
+    assert f"started from {first}\nloaded: " in done.stdout
+    without_a_class(data)
+    start = home / "detector" / "last.safetensors"
+    done = train_detector(data, home / "fewer", *small, "--start", start)
+    assert done.returncode == 0, done.stderr
+    said = "box_head.* (4), mask_head.draw.weight, mask_head.draw.bias"
+    assert f"fresh (not in the checkpoint, as built): 6: {said}" in done.stdout
+    weights = home / "fewer" / "last.safetensors"
+    assert load(weights).metadata["start"]["file"] == "last.safetensors"
+    done = lesa("predict", next((data / "val2017").iterdir()), "--weights", weights, "--out", home / "seen")
+    assert done.returncode == 0, done.stderr
+    refused = train_detector(data, home / "none", "--start", start)
+    assert refused.returncode == 1 and "a detector with another backbone" in refused.stderr
+    assert not (home / "none").exists()
+
+
+def test_the_command_grafts(home):
+    first = home / "corner"
     torch.manual_seed(0)
     torch.save(models.resnet18(num_classes=1000).state_dict(), home / "resnet18.pth")
     done = train(first, home / "grafted", "--start", home / "resnet18.pth", "--graft")

@@ -20,7 +20,7 @@ from lesa_nb.data.coco import CocoFolder
 from lesa_nb.data.drawn_coco import make_coco
 from lesa_nb.engine.loader import loader
 from lesa_nb.engine.run import fit
-from lesa_nb.models.mask_rcnn import mask_targets, paste, sample_rois
+from lesa_nb.models.mask_rcnn import _mask_targets, _paste, sample_rois
 from lesa_nb.models.pyramid import prepare
 from lesa_nb.models.registry import build_detector
 from lesa_nb.models.resnet import ResNet
@@ -461,10 +461,10 @@ def test_truth_through_resize_and_paste_is_found(source, keep_ratio):
         (x,), (fitted,) = prepare([image], [target], side=256, keep_ratio=keep_ratio, classes=3)
         n, (H, W), (h, w) = len(fitted["boxes"]), image.shape[1:], x.shape[1:]
         sampled = sample_rois(torch.zeros(0, 4), fitted["boxes"], 0.5)  # the objects' own boxes
-        masks = mask_targets(fitted["masks"], sampled).float() if n else torch.zeros(0, 28, 28)
+        masks = _mask_targets(fitted["masks"], sampled).float() if n else torch.zeros(0, 28, 28)
         boxes = fitted["boxes"] * torch.tensor([W / w, H / h] * 2)
         answer = dict(
-            boxes=boxes, labels=fitted["labels"], scores=torch.ones(n), masks=paste(masks, boxes, (H, W))[:, None]
+            boxes=boxes, labels=fitted["labels"], scores=torch.ones(n), masks=_paste(masks, boxes, (H, W))[:, None]
         )
         results[target["image_id"]] = to_results(answer, target["image_id"], dataset)
     scores = score_results(dataset, results)

@@ -24,7 +24,7 @@ PURPOSES = {
 }
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     "One line of the table."
 
     name: str
@@ -41,12 +41,12 @@ class _Requirement(NamedTuple):
     extra: str  # which extra asks for it, or "" where everything needs it
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     "The first two numbers of a version: '2.10.0+cpu' -> (2, 10)."
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())
 
 
-def requirements() -> list[_Requirement]:
+def _requirements() -> list[_Requirement]:
     "What the installed package asks for, or settings.ini where it is used from its folder."
     try:
         lines = requires("lesa_nb") or []
@@ -62,7 +62,7 @@ def requirements() -> list[_Requirement]:
     return [_Requirement(*("".join(re.findall(part, line)[:1]) for part in parts)) for line in lines]
 
 
-def _package(need: _Requirement) -> Part:
+def _package(need: _Requirement) -> _Part:
     "One package: there, too old, or missing."
     wanted = f"'{need.name}>={need.floor}'" if need.floor else need.name
     purpose = PURPOSES.get(need.name, "")
@@ -70,33 +70,33 @@ def _package(need: _Requirement) -> Part:
         found = version(need.name)
     except PackageNotFoundError:
         if need.extra:
-            return Part(need.name, "missing", "optional", f"{purpose}: pip install 'lesa_nb[{need.extra}]'")
-        return Part(need.name, "missing", "broken", f"pip install {wanted}")
-    if not need.extra and numbers(found) < numbers(need.floor):
-        return Part(need.name, found, "broken", f"need {need.floor} or newer: pip install -U {wanted}")
-    return Part(need.name, found, "ok", purpose)
+            return _Part(need.name, "missing", "optional", f"{purpose}: pip install 'lesa_nb[{need.extra}]'")
+        return _Part(need.name, "missing", "broken", f"pip install {wanted}")
+    if not need.extra and _numbers(found) < _numbers(need.floor):
+        return _Part(need.name, found, "broken", f"need {need.floor} or newer: pip install -U {wanted}")
+    return _Part(need.name, found, "ok", purpose)
 
 
-def _packages() -> Iterator[Part]:
+def _packages() -> Iterator[_Part]:
     "What is installed, what is too old, and what is missing."
     try:
-        yield Part("lesa_nb", version("lesa_nb"), "ok")
+        yield _Part("lesa_nb", version("lesa_nb"), "ok")
     except PackageNotFoundError:
         hint = "used from its folder; to install it there: pip install -e ."
-        yield Part("lesa_nb", "not installed", "optional", hint)
+        yield _Part("lesa_nb", "not installed", "optional", hint)
     if sys.version_info < _OLDEST_PYTHON:
         oldest = ".".join(map(str, _OLDEST_PYTHON))
-        yield Part("python", platform.python_version(), "broken", f"need {oldest} or newer")
+        yield _Part("python", platform.python_version(), "broken", f"need {oldest} or newer")
     else:
-        yield Part("python", platform.python_version(), "ok")
+        yield _Part("python", platform.python_version(), "ok")
     seen = set()
-    for need in requirements():
+    for need in _requirements():
         if need.name not in seen and (not need.extra or need.name in PURPOSES):
             seen.add(need.name)
             yield _package(need)
 
 
-def _pair() -> Part:
+def _pair() -> _Part:
     "Do torch and torchvision fit together? Only a real call of a compiled operation tells."
     try:
         import torch
@@ -107,23 +107,23 @@ def _pair() -> Part:
         is_cpu = "+cpu" in getattr(sys.modules.get("torch"), "__version__", "")
         index = " --index-url https://download.pytorch.org/whl/cpu" if is_cpu else ""
         cure = f"install them together: pip install --force-reinstall torch torchvision{index}"
-        return Part("torch + torchvision", "do not fit", "broken", f"{' '.join(str(error).split())}; {cure}")
-    return Part("torch + torchvision", "fit together", "ok")
+        return _Part("torch + torchvision", "do not fit", "broken", f"{' '.join(str(error).split())}; {cure}")
+    return _Part("torch + torchvision", "fit together", "ok")
 
 
-def _machine() -> Iterator[Part]:
+def _machine() -> Iterator[_Part]:
     "Processor and GPUs."
     try:
         import torch
     except Exception:  # already reported
         return
-    yield Part("CPU", f"{os.cpu_count()} cores", "ok", f"torch uses {torch.get_num_threads()} threads")
+    yield _Part("CPU", f"{os.cpu_count()} cores", "ok", f"torch uses {torch.get_num_threads()} threads")
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         bf16 = "with" if gpu.major >= 8 else "without"
-        yield Part(f"GPU {i}", gpu.name, "ok", f"{gpu.total_memory / 2**30:.0f} GiB, {bf16} bfloat16")
+        yield _Part(f"GPU {i}", gpu.name, "ok", f"{gpu.total_memory / 2**30:.0f} GiB, {bf16} bfloat16")
     if not torch.cuda.device_count():
-        yield Part("GPU", "none", "optional", "everything runs on the CPU, only slower")
+        yield _Part("GPU", "none", "optional", "everything runs on the CPU, only slower")
 
 
 def check_machine() -> int:

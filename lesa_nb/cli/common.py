@@ -2,12 +2,16 @@
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from lesa_nb.engine.group import is_main_process, local_world_size
 
 if TYPE_CHECKING:
+    from lesa_nb.data.coco_layout import CocoLayout
     from lesa_nb.weights.load import Loaded
 
 
@@ -49,6 +53,35 @@ def write_json(path: Path, numbers: dict | list, what: str) -> None:
 
     finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
     atomic_json(path, finite, what=what)
+
+
+@dataclass
+class CocoPaths:
+    "Where a detection set lies, if no folder holds it all, and how it is split, if it is not."
+
+    train_images: Annotated[Path | None, arg(metavar="DIR")] = None
+    "Instead of a folder: pictures to train on."
+    train_annotations: Annotated[Path | None, arg(metavar="FILE.json")] = None
+    "Their annotations, a COCO file."
+    val_images: Annotated[Path | None, arg(metavar="DIR")] = None
+    "Pictures to validate on."
+    val_annotations: Annotated[Path | None, arg(metavar="FILE.json")] = None
+    "Their annotations, a COCO file."
+    val_fraction: float | None = None
+    """Part that validates, where the set has no validation. A hash of each file's name decides, so that pictures that
+    you add move no others."""
+
+    def layout(self, data: Path | None) -> "CocoLayout":
+        "Where everything lies; what cannot be is refused."
+        paths = asdict(self)
+        fraction = paths.pop("val_fraction")
+        if data is None and not any(paths.values()):
+            raise UsageError("name a folder, or --train-images, --train-annotations, --val-images, --val-annotations")
+        if data is not None and any(paths.values()):
+            raise UsageError("name a folder, or paths by hand (--train-images and so on), not both")
+        from lesa_nb.data.coco_layout import find_coco_layout
+
+        return find_coco_layout(data, val_fraction=fraction, **paths)
 
 
 def open_classifier(path: Path) -> "Loaded":

@@ -2,9 +2,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from lesa_nb.cli.common import positive
+from lesa_nb.cli.common import CocoPaths, positive
 
 
 def verify_imagenet(
@@ -31,20 +31,23 @@ def verify_imagenet(
 
 
 def verify_coco_folder(
-    data: Annotated[Positional[Path], arg(metavar="DIR")],
+    data: Annotated[Positional[Path | None], arg(metavar="DIR")] = None,
+    paths: Annotated[CocoPaths, OmitArgPrefixes] = CocoPaths(),
     workers: int | None = None,
 ) -> int:
-    """Read every annotation and open every picture of a COCO folder.
+    """Read every annotation and open every picture of a detection set.
 
-    Says what would be left out of training and what would stop it. Ends with status 1 if anything would stop it.
+    Says which layout it saw, what would be left out of training and what would stop it. Ends with status 1 if anything
+    would stop it.
 
     Args:
-        data: Folder in COCO's layout.
+        data: Folder in COCO's own layout, or as Roboflow, CVAT, labelme and label-studio export COCO.
+        paths: Where it lies otherwise.
         workers: Pictures that are read at the same time.
     """
     from lesa_nb.data.verify_coco import verify_coco
 
-    report = verify_coco(data, workers=workers)
+    report = verify_coco(paths.layout(data), workers=workers)
     print(report)
     return 0 if report.ok else 1
 

@@ -2,9 +2,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import echo, open_classifier, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import CocoPaths, echo, open_classifier, positive, progress, worker_count, write_json
 from lesa_nb.engine.group import is_main_process
 
 
@@ -56,20 +56,23 @@ def eval_imagenet(
 
 
 def eval_coco(
-    data: Annotated[Path, arg(metavar="DIR")],
+    data: Annotated[Path | None, arg(metavar="DIR")] = None,
+    *,
     weights: Annotated[Path, arg(metavar="FILE")],
-    split: str = "val2017",
+    paths: Annotated[CocoPaths, OmitArgPrefixes] = CocoPaths(),
+    split: str = "val",
     batch_size: int = 1,
     workers: int | None = None,
     device: str | None = None,
     out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
 ) -> int:
-    """Score a detector on a split of a COCO folder: boxes and masks, COCO's twelve numbers.
+    """Score a detector on a split of a detection set: boxes and masks, COCO's twelve numbers.
 
     Args:
-        data: Folder in COCO's layout.
+        data: Folder in COCO's own layout, or as Roboflow, CVAT, labelme and label-studio export COCO.
         weights: A .safetensors of lesa train coco, or a .pth of the authors.
-        split: Which pictures.
+        paths: Where the set lies otherwise, and how it is split: as in training.
+        split: Which pictures: val, train, or the set's own name for a split.
         batch_size: Pictures at once.
         workers: Processes that read pictures ahead.
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
@@ -78,18 +81,21 @@ def eval_coco(
     positive(batch_size=batch_size)
     from lesa_nb.tasks.detect_eval import evaluate_detector
 
+    layout = paths.layout(data)
+    echo(f"{layout}; scored: {layout.files(split).split}")
     scores = evaluate_detector(
-        data,
+        layout,
         weights,
         split=split,
         device=device,
         batch_size=batch_size,
         workers=worker_count(workers),
         watch=lambda images: progress(images, "image"),
+        say=echo,
     )
     print(scores)
     if out:
         classes = {kind: scores.class_ap(kind) for kind in scores.precision}
         numbers = dict(box=scores.box, mask=scores.mask, classes=classes)
-        write_json(out, dict(numbers, weights=str(weights), data=str(data), split=split), "the scores")
+        write_json(out, dict(numbers, weights=str(weights), data=str(layout.folder), split=split), "the scores")
     return 0

@@ -55,7 +55,8 @@ def _sentence(answer: dict) -> str:
 def _describe(loaded: "Loaded", weights: Path) -> str:
     "What answers: kind, classes and where it comes from."
     trained = loaded.metadata.get("network") or loaded.metadata.get("model") or loaded.kind
-    return f"{trained} from {weights}, {len(loaded.classes):,} classes"
+    boxes_only = loaded.kind == "detector" and not loaded.metadata["net"].get("masks", True)
+    return f"{trained} from {weights}, {len(loaded.classes):,} classes" + ", boxes only"*boxes_only
 
 
 def predict_images(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import UsageError, echo, positive, worker_count
+from lesa_nb.cli.common import CocoPaths, UsageError, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -253,8 +253,10 @@ def train_imagenet(
 
 
 def train_coco(
-    data: Annotated[Path, arg(metavar="DIR")],
+    data: Annotated[Path | None, arg(metavar="DIR")] = None,
+    *,
     run: Annotated[RunOptions, OmitArgPrefixes],
+    paths: Annotated[CocoPaths, OmitArgPrefixes] = CocoPaths(),
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/coco"),
     model: Literal["mask_rcnn", "htc"] = "mask_rcnn",
     recipe: Literal["published", "modern"] = "published",
@@ -266,15 +268,17 @@ def train_coco(
     no_semantic: bool = False,
     missing: Literal["error", "drop"] = "error",
 ) -> int:
-    """Train a detector on a folder in COCO's layout: train2017, val2017, annotations and, for HTC, stuffthingmaps.
+    """Train a detector on a folder of pictures and COCO annotations; for HTC with stuffthingmaps, or --no-semantic.
 
     With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
     everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
     A run cut off by force loses at most --minutes.
 
     Args:
-        data: Folder in COCO's layout.
+        data: Folder in COCO's own layout, or as Roboflow, CVAT, labelme and label-studio export COCO. Where no object
+            has a mask, the detector learns boxes only.
         run: What every run can be told.
+        paths: Where the set lies otherwise, and how it is split.
         out: Folder of this run: checkpoint, weights, log, curves.
         model: Mask R-CNN on LESA-ResNet-50, or HTC on LESA-WRN-50.
         recipe: published: 20 epochs, as in the paper. modern: 50 epochs with large-scale jitter.
@@ -296,8 +300,10 @@ def train_coco(
 
         name = "small" if network == "small" else model + "_modern" * (recipe == "modern")
         chosen = run.changed(DETECTION_RECIPES[name])
+        layout = paths.layout(data)
+        echo(layout)
         task: Any = detection_task(
-            data,
+            layout,
             chosen,
             model=model,
             network=network,

@@ -21,7 +21,8 @@ from torchvision import tv_tensors
 
 from . import coco_file
 from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, is_box, segmentation_fault
-from .coco_index import CocoIndex, CocoSplit, image_fault, match_categories
+from .coco_index import CocoIndex, CocoSplit, image_fault, match_categories, take_part
+from .coco_layout import CocoLayout, find_coco_layout, short_name, used_categories
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-06
 class Categories:
@@ -103,10 +104,11 @@ def read_split(
     training: bool, # leave out what eq. (27.3) leaves out
 ) -> CocoSplit: # images, categories, annotations, faults
     "Read an annotation file, leave out what cannot be used, and note why."
-    content, faults = coco_file.read_annotation_file(path), []
+    content = coco_file.read_annotation_file(path)
+    listed, faults = used_categories(content, path)
     def note(kind, found, image_id, annotation_id=None):
-        faults.append(COCO_FAULTS.fault(kind, path.name, found, image_id=image_id, annotation_id=annotation_id))
-    categories = Categories(content["categories"], str(path))
+        faults.append(COCO_FAULTS.fault(kind, short_name(path), found, image_id=image_id, annotation_id=annotation_id))
+    categories = Categories(listed, str(path))
     if not len(categories): raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
     images: dict[int, dict] = {}
     for image in content["images"]:
@@ -143,8 +145,8 @@ def read_split(
 class CocoFolder(CocoIndex, Dataset):
     "A COCO folder as torchvision's detectors want it: a float image in [0, 1] and a dictionary of what is on it."
     def __init__(self,
-        folder: str | PathLike, # holds train2017, val2017, annotations and, if asked for, stuffthingmaps
-        split: str = "train2017", # or "val2017", "test-dev2017", or a name of your own
+        folder: str | PathLike | CocoLayout, # of the set, in a layout that `find_coco_layout` knows
+        split: str = "train", # or "val", whatever the set calls them, or its own name, such as "test-dev2017"
         *,
         training: bool = False, # leave out what eq. (27.3) leaves out; without, everything that can be read stays
         keep_empty: bool = False, # with `training`: images without boxes stay
@@ -153,12 +155,11 @@ class CocoFolder(CocoIndex, Dataset):
         missing: str = "error", # or "drop": what to do when an image file is not there
         categories: Categories | None = None, # labels as in another file, by name
     ):
-        path = coco_file.find_annotation_file(folder, split)
-        content = read_split(path, training)
+        files = find_coco_layout(folder).files(split)
+        content = take_part(read_split(files.annotations, training), files)
         if categories is not None:
-            ordered = content.categories.ordered_like(categories)
-            content = content._replace(categories=ordered)
-        super().__init__(folder, split, path, content, training=training, keep_empty=keep_empty, missing=missing)
+            content = content._replace(categories=content.categories.ordered_like(categories))
+        super().__init__(files, content, training=training, keep_empty=keep_empty, missing=missing)
         self.semantic, self.transforms = semantic, transforms
 
     def picture(self, image_id: int) -> Tensor: # (3, H, W) in [0, 1]
@@ -190,7 +191,7 @@ class CocoFolder(CocoIndex, Dataset):
             target["masks"] = tv_tensors.Mask(self.masks(image_id))
             target |= {} if all(drawn) else dict(has_mask=torch.tensor(drawn))
         if self.semantic:
-            values = coco_file.read_stuff_map(self.folder, self.split, self.file(image_id), (H, W), image_id)
+            values = coco_file.read_stuff_map(self.stuff_file(image_id), (H, W), image_id)
             target["semantic"] = tv_tensors.Mask(torch.from_numpy(values))
         if self.transforms:
             image, target = self.transforms(image, target)

@@ -1,4 +1,4 @@
-"""The files of a COCO folder: where they are, whether they can be read, and what is wrong if not."""
+"""The files of a COCO folder: whether they can be read, and what is wrong if not; where they are: `coco_layout`."""
 import importlib
 import json
 import math
@@ -34,8 +34,12 @@ IMAGE_FAULTS = FaultKinds({
     "duplicate image id": "fatal", "unreadable annotation file": "fatal", "missing stuff map": "fatal",
     "unreadable stuff map": "fatal", "stuff map of another size": "fatal", "unknown value in stuff map": "fatal",
     "nothing to train on": "fatal"})
+#: what can be wrong with a set as a whole
+SET_FAULTS = FaultKinds({
+    "unused supercategory": "left out, gets no label", "no split to train on": "fatal",
+    "no split to validate on": "fatal", "other categories": "fatal"})
 #: everything that can be wrong with a COCO folder
-COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | IMAGE_FAULTS)
+COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | IMAGE_FAULTS | SET_FAULTS)
 
 
 def coco_tools(name: str) -> ModuleType:
@@ -110,17 +114,6 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> list[str]:
 # ---- the annotation file
 
 
-def find_annotation_file(folder: str | PathLike, split: str) -> Path:
-    """Where the annotations of a split are; those of the test sets hold images only."""
-    names = [f"instances_{split}.json", f"image_info_{split}.json"]
-    place = Path(folder)/"annotations"
-    for name in names:
-        if (place/name).is_file():
-            return place/name
-    raise FileNotFoundError(f"{place/names[0]}: no such file; a COCO folder holds train2017, val2017, "
-                            "annotations/instances_*.json and, for the semantic branch, stuffthingmaps")
-
-
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -177,7 +170,7 @@ def _type_faults(content: Mapping[str, Any]) -> Iterator[str]:
 def _load_json(path: str | PathLike) -> dict:
     """An annotation file whose outer form is right: an object with lists of objects."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some tools begin with a byte-order mark
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a complete JSON file ({error}); download it again") from None
@@ -248,16 +241,6 @@ class PackedLists(Sequence[list]):
 # ---- images and stuff maps
 
 
-def images_folder(folder: str | PathLike, split: str) -> Path:
-    """Where the images of a split are; test-dev2017 is a part of test2017."""
-    return Path(folder)/split.replace("-dev", "")
-
-
-def stuff_file(folder: str | PathLike, split: str, file_name: str) -> Path:
-    """Where the stuff map of an image is."""
-    return (Path(folder)/"stuffthingmaps"/split/file_name).with_suffix(".png")
-
-
 def present_files(root: str | PathLike, names: Iterable[str]) -> set[str]:
     """Which of these files are there, links followed; each folder that is named is listed once."""
     of_folder: dict[str, set[str]] = {}
@@ -321,12 +304,8 @@ def check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str,
     return None, "", values
 
 
-def read_stuff_map(
-    folder: str | PathLike, split: str, image_file: Path, size: tuple[int, int], image_id: int,
-) -> np.ndarray:
+def read_stuff_map(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
     """The raw values (H, W) of an image's stuff map; a ValueError names the file, the image and what is wrong."""
-    name = image_file.relative_to(images_folder(folder, split)).as_posix()
-    path = stuff_file(folder, split, name)
     kind, found, values = check_stuff_map(path, size)
     if values is None:
         raise ValueError(f"{path}: image {image_id}: {kind} ({found}); get stuffthingmaps_trainval2017 again, "

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, IMAGE_FAULTS, PackedLists, images_folder, present_files
+from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, IMAGE_FAULTS, SET_FAULTS, PackedLists, present_files
+from .coco_layout import SplitFiles
 from .report import Fault
 
 
@@ -19,6 +19,19 @@ class CocoSplit(NamedTuple):
     categories: Any  # `Categories`: ids, names, labels
     annotations: dict[int, list[dict]]  # image id -> what is left; a mask that cannot be used is None
     faults: list[Fault]  # what was left out, and what is fatal
+
+
+def take_part(content: CocoSplit, files: SplitFiles) -> CocoSplit:
+    """What of an annotation file belongs to a split: everything, unless the names of the pictures decide."""
+    ids = list(content.images)
+    chosen = files.chosen([content.images[i]["file_name"] for i in ids])
+    kept = [i for i, taken in zip(ids, chosen) if taken]
+    if len(kept) == len(ids):
+        return content
+    gone = set(ids) - set(kept)
+    return content._replace(images={i: content.images[i] for i in kept},
+                            annotations={i: content.annotations[i] for i in kept},
+                            faults=[fault for fault in content.faults if fault.image_id not in gone])
 
 
 def match_categories(own: Mapping[int, str], other: Mapping[int, str], here: str, there: str) -> list[int]:
@@ -47,50 +60,53 @@ def image_fault(image: dict, kept: Sequence[dict], reasons: Sequence[str | None]
     return "crowd only" if set(reasons) == {"crowd"} else "no annotation left"
 
 
-def _refuse(folder: Path, fatal: Sequence[Fault]):
+def _refuse(path: Path, fatal: Sequence[Fault]):
     """Refuse to go on, with the first few reasons."""
     more = f" ... and {len(fatal) - 5} more" if len(fatal) > 5 else ""
-    raise ValueError(f"{folder}: {len(fatal)} fatal faults; `verify_coco` lists them all:\n  "
+    raise ValueError(f"{path}: {len(fatal)} fatal faults; `verify_coco` lists them all:\n  "
                      + "\n  ".join(map(str, fatal[:5])) + more)
 
 
 class CocoIndex:
     """The images of a split and what is known of them.
 
-    `folder`, `split`, `path`: where they are, and the annotation file; `content`: what `read_split` made of it;
-    `training`: whether its filter was applied; `keep_empty`: images without boxes stay; `missing`: "error", or "drop"
-    for images that are not there. A ValueError lists what is fatal, or says why no image is left.
+    `files`: where the split lies; `content`: what `read_split` made of it; `training`: whether its filter was applied;
+    `keep_empty`: images without boxes stay; `missing`: "error", or "drop" for images that are not there. A ValueError
+    lists what is fatal, or says why no image is left.
 
-    Attributes: `categories`; `image_ids`, sorted; `dropped`: kind of fault -> how often something was left out for it;
-    `has_masks`: whether there is anything to learn or to find but boxes; `pictures`: the folder of the images.
+    Attributes: `files`; `split`, its name; `path` of the annotation file; `categories`; `image_ids`, sorted; `dropped`:
+    kind of fault -> how often something was left out for it; `has_masks`: whether there is anything to learn or to find
+    but boxes; `pictures`: the folder of the images.
     """
 
-    def __init__(self, folder: str | PathLike, split: str, path: Path, content: CocoSplit, *, training: bool,
+    def __init__(self, files: SplitFiles, content: CocoSplit, *, training: bool,
                  keep_empty: bool = False, missing: str = "error"):
         if missing not in ("error", "drop"):
             raise ValueError(f"missing must be 'error' or 'drop', got {missing!r}")
-        self.folder, self.split, self.path, self.training = Path(folder), split, path, training
-        self.categories = content.categories
-        self.pictures = images_folder(folder, split)
-        if not self.pictures.is_dir():
-            raise FileNotFoundError(f"{self.pictures}: no such folder; the images of {split} belong there")
+        self.files, self.training = files, training
+        self.split, self.path, self.categories = files.split, files.annotations, content.categories
         images = content.images
-        there = present_files(self.pictures, [image["file_name"] for image in images.values()])
+        names = [image["file_name"] for image in images.values()]
+        self.pictures = files.images_folder(names)
+        if not self.pictures.is_dir():
+            raise FileNotFoundError(f"{self.pictures}: no such folder; the images of {self.split} belong there"
+                                    + f", or in {', '.join(map(str, files.places[1:]))}"*(len(files.places) > 1))
+        there = present_files(self.pictures, names)
         gone = [COCO_FAULTS.fault("missing image", self.pictures/image["file_name"], image_id=i)
                 for i, image in images.items() if image["file_name"] not in there]
         fatal = [f for f in content.faults if f.fatal] + (gone if missing == "error" else [])
         if fatal:
-            _refuse(self.folder, fatal)
+            _refuse(self.path, fatal)
         out = {f.image_id for f in content.faults if f.kind in IMAGE_FAULTS}
         if keep_empty:
             out = {f.image_id for f in content.faults if f.kind == "side under 32 pixels"}
         out |= {f.image_id for f in gone}
         noted = [f for f in content.faults + gone if not f.outcome.startswith("kept")]
-        self.dropped = Counter(f.kind for f in noted if f.kind in ANNOTATION_FAULTS or f.image_id in out)
+        self.dropped = Counter(f.kind for f in noted if f.kind in ANNOTATION_FAULTS | SET_FAULTS or f.image_id in out)
         self.image_ids = sorted(i for i in images if i not in out)
         if not self.image_ids:
             most = f"most of all for: {self.dropped.most_common(1)[0][0]}; " if self.dropped else ""
-            raise ValueError(f"{path}: none of {len(images)} images is left; {most}left out: {dict(self.dropped)}")
+            raise ValueError(f"{self.path}: none of {len(images)} images is left; {most}left out: {dict(self.dropped)}")
         self._place = {image_id: place for place, image_id in enumerate(self.image_ids)}
         self._names = np.array([images[i]["file_name"] for i in self.image_ids])
         self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in self.image_ids])
@@ -100,6 +116,12 @@ class CocoIndex:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def notes(self) -> list[str]:
+        """What there is to say before training: what was left out, and that no object has a mask."""
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.dropped.items()))
+        boxes = "boxes only: no object to train on has a mask, so the detector gets no mask heads"
+        return [f"left out of training: {kinds}"]*bool(kinds) + [boxes]*(not self.has_masks)
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Height and width of an image."""
@@ -112,6 +134,10 @@ class CocoIndex:
         """The file of an image."""
         return self.pictures/str(self._names[self._place[image_id]])
 
+    def stuff_file(self, image_id: int) -> Path:
+        """Where the stuff map of an image is."""
+        return self.files.stuff_file(str(self._names[self._place[image_id]]))
+
     def annotations(self, image_id: int) -> list[dict]:
         """What is left of the annotations of an image, as in the JSON file; a mask that cannot be used is None."""
         return self._annotations[self._place[image_id]]
@@ -119,7 +145,7 @@ class CocoIndex:
 
 def require_stuff_maps(index: CocoIndex):
     """Refuse a folder without a stuff map for each of its images, before anybody learns from them."""
-    root = Path(index.folder)/"stuffthingmaps"/index.split
+    root = index.files.stuff
     advice = ("HTC learns from stuff maps: get stuffthingmaps_trainval2017, or train without them "
               "(semantic=False, on the command line --no-semantic)")
     if not root.is_dir():

@@ -13,7 +13,7 @@ from .coco import run_lengths
 from .coco_file import NO_STUFF
 
 #: what `make_coco` draws: name -> category id
-SHAPES = {"disc": 2, "square": 17, "triangle": 90}
+_SHAPES = {"disc": 2, "square": 17, "triangle": 90}
 _STUFF = (123, 156)  # raw values of the two backgrounds in the stuff map; a thing has its category id - 1
 _CORNERS = {"disc": 32, "square": 4, "triangle": 3}
 _NAMES = {
@@ -68,9 +68,9 @@ class _Scene:
         """Paint the pixels of a thing and write its annotation."""
         hue = self.rng.permutation([self.rng.uniform(170, 255), self.rng.uniform(0, 90), self.rng.uniform(0, 255)])
         self.pixels[inside] = hue + self.rng.normal(0, 3, (inside.sum(), 3))
-        self.stuff[inside] = SHAPES[shape] - 1
+        self.stuff[inside] = _SHAPES[shape] - 1
         self.annotations.append(dict(
-            category_id=SHAPES[shape], bbox=[float(v) for v in box], area=float(inside.sum()),
+            category_id=_SHAPES[shape], bbox=[float(v) for v in box], area=float(inside.sum()),
             segmentation=segmentation, iscrowd=iscrowd))
 
     def add_crowd(self):
@@ -93,7 +93,7 @@ class _Scene:
         spot = self.place(.08, .2)
         if spot is None:
             return False
-        shape = str(self.rng.choice(list(SHAPES)))
+        shape = str(self.rng.choice(list(_SHAPES)))
         points = _outline(shape, *spot, self.rng.uniform(0, 2*np.pi))
         low, high = points.min(0), points.max(0)
         inside = _filled(points, self.height, self.width)
@@ -133,7 +133,7 @@ def _draw_split(root: Path, split: str, place: int, count: int, size: int, seed:
         for annotation in scene.annotations:
             number += 1
             annotations.append(dict(id=number, image_id=image_id, **annotation))
-    categories = [dict(id=number, name=name, supercategory="shape") for name, number in SHAPES.items()]
+    categories = [dict(id=number, name=name, supercategory="shape") for name, number in _SHAPES.items()]
     content: dict = dict(info=dict(description=f"drawn by lesa_nb, seed {seed}"), images=images, categories=categories)
     if not test:
         content["annotations"] = annotations

@@ -55,19 +55,19 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-class Skipped(NamedTuple):
+class _Skipped(NamedTuple):
     """Something that is not part of the data, and why."""
 
     kind: str  # "system file" or "link to a folder above"
     path: str
 
 
-class Entries(NamedTuple):
+class _Entries(NamedTuple):
     """What lies in one folder."""
 
     folders: list[str]  # names, sorted
     files: list[str]  # names, sorted
-    skipped: list[Skipped]
+    skipped: list[_Skipped]
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -85,41 +85,41 @@ def _above(folder: str) -> frozenset[tuple[int, int]]:
         path = os.path.dirname(path)
 
 
-def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> Entries:
+def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> _Entries:
     folders: list[str] = []
     files: list[str] = []
-    skipped: list[Skipped] = []
+    skipped: list[_Skipped] = []
     with os.scandir(folder) as found:
         for entry in found:
             link = entry.is_symlink()
             if is_litter(entry.name):
-                skipped.append(Skipped("system file", entry.path))
+                skipped.append(_Skipped("system file", entry.path))
             elif not (os.path.isdir(entry.path) if link else entry.is_dir()):  # is_dir raises for a link to itself
                 files.append(entry.name)
             elif link and _identity(entry.path) in chain:
-                skipped.append(Skipped("link to a folder above", entry.path))
+                skipped.append(_Skipped("link to a folder above", entry.path))
             else:
                 folders.append(entry.name)
-    return Entries(sorted(folders), sorted(files), sorted(skipped))
+    return _Entries(sorted(folders), sorted(files), sorted(skipped))
 
 
-def entries(folder: str | os.PathLike) -> Entries:
+def entries(folder: str | os.PathLike) -> _Entries:
     """The folders and files in a folder, without litter and without links to folders above it."""
     folder = os.fspath(folder)
     return _entries(folder, _above(folder))
 
 
-class Listing(NamedTuple):
+class _Listing(NamedTuple):
     """All files below a folder."""
 
     files: list[str]  # paths, in torchvision's order
-    skipped: list[Skipped]
+    skipped: list[_Skipped]
 
 
-def list_files(folder: str | os.PathLike) -> Listing:
+def list_files(folder: str | os.PathLike) -> _Listing:
     """All files below a folder, in torchvision's order. Links are followed; a folder that cannot be listed is an
     OSError."""
-    skipped: list[Skipped] = []
+    skipped: list[_Skipped] = []
 
     def walk(at: str, chain: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
         found = _entries(at, chain)
@@ -131,7 +131,7 @@ def list_files(folder: str | os.PathLike) -> Listing:
 
     folder = os.fspath(folder)
     files = [os.path.join(at, name) for at, names in sorted(walk(folder, _above(folder))) for name in names]
-    return Listing(files, skipped)
+    return _Listing(files, skipped)
 
 
 def kind_of_file(path: str) -> str | None:
@@ -194,7 +194,7 @@ def expected_layout(folder: str | os.PathLike) -> str:
     return says
 
 
-def describe_skipped(skipped: Counter[str]) -> str:
+def _describe_skipped(skipped: Counter[str]) -> str:
     """What is not part of the data, in one line; empty if there was nothing."""
     return ", ".join(f"{count:,} x {kind}" for kind, count in sorted(skipped.items()))
 
@@ -204,7 +204,7 @@ def describe_split(train: int, val: int, skipped: Counter[str], val_fraction: fl
     says = f"{train:,} pictures to train on, {val:,} to validate"
     if val_fraction is not None:
         says += f"; a hash of each file's name decides, {100*val_fraction:g} % validate"
-    return says + (f"; skipped: {describe_skipped(skipped)}" if skipped else "")
+    return says + (f"; skipped: {_describe_skipped(skipped)}" if skipped else "")
 
 
 def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) -> Layout:

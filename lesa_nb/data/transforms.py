@@ -10,7 +10,7 @@ from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 _LONGEST_RATIO = 16  # of the sides of a picture; what is longer loses its ends before it is resized
 
 
-class Augment(NamedTuple):
+class _Augment(NamedTuple):
     """What training may do to a picture, besides mirroring half of them.
 
     area: part of the picture that is kept, from and to; jitter: brightness, contrast, saturation, hue; trivial: one
@@ -25,14 +25,14 @@ class Augment(NamedTuple):
 
 #: name -> what training a classifier may do to a picture
 CLASSIFY_AUGMENTS = {
-    "published": Augment(),
-    "jitter": Augment(jitter=(0.4, 0.4, 0.4, 0.1)),
-    "modern": Augment(trivial=True, erase=0.1),
-    "gentle": Augment(area=(0.85, 1.0)),
+    "published": _Augment(),
+    "jitter": _Augment(jitter=(0.4, 0.4, 0.4, 0.1)),
+    "modern": _Augment(trivial=True, erase=0.1),
+    "gentle": _Augment(area=(0.85, 1.0)),
 }
 
 
-class TrimEnds(v2.Transform):
+class _TrimEnds(v2.Transform):
     """Cut both ends off a picture that is more than 16 times as long as wide, or it would grow huge when its shorter
     side is resized; what stays is its middle, which is all that validation looks at."""
 
@@ -46,7 +46,7 @@ class TrimEnds(v2.Transform):
         return inpt.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
-def resized_side(size: int) -> int:
+def _resized_side(size: int) -> int:
     """Pixels of the shorter side before the middle of `size` is cut out: 256 for 224, as published."""
     return round(256*size/224)
 
@@ -86,6 +86,6 @@ def train_transform(size: int = 224, augment: str = "published") -> v2.Compose:
 def eval_transform(size: int = 224) -> v2.Compose:
     """The middle of the picture, always the same: RGB Pillow picture -> float (3, size, size), standardised.
 
-    The shorter side comes to `resized_side(size)` pixels and the middle `size` x `size` is cut out.
+    The shorter side comes to `_resized_side(size)` pixels and the middle `size` x `size` is cut out.
     """
-    return v2.Compose([TrimEnds(), v2.Resize(resized_side(_checked(size))), v2.CenterCrop(size), *_standardised()])
+    return v2.Compose([_TrimEnds(), v2.Resize(_resized_side(_checked(size))), v2.CenterCrop(size), *_standardised()])

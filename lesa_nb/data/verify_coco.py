@@ -6,29 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
-from .coco import read_split
-from .coco_file import (
-    ANNOTATION_FAULTS,
-    COCO_FAULTS,
-    check_image,
-    check_stuff_map,
-    find_annotation_file,
-    images_folder,
-    stuff_file,
-)
-from .coco_index import CocoSplit
-from .report import Fault, Report
+from .coco import Categories, read_split
+from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, check_image, check_stuff_map
+from .coco_index import CocoSplit, take_part
+from .coco_layout import CocoLayout, SplitFiles, find_coco_layout, short_name
+from .report import Fault, Report, printable
 
 
-def _file_faults(folder: Path, split: str, with_maps: bool, image: dict) -> Iterator[Fault]:
+def _file_faults(files: SplitFiles, pictures: Path, with_maps: bool, image: dict) -> Iterator[Fault]:
     """What is wrong with the files of one image."""
     name, size = image["file_name"], (image["height"], image["width"])
-    file = images_folder(folder, split)/name
+    file = pictures/name
     kind, found, _ = check_image(file, size)
     if kind:
         yield COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
     if with_maps:
-        file = stuff_file(folder, split, name)
+        file = files.stuff_file(name)
         kind, found, _ = check_stuff_map(file, size)
         if kind:
             yield COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
@@ -49,43 +42,78 @@ def _verify_annotations(report: Report, split: str, content: CocoSplit):
         report.add_fault("nothing to train on", f"{split}", f"what was left out most: {why}")
 
 
+def _verify_masks(report: Report, split: str, content: CocoSplit):
+    """Say how many objects have no mask, where not all have one."""
+    drawn = [a.get("segmentation") is not None for found in content.annotations.values() for a in found]
+    if drawn and not any(drawn):
+        report.add_line(f"{split}: no object has a mask: boxes only, training makes a detector without mask heads")
+    elif not all(drawn):
+        report.add_line(f"{split}: {sum(drawn):,} of {len(drawn):,} objects have a mask: masks are learned from these, "
+                        "boxes from all")
+
+
+def _verify_splits(report: Report, layout: CocoLayout, categories: dict[str, Categories]):
+    """Whether training would find both of its splits, and the same classes in them."""
+    train, val = layout.split_name("train"), layout.split_name("val")
+    for role, name, does in (("train", train, "train"), ("val", val, "validate")):
+        if name is None:
+            report.add_fault(f"no split to {does} on", layout.folder, layout.instead(role))
+    if train in categories and val in categories:
+        try:
+            categories[val].ordered_like(categories[train])
+        except ValueError as error:
+            report.add_fault("other categories", val, str(error))
+
+
+def _verify_files(report: Report, split: str, files: SplitFiles, content: CocoSplit, semantic: bool | None,
+                  workers: int | None, progress: bool):
+    """Open every picture and, if asked for, every stuff map."""
+    from tqdm import tqdm
+
+    pictures = files.images_folder([image["file_name"] for image in content.images.values()])
+    report.add_line(f"{split}: pictures in {printable(pictures)}, annotations in {printable(files.annotations)}")
+    with_maps = files.stuff.is_dir() if semantic is None else semantic
+
+    def check(image):
+        return list(_file_faults(files, pictures, with_maps, image))
+
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        results = pool.map(check, content.images.values())
+        for found in tqdm(results, total=len(content.images), desc=split, unit="image", disable=not progress):
+            for fault in found:
+                report.add(fault)
+
+
 def verify_coco(
-    folder: str | PathLike, splits: Iterable[str] | None = None, *, semantic: bool | None = None,
+    folder: str | PathLike | CocoLayout, splits: Iterable[str] | None = None, *, semantic: bool | None = None,
     workers: int | None = None, progress: bool = True,
 ) -> Report:
     """Read every annotation and open every file; say what would be left out of training and what would stop it.
 
-    `splits`: None for all that have annotations/instances_*.json. `semantic`: check stuff maps; None: where there is a
-    folder of them. `workers`: threads; None: one for each core, 16 at most. `progress`: show a bar. The report's
-    `splits` holds (images, images to train on, annotations, annotations to train on) of each split; a split with
-    nothing to train on is not ready.
+    `folder`: of the set, or what `find_coco_layout` made of it. `splits`: None for all that have objects; then it is
+    also asked whether training finds what it trains and what it validates on. `semantic`: check stuff maps; None: where
+    there is a folder of them. `workers`: threads; None: one for each core, 16 at most. `progress`: show a bar. The
+    report's `splits` holds (images, images to train on, annotations, annotations to train on) of each split; a split
+    with nothing to train on is not ready.
     """
-    from tqdm import tqdm
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    if splits is None:
-        splits = sorted(p.stem.removeprefix("instances_") for p in (folder/"annotations").glob("instances_*.json"))
-    splits = [splits] if isinstance(splits, str) else list(splits)
-    if not splits:
-        raise FileNotFoundError(f"{folder/'annotations'}: no file instances_*.json; is this a COCO folder?")
-    report = Report(f"COCO folder {folder}", COCO_FAULTS,
+    layout = find_coco_layout(folder)
+    named = [name for name, files in layout.splits.items() if not files.annotations.stem.startswith("image_info")]
+    names = named if splits is None else [splits] if isinstance(splits, str) else list(splits)
+    report = Report(f"COCO folder {printable(layout.folder)}", COCO_FAULTS,
                     "mend what is fatal (download those files again, or correct the annotation file)")
-    for split in splits:
+    report.add_line(str(layout))
+    categories: dict[str, Categories] = {}
+    for split in sorted(names):
+        files = layout.files(split)
         try:
-            content = read_split(find_annotation_file(folder, split), training=True)
+            content = take_part(read_split(files.annotations, training=True), files)
         except (OSError, ValueError) as error:
-            report.add_fault("unreadable annotation file", f"instances_{split}.json", str(error))
+            report.add_fault("unreadable annotation file", short_name(files.annotations), str(error))
             continue
+        categories[files.split] = content.categories
         _verify_annotations(report, split, content)
-        with_maps = (folder/"stuffthingmaps"/split).is_dir() if semantic is None else semantic
-
-        def check(image, split=split, with_maps=with_maps):
-            return list(_file_faults(folder, split, with_maps, image))
-
-        with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-            results = pool.map(check, content.images.values())
-            for found in tqdm(results, total=len(content.images), desc=split, unit="image", disable=not progress):
-                for fault in found:
-                    report.add(fault)
+        _verify_masks(report, split, content)
+        _verify_files(report, split, files, content, semantic, workers, progress)
+    if splits is None:
+        _verify_splits(report, layout, categories)
     return report

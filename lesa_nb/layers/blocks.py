@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 #: A logit this far below the largest of its row has a weight of exp(-60) = 1e-26: nothing, but not denormal.
-DEEP = 60.
+_DEEP = 60.
 
 
-def even(n: int, most: int) -> int:
+def _even(n: int, most: int) -> int:
     """The size of parts of `n` things as equal as can be, at most `most` (at least 1) each."""
     return -(-n//-(-n//max(1, min(n, most))))
 
@@ -24,8 +24,8 @@ def blocks(pairs: int, positions: int, unit: int, budget: int, lanes: int) -> li
     A row has `positions` scores; a block holds at most `budget` scores, but at least `unit` rows of one pair; its rows
     are a multiple of `unit`, and it has `lanes` pairs if they fit.
     """
-    rows = even(positions//unit, budget//(positions*unit*min(pairs, lanes)))*unit
-    some = even(pairs, budget//(rows*positions))
+    rows = _even(positions//unit, budget//(positions*unit*min(pairs, lanes)))*unit
+    some = _even(pairs, budget//(rows*positions))
     return [(slice(p, min(p + some, pairs)), slice(i, min(i + rows, positions)))
             for p in range(0, pairs, some) for i in range(0, positions, rows)]
 
@@ -51,24 +51,24 @@ class Scratch:
 
 
 def can_be_deep(q: Tensor, k: Tensor, h: Tensor, w: Tensor) -> bool:
-    """Can logits of a row be more than `DEEP` apart? Not if the bound of their spread says no; GPUs do not mind.
+    """Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread says no; GPUs do not mind.
 
     q, k: (P, K, N) queries and keys; h, w: (P, N, H), (P, N, W) row and column part, see `row_attention`
     """
     if q.is_cuda:
         return False
     parts = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
-    return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts > DEEP).any())
+    return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts > _DEEP).any())
 
 
 def weigh_(logits: Tensor, deep: bool) -> Tensor:
     """Logits to weights, in place: a softmax over the last axis.
 
-    With `deep`, logits are raised to `DEEP` below the largest of their row first, since denormal numbers are a hundred
+    With `deep`, logits are raised to `_DEEP` below the largest of their row first, since denormal numbers are a hundred
     times slower on many processors.
     """
     if deep:
-        torch.maximum(logits, logits.amax(-1, keepdim=True) - DEEP, out=logits)
+        torch.maximum(logits, logits.amax(-1, keepdim=True) - _DEEP, out=logits)
     return torch.softmax(logits, -1, out=logits)
 
 

@@ -57,7 +57,7 @@ class Slant(NamedTuple):
         return self.pairs(table[:, self.columns(run, others)], run, others).reshape(run[2]*run[3], len(table), -1)
 
 
-class Table:
+class _Table:
     """One offset table at work: products between positions, its columns, and pairs of positions (own, P, others)."""
 
     def __init__(self, table: Tensor, slant: Slant, budget: int, scratch: Scratch) -> None:
@@ -107,7 +107,7 @@ def _cut(P: int, slant: Slant, budget: int) -> list[tuple[slice, slice]]:
     return [(p, slice(i.start//slant.W, i.stop//slant.W)) for p, i in cut]
 
 
-def _weights(q: Tensor, k: Tensor, qp: Tensor, kp: Tensor, query_table: Table, key_table: Table, slant: Slant,
+def _weights(q: Tensor, k: Tensor, qp: Tensor, kp: Tensor, query_table: _Table, key_table: _Table, slant: Slant,
              p: slice, rows: slice, scratch: Scratch) -> Tensor:
     """The weights of one block: (P, queries, N)."""
     every, i = slice(0, slant.H), slant.positions(rows)
@@ -132,7 +132,7 @@ def flat_attention(q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: 
     Returns (P, V, 2, N): the sum over values and the sum over places.
     """
     slant, every, (P, _, N), scratch = Slant(H, W, pitch), slice(0, H), q.shape, Scratch(q)
-    table_q, table_k, table_v = (Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
     out = q.new_empty(P, v.shape[1], 2, N)
     for p, rows in _cut(P, slant, budget):
         i = slant.positions(rows)
@@ -143,12 +143,12 @@ def flat_attention(q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: 
 
 
 @torch.library.custom_op("lesa_nb::flat_attention_backward", mutates_args=())
-def flat_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor,
+def _flat_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: Tensor, tk: Tensor,
                             tv: Tensor, H: int, W: int, pitch: int, budget: int,
                             ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `flat_attention` for its eight tensors: (7.3), and those of the tables' products."""
     slant, every, (P, _, N), scratch = Slant(H, W, pitch), slice(0, H), q.shape, Scratch(q)
-    table_q, table_k, table_v = (Table(t, slant, budget, scratch) for t in (tq, tk, tv))
+    table_q, table_k, table_v = (_Table(t, slant, budget, scratch) for t in (tq, tk, tv))
     dq, dqp = q.new_empty(q.shape), qp.new_empty(qp.shape)
     dk, dv, dkp, dtq, dtk, dtv = (t.new_zeros(t.shape) for t in (k, v, kp, tq, tk, tv))
     for p, rows in _cut(P, slant, budget):
@@ -187,7 +187,7 @@ def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget):
     return q.new_empty(len(q), v.shape[1], 2, q.shape[2])
 
 
-register_gradients(flat_attention, flat_attention_backward, explicit_flat, tensors=8)
+register_gradients(flat_attention, _flat_attention_backward, explicit_flat, tensors=8)
 
 
 def flat_sums(budget: int, q: Tensor, k: Tensor, v: Tensor, position: FlatTable, norm: nn.Module,

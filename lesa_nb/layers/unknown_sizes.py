@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fit_any(table: Tensor, m: int, n: int) -> Tensor:
-    """`fit_offsets`, both cases of (4.3) in one: steps of one column, or shorter ones where n > m.
+    """`fit_offsets` of notebook 04, both cases of (4.3) in one: steps of one column, or shorter ones where n > m.
 
     table: (..., 2m-1), the offsets of m positions; returns (..., 2n-1), those of n positions.
     """

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-Size = tuple[int, int]
+_Size = tuple[int, int]
 
 
 class OffsetTable(Protocol):
@@ -18,15 +18,15 @@ class OffsetTable(Protocol):
     n_scores: int  # maps of scores
     n_values: int  # value sums
 
-    def scores(self, q_BGKN: Tensor, k_BGKN: Tensor, size: Size) -> list[Tensor]:
+    def scores(self, q_BGKN: Tensor, k_BGKN: Tensor, size: _Size) -> list[Tensor]:
         """Maps of scores (B, G, N, N), query by key."""
 
-    def values(self, w_BGNN: Tensor, size: Size) -> list[Tensor]:
+    def values(self, w_BGNN: Tensor, size: _Size) -> list[Tensor]:
         """Value sums (B, G, V, N) of these weights."""
 
 
 #: (queries, keys, values, offset table, norm of the scores, map size) -> all value sums, see `explicit`
-Way = Callable[[Tensor, Tensor, Tensor, OffsetTable, nn.Module, Size], Tensor]
+Way = Callable[[Tensor, Tensor, Tensor, OffsetTable, nn.Module, _Size], Tensor]
 
 
 class _Entry(NamedTuple):

@@ -86,7 +86,7 @@ def show_scores(scores: Any, *, title: str | None = None, classes: int = 12) -> 
     return fig
 
 
-def box_middles(boxes: Tensor, size: tuple[int, int]) -> list[tuple[int, int]]:
+def _box_middles(boxes: Tensor, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Row and column of the pixel in the middle of each box; boxes (n, 4) are corners, `size` the image's (H, W)."""
     (height, width), middles = size, ((boxes[:, :2] + boxes[:, 2:])/2).clamp_min(0).tolist()
     return [(min(int(y), height - 1), min(int(x), width - 1)) for x, y in middles]
@@ -100,7 +100,7 @@ def context_maps(backbone: nn.Module, x: Tensor, boxes: Tensor, size: tuple[int,
     in pixels of the image as it came, which has `size` (H, W). `layer`: a name from `attention_layers`; None: the last.
     """
     seen = capture_layer(backbone, x, layer)
-    cells = [cell_of(pixel, size, seen.size) for pixel in box_middles(boxes, size)]
+    cells = [cell_of(pixel, size, seen.size) for pixel in _box_middles(boxes, size)]
     return torch.stack([seen.attention(*cell)[0].mean(0) for cell in cells])
 
 
@@ -118,7 +118,7 @@ def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[st
         raise ValueError("no boxes to look from: the detector found nothing on this picture")
     size = (image.shape[1], image.shape[2])
     fig, axes = new_figure(1, len(boxes), size=(1.25*len(boxes), 1.4 + .3*bool(title)), title=title, squeeze=False)
-    for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, box_middles(boxes, size)):
+    for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, _box_middles(boxes, size)):
         overlay(image.cpu(), values.cpu(), cell_of(middle, size, (values.shape[0], values.shape[1])), name, ax)
         ax.add_patch(plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=1.2))
     return fig

@@ -27,7 +27,6 @@ __all__ = [
     "overlay",
     "png",
     "save_png",
-    "set_title",
     "show_bars",
     "show_curves",
     "show_maps",
@@ -95,11 +94,11 @@ def new_figure(
     Returns the figure and, as `plt.subplots` does, one axis or an array of them.
     """
     fig, axs = plt.subplots(rows, cols, figsize=size, layout="constrained", FigureClass=_ShownOnce, **subplots)
-    set_title(fig, title)
+    _set_title(fig, title)
     return fig, axs
 
 
-def set_title(fig: Figure, title: str | None) -> None:
+def _set_title(fig: Figure, title: str | None) -> None:
     """Write the finding above a figure, flush left, wrapped to its width; None writes nothing."""
     if title:
         fig.suptitle(textwrap.fill(title, max(48, int(13.5*fig.get_figwidth()))), x=.01, ha="left", fontsize=10)

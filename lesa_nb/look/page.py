@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lesa_nb.io.atomic import atomic_text
 
-__all__ = ["ROW_STATISTICS", "Page", "View", "as_picture", "make_page", "pack_view", "read_page", "unpack_view"]
+__all__ = ["ROW_STATISTICS", "Page", "View", "as_picture", "make_page", "pack_view", "read_page"]
 
 #: Of each row of the weights: the largest weight, where it lies, how decided the row is, its weight on itself.
 ROW_STATISTICS = ("top", "peak", "decided", "own")
@@ -73,7 +73,7 @@ def pack_view(view: View) -> dict:
                 parts=list(view.parts), deflated=deflated, data=base64.b64encode(small if deflated else raw).decode())
 
 
-def unpack_view(layer: Mapping[str, Any]) -> View:
+def _unpack_view(layer: Mapping[str, Any]) -> View:
     """A view from what JSON held, to the bit."""
     raw = base64.b64decode(layer["data"])
     if layer["deflated"]:
@@ -162,7 +162,7 @@ def read_page(page: str) -> tuple[dict, dict[str, list[View]]]:
     found = _ELEMENT.search(page)
     if not found: raise ValueError("expected a page made by `explorer`, found no data in it")
     data = json.loads(found[1])
-    return data, {network["name"]: [unpack_view(layer) for layer in network["layers"]] for network in data["networks"]}
+    return data, {network["name"]: [_unpack_view(layer) for layer in network["layers"]] for network in data["networks"]}
 
 
 def _png_uri(picture: Image.Image) -> str:

@@ -30,8 +30,9 @@ class Detector(nn.Module):
     size; labels run from 1 to `num_classes`. Targets: see `prepare`; without `masks` an image teaches boxes only.
 
     `image_size` is the side of the square that images are brought to, or with `keep_ratio` the longer side. With
-    `resize_in_training=False` images come at the network's size in training. `sampler` decides who is taken when a
-    sample is full. `pre_nms_top_n` and `post_nms_top_n` change how many proposals there are, see `RPN`.
+    `resize_in_training=False` images come at the network's size in training. `masks=False` leaves out the mask heads:
+    such a detector learns and answers boxes only. `sampler` decides who is taken when a sample is full.
+    `pre_nms_top_n` and `post_nms_top_n` change how many proposals there are, see `RPN`.
     """
 
     uses_semantic = False  # whether targets need a semantic map
@@ -45,13 +46,14 @@ class Detector(nn.Module):
         image_size: int = 1024,
         keep_ratio: bool = False,
         resize_in_training: bool = True,
+        masks: bool = True,
         sampler: Sampler = random_sampler,
         pre_nms_top_n: Mapping[str, int] | None = None,
         post_nms_top_n: Mapping[str, int] | None = None,
     ):
         super().__init__()
         self.pyramid, self.num_classes, self.image_size, self.keep_ratio = pyramid, num_classes, image_size, keep_ratio
-        self.resize_in_training, self.sampler = resize_in_training, sampler
+        self.resize_in_training, self.sampler, self.masks = resize_in_training, sampler, masks
         wanted = dict(pre_nms_top_n=pre_nms_top_n, post_nms_top_n=post_nms_top_n)
         given = {name: numbers for name, numbers in wanted.items() if numbers is not None}
         self.rpn = RPN(pyramid.channels, **{**self.rpn_options, **given})
@@ -82,7 +84,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def predict(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, Tensor]:
-        """What is in one image of height and width `size`: boxes, labels, scores and masks in its own pixels."""
+        """What is in one image of height and width `size`: boxes, labels, scores, masks (if any) in its own pixels."""
         raise NotImplementedError
 
     def losses(self, inputs: Sequence[Tensor], targets: Sequence[dict]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from .resnet import TERMS, ResNet, lesa_resnet50, lesa_wrn50
 _SMALL: dict[str, Any] = dict(stages=("C", "C", "L", "L"), base=16, heads=4)
 
 
-def small_resnet(
+def _small_resnet(
     *,
     num_classes: int = 1000,
     image_size: int | tuple[int, int] = 64,
@@ -39,7 +39,7 @@ def _small_detector(kind, *, num_classes=80, image_size=128, term="lesa", **opti
 
 
 #: classifiers: network -> builder
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=small_resnet)
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, wrn50=lesa_wrn50, small=_small_resnet)
 
 
 def register_classifier(network: str, build: Callable[..., nn.Module]) -> None:
@@ -92,6 +92,7 @@ def build_detector(
     image_size: int | None = None,
     keep_ratio: bool = False,
     semantic: bool = True,
+    masks: bool = True,
     resize_in_training: bool = True,
 ) -> MaskRCNN:
     """One of the detectors, as published or small.
@@ -100,13 +101,15 @@ def build_detector(
     `image_size` is what images are brought to; None stands for 1024 (Mask R-CNN), 1280 (HTC), or 128 for a small one.
     With `keep_ratio` it is the longer side; otherwise an image becomes a square.
     `semantic`: learn from semantic maps as well, if the model can (HTC).
+    `masks=False`: without mask heads, boxes only.
     `resize_in_training=False`: in training the images come at the network's size already.
     A name that is not known raises ValueError and lists the known ones.
     """
     _one_of("model", model, DETECTORS)
     _one_of("network", network, DETECTOR_NETWORKS)
     _one_of("term", term, TERMS)
-    options = dict(num_classes=num_classes, term=term, keep_ratio=keep_ratio, resize_in_training=resize_in_training)
+    options = dict(num_classes=num_classes, term=term, keep_ratio=keep_ratio, masks=masks,
+                   resize_in_training=resize_in_training)
     if image_size is not None:
         options["image_size"] = image_size
     if model == "htc":

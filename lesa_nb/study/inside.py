@@ -13,10 +13,10 @@ from lesa_nb.study.report import name_of
 from lesa_nb.study.seeds import drop_terms, shares
 from lesa_nb.study.small import SmallNet, Trained
 
-__all__ = ["looking", "mark_cells", "measure", "mistakes", "read_marks", "readable", "study_row"]
+__all__ = ["study_row"]
 
 
-def mark_cells(corners: Tensor, side: int) -> Tensor:
+def _mark_cells(corners: Tensor, side: int) -> Tensor:
     """The nine cells whose middle lies in the square of a mark: (B, M, side, side), bool.
 
     corners: row and column of the first pixel of each mark, (B, M, 2), see `Twins`. side: cells in a row of the map.
@@ -26,7 +26,7 @@ def mark_cells(corners: Tensor, side: int) -> Tensor:
     return inside[:, :, 0, :, None] & inside[:, :, 1, None, :]
 
 
-def readable(features: Tensor, labels: Tensor, classes: int) -> float:
+def _readable(features: Tensor, labels: Tensor, classes: int) -> float:
     """How well a linear reader, fitted to the first half, tells the labels of the second: its accuracy there.
 
     features: (B, D). labels: (B,), 0 to classes - 1. The reader is a ridge regression onto the classes.
@@ -40,7 +40,7 @@ def readable(features: Tensor, labels: Tensor, classes: int) -> float:
 
 
 @torch.no_grad()
-def read_marks(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
+def _read_marks(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
     """What a linear reader finds at the red mark: its own turn (`own`), and the white mark's (`far`).
 
     model: trained on twin pictures. Returns one pair after the stem and one after each block. Chance is 25 % for the
@@ -48,11 +48,11 @@ def read_marks(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
     """
     parts = []
     for images, corners in zip(twins.images.split(128), twins.corners.split(128)):
-        cells = mark_cells(corners, images.shape[-1]//CELL)[:, 1:2]
+        cells = _mark_cells(corners, images.shape[-1]//CELL)[:, 1:2]
         maps = [model.stem(images), *(out for _, _, out in model.middles(images))]
         parts.append([(x*cells).sum((2, 3))/cells.sum((2, 3)) for x in maps])
     features = [torch.cat(block) for block in zip(*parts)]
-    return [dict(own=readable(f, twins.turns[:, 1], 4), far=readable(f, twins.turns[:, 0], 4)) for f in features]
+    return [dict(own=_readable(f, twins.turns[:, 1], 4), far=_readable(f, twins.turns[:, 0], 4)) for f in features]
 
 
 def _given(model: SmallNet, twins: Twins) -> Iterator[dict[str, Tensor]]:
@@ -60,7 +60,7 @@ def _given(model: SmallNet, twins: Twins) -> Iterator[dict[str, Tensor]]:
     batch, twin = torch.arange(len(twins.labels)), 1 + twins.labels
     other = 1 + (twins.labels + 1) % 3  # a coloured mark that is not the twin
     lit = F.avg_pool2d(twins.images.amax(1), CELL) > .35
-    lit = (mark_cells(twins.corners, lit.shape[-1]) & lit[:, None]).flatten(2).float()
+    lit = (_mark_cells(twins.corners, lit.shape[-1]) & lit[:, None]).flatten(2).float()
     cue_cells, twin_cells, other_cells = lit[:, 0], lit[batch, twin], lit[batch, other]
     pairs = {"twin to cue": (twin_cells, cue_cells), "other to cue": (other_cells, cue_cells),
              "cue to twin": (cue_cells, twin_cells), "cue to other": (cue_cells, other_cells)}
@@ -75,7 +75,7 @@ def _given(model: SmallNet, twins: Twins) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def looking(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
+def _looking(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
     """The weight that lit cells of one mark give those of another, in the head that gives most.
 
     model: trained on twin pictures. The head is chosen on the first half of the pictures, its number comes from the
@@ -93,7 +93,7 @@ def looking(model: SmallNet, twins: Twins) -> list[dict[str, float]]:
 
 
 @torch.no_grad()
-def mistakes(model: SmallNet, pictures: tuple) -> dict[str, Any]:
+def _mistakes(model: SmallNet, pictures: tuple) -> dict[str, Any]:
     """What a network answers instead.
 
     model: in evaluation mode. pictures: images and labels; `Twins` tell more. Returns the `confusion` matrix (rows are
@@ -118,23 +118,24 @@ def mistakes(model: SmallNet, pictures: tuple) -> dict[str, Any]:
     return found
 
 
-def measure(model: SmallNet, pictures: tuple) -> dict[str, Any]:
+def _measure(model: SmallNet, pictures: tuple) -> dict[str, Any]:
     """Everything that can be asked of one trained network: anything in it fits into JSON.
 
     pictures: images and labels that it has not seen; `Twins` tell more.
     """
     model.eval()
     found = dict(shares=shares(model, pictures[0][:128]), dropped=drop_terms(model, pictures),
-                 mistakes=mistakes(model, pictures))
+                 mistakes=_mistakes(model, pictures))
     if isinstance(pictures, Twins):
-        found |= dict(readable=read_marks(model, pictures), looking=looking(model, Twins(*(t[:512] for t in pictures))))
+        some = Twins(*(t[:512] for t in pictures))
+        found |= dict(readable=_read_marks(model, pictures), looking=_looking(model, some))
     return found
 
 
 def study_row(run: Trained, pictures: tuple) -> dict[str, Any]:
     """One finished run, from `train_small`, and what was found inside: a row of the study's file.
 
-    pictures: for `measure`.
+    pictures: for `_measure`.
     """
     keep = ("accuracy", "chance", "pictures", "parameters", "steps", "batch_size", "lr", "seed", "seconds",
             "cpu_seconds")
@@ -143,4 +144,4 @@ def study_row(run: Trained, pictures: tuple) -> dict[str, Any]:
     assert isinstance(run.model, SmallNet)
     return dict(variant=run.metadata["task"], name=name_of(net), net=net,
                 **{key: run.metadata[key] for key in keep},
-                curve=[list(point) for point in run.curve], inside=measure(run.model, pictures))
+                curve=[list(point) for point in run.curve], inside=_measure(run.model, pictures))

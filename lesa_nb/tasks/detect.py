@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from ..data.coco import CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
 from ..data.coco_index import require_stuff_maps
+from ..data.coco_layout import CocoLayout, require_splits
 from ..data.seeding import seeded
 from ..engine.group import from_main_process, is_main_process
 from ..engine.recipe import Recipe
@@ -133,7 +134,7 @@ DETECTION_RECIPES = {recipe.name: recipe for recipe in (
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-18
 def detection_task(
-    folder: str | PathLike, # holds train2017, val2017, annotations and, for HTC, stuffthingmaps
+    folder: str | PathLike | CocoLayout, # in a layout that `find_coco_layout` knows; for HTC with stuffthingmaps
     recipe: Recipe, # its `augment` is a key of DETECT_AUGMENTS
     *,
     model: str = "mask_rcnn", # a key of DETECTORS
@@ -148,7 +149,7 @@ def detection_task(
     missing: str = "error", # or "drop": images that are not there
     keep_empty: bool = False, # also train on images without objects
     repeat: int = 1, # so often an epoch goes through the training pictures
-    valid: str = "val2017", # split to score
+    valid: str = "val", # split to score
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
     "Detect the objects of a COCO folder: what the training loop must be told."
@@ -158,14 +159,15 @@ def detection_task(
     jitter, semantic = recipe.augment == "jitter", semantic and model == "htc"
     with torch.device("meta"):
         ghost = build_detector(model, network=network, term=term, image_size=image_size)
-    side = ghost.image_size
-    pictures = CocoFolder(folder, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
+    side, layout = ghost.image_size, require_splits(folder, "train", valid)
+    pictures = CocoFolder(layout, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
                           transforms=DETECT_AUGMENTS[recipe.augment](side))
-    held = CocoFolder(folder, valid, missing=missing, categories=pictures.categories)
+    held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
     if semantic:
         require_stuff_maps(pictures)
     net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
-        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio)
+        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio,
+        masks=pictures.has_masks)
     if start is not None:
         start_detector(ghost, start, convert=convert) # speaks up if the file does not fit
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco import Categories, CocoFolder, collate_detection
-from ..data.coco_file import find_annotation_file
+from ..data.coco_layout import CocoLayout, require_splits
 from ..engine.group import pick_device
 from ..weights.load import Loaded, load
 from .coco_eval import Scores, score_results
@@ -16,6 +16,7 @@ from .coco_results import predict_results, write_testdev
 
 _Found = tuple[int, list[dict]]
 _Watch = Callable[[Iterator[_Found]], Iterable[_Found]]
+_Say = Callable[[str], None]
 
 
 class ValidSamples(Dataset):
@@ -52,34 +53,40 @@ def _trained_categories(loaded: Loaded, source: str | PathLike) -> Categories | 
     return Categories(named, str(source))
 
 
-def _search(folder: str | PathLike, weights: str | PathLike, split: str, device: str | None, batch_size: int,
-            workers: int, watch: _Watch) -> tuple[CocoFolder, Iterable[_Found]]:
+def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split: str, device: str | None,
+            batch_size: int, workers: int, watch: _Watch, say: _Say | None = None,
+            ) -> tuple[CocoFolder, Iterable[_Found]]:
     """The folder's split and, image by image, what the detector in a file finds."""
-    find_annotation_file(folder, split)  # speaks up before weights are read
+    folder = require_splits(folder, split)  # speaks up before weights are read
     loaded = load(weights, kind="detector")
     dataset = CocoFolder(folder, split, categories=_trained_categories(loaded, weights))
     if len(loaded.classes) != len(dataset.categories):
         raise ValueError(f"{weights}: the detector knows {len(loaded.classes)} classes; {dataset.path} has "
                          f"{len(dataset.categories)}, {dataset.categories.ids}: choose the folder it was trained on")
+    if say and not loaded.metadata["net"].get("masks", True):
+        say(f"boxes only: {weights} was trained without masks")
+    elif say and not dataset.has_masks:
+        say(f"boxes only: no object in {dataset.path} has a mask")
     batches = DataLoader(ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
     return dataset, watch(predict_results(loaded.model.to(pick_device(device)), batches, dataset))
 
 
 def evaluate_detector(
-    folder: str | PathLike, weights: str | PathLike, *, split: str = "val2017", device: str | None = None,
-    batch_size: int = 1, workers: int = 0, watch: _Watch = iter,
+    folder: str | PathLike | CocoLayout, weights: str | PathLike, *, split: str = "val", device: str | None = None,
+    batch_size: int = 1, workers: int = 0, watch: _Watch = iter, say: _Say | None = None,
 ) -> Scores:
     """COCO's scores of a detector on a split.
 
     `weights`: any file that `weights.load` reads. `device`: None for a GPU if there is one. `watch`: gets the results
-    as they come, a progress bar for instance. Classes are matched by name; a ValueError names what does not match.
+    as they come, a progress bar for instance. `say`: gets a sentence where only boxes are scored. Classes are matched
+    by name; a ValueError names what does not match.
     """
-    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch)
+    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch, say)
     return score_results(dataset, dict(found))
 
 
 def export_testdev(
-    folder: str | PathLike, weights: str | PathLike, out: str | PathLike, *, split: str = "test-dev2017",
+    folder: str | PathLike | CocoLayout, weights: str | PathLike, out: str | PathLike, *, split: str = "test-dev2017",
     device: str | None = None, batch_size: int = 1, workers: int = 0, watch: _Watch = iter,
 ) -> Path:
     """Search the test images and write what COCO's server wants to the JSON file `out`; see `evaluate_detector`."""

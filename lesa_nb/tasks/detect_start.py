@@ -43,11 +43,8 @@ def start_run(
     Returns:
         What there is to say about the start and the data.
     """
-    lines = []
+    lines = pictures.notes()
     few = [pictures.picture(i) for i in pictures.image_ids[:4]]
-    if pictures.dropped:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(pictures.dropped.items()))
-        lines.append(f"left out of training: {kinds}")
     if start is not None:
         report = start_detector(detector, start, convert=convert)
         lines.append(f"started from {start}\n{report.format()}")

@@ -13,10 +13,10 @@ from lesa_nb.data.pictures import digits
 from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.task import Task
 
-__all__ = ["NoisyDigits", "DigitBatch", "digits_task"]
+__all__ = ["NoisyDigits", "digits_task"]
 
 
-class DigitBatch(NamedTuple):
+class _DigitBatch(NamedTuple):
     """Images (B, 1, 8, 8), their labels (B,), and the numbers of the samples."""
 
     images: Tensor
@@ -51,21 +51,21 @@ def _network() -> nn.Module:
                          nn.Linear(288, 10))
 
 
-def _collate(samples: Sequence[tuple[Tensor, Tensor, int]]) -> DigitBatch:
+def _collate(samples: Sequence[tuple[Tensor, Tensor, int]]) -> _DigitBatch:
     images, labels, numbers = zip(*samples)
-    return DigitBatch(torch.stack(images), torch.stack(labels), numbers)
+    return _DigitBatch(torch.stack(images), torch.stack(labels), numbers)
 
 
-def _losses(model: nn.Module, batch: DigitBatch) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: _DigitBatch) -> dict[str, Tensor]:
     return dict(loss=F.cross_entropy(model(batch.images), batch.labels))
 
 
-def _scores(model: nn.Module, batches: Iterable[DigitBatch]) -> dict[str, float]:
+def _scores(model: nn.Module, batches: Iterable[_DigitBatch]) -> dict[str, float]:
     right = torch.cat([model(batch.images).argmax(1) == batch.labels for batch in batches])
     return dict(top1=100*right.float().mean().item())
 
 
-def _names(batch: DigitBatch) -> list[str]:
+def _names(batch: _DigitBatch) -> list[str]:
     return [f"digit {number}" for number in batch.numbers]
 
 

@@ -18,9 +18,9 @@ from lesa_nb.tasks.coco_results import encode_masks
 from lesa_nb.weights.load import Loaded, load
 
 #: pixels that a picture keeps when it is read for a classifier, which sees a small square of it
-CLASSIFIER_PIXELS = 2**24
+_CLASSIFIER_PIXELS = 2**24
 
-Picture = str | os.PathLike | Image.Image
+_Picture = str | os.PathLike | Image.Image
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
@@ -47,10 +47,10 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _read(picture: Picture, kind: str) -> Image.Image:
+def _read(picture: _Picture, kind: str) -> Image.Image:
     """A picture upright and in RGB, as a person sees it; masks of detectors need every pixel, classifiers do not."""
     if not isinstance(picture, Image.Image):
-        return open_image(picture, max_pixels=CLASSIFIER_PIXELS if kind == "classifier" else None)
+        return open_image(picture, max_pixels=_CLASSIFIER_PIXELS if kind == "classifier" else None)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
@@ -78,7 +78,7 @@ def _detect(loaded: Loaded, inputs: list[Tensor], threshold: float) -> list[dict
     return answers
 
 
-def _batches(loaded: Loaded, pictures: Iterable[Picture], batch_size: int) -> Iterator[list[tuple[str | None, Any]]]:
+def _batches(loaded: Loaded, pictures: Iterable[_Picture], batch_size: int) -> Iterator[list[tuple[str | None, Any]]]:
     """File names with inputs, or with the error that kept one from being read; one batch after the other."""
     batch: list[tuple[str | None, Any]] = []
     for picture in pictures:
@@ -96,7 +96,7 @@ def _batches(loaded: Loaded, pictures: Iterable[Picture], batch_size: int) -> It
 
 @torch.inference_mode()
 def iter_predictions(
-    loaded: Loaded, pictures: Iterable[Picture], *,
+    loaded: Loaded, pictures: Iterable[_Picture], *,
     top: int = 5, threshold: float = .5, batch_size: int | None = None, device: str | torch.device | None = None,
 ) -> Iterator[dict]:
     """The answers of `predict` one after the other, as they are found; the same order, one for each picture."""
@@ -118,7 +118,7 @@ def iter_predictions(
 
 
 def predict(
-    source: str | os.PathLike | Loaded, pictures: Picture | Iterable[Picture], *,
+    source: str | os.PathLike | Loaded, pictures: _Picture | Iterable[_Picture], *,
     top: int = 5, threshold: float = .5, batch_size: int | None = None, device: str | torch.device | None = None,
 ) -> list[dict]:
     """What a network says of pictures, one dictionary for each, in their order.

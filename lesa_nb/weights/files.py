@@ -14,7 +14,7 @@ from lesa_nb.io.tensors import read_metadata, read_pth, read_tensors, save_tenso
 from lesa_nb.weights.names import in_our_names, is_published, unwrap
 from lesa_nb.weights.published import misfits, tensors_in
 
-__all__ = ["Stored", "save_weights", "load_weights", "load_tensors", "read_weights"]
+__all__ = ["save_weights", "load_weights", "load_tensors", "read_weights"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -70,7 +70,7 @@ def load_weights(model: _Module, path: str | PathLike) -> _Module:
     return load_tensors(model, read_tensors(path), path)
 
 
-class Stored(NamedTuple):
+class _Stored(NamedTuple):
     """What a file of weights holds.
 
     Attributes:
@@ -138,7 +138,7 @@ def _read(source: str | PathLike | Mapping[str, Any], what: str) -> tuple[Any, d
     return _averaged(content) if isinstance(content, Mapping) else content, {}
 
 
-def read_weights(source: str | PathLike | Mapping[str, Any]) -> Stored:
+def read_weights(source: str | PathLike | Mapping[str, Any]) -> _Stored:
     """Whatever holds weights, in our names; no code in it is executed.
 
     Args:
@@ -153,4 +153,4 @@ def read_weights(source: str | PathLike | Mapping[str, Any]) -> Stored:
     raw, metadata = _read(source, what)
     tensors, stripped = unwrap(tensors_in(raw, what), what)
     published = is_published(tensors)
-    return Stored(in_our_names(tensors) if published else tensors, metadata, stripped, published)
+    return _Stored(in_our_names(tensors) if published else tensors, metadata, stripped, published)

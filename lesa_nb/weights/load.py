@@ -155,7 +155,8 @@ def _describe_detector(tensors: _Tensors) -> dict[str, Any] | None:
         return None
     num_classes, table = len(tensors[_BOX_HEADS[model]]) - 1, _first_table(tensors)
     net = dict(model=model, term=_term_of(tensors), num_classes=num_classes,
-               semantic=any(key.startswith("semantic_head.") for key in tensors))
+               semantic=any(key.startswith("semantic_head.") for key in tensors),
+               masks=any(key.startswith("mask_head.") for key in tensors))
     base = dict(arch="detector", classes=_class_names(num_classes, "detector"))
     sizes = [_image_size(table[1], stride) for stride in (16, 8)] if table else [None]
     candidates = [base | dict(net=net | dict(network=network, image_size=size))

@@ -280,9 +280,8 @@ def test_sigterm_while_training(data, tmp_path, workers, ranks):
         saved["epoch"] + 1,
         ranks=ranks,
     )
-    assert rest.returncode == 0 and f"resumed in epoch {saved['epoch']} after step {saved['step']}" in rest.stdout, (
-        rest.stderr
-    )
+    where = f"resumed in epoch {saved['epoch'] + 1} after step {saved['step']}"
+    assert rest.returncode == 0 and where in rest.stdout, rest.stderr
 
 
 def test_sigterm_while_starting(data, tmp_path):

@@ -188,6 +188,7 @@ def test_the_unused_supercategory_is_left_out_with_a_word(source, tmp_path):
     assert dataset.categories.ids == [1, 2, 3] and dataset.dropped["unused supercategory"] == 1
     report = verify_coco(tmp_path / "set", progress=False)
     assert report.ok and "2 x unused supercategory: left out, gets no label" in str(report)
+    assert "first: train/_annotations.coco.json (category 0, 'shapes'" in str(report)
     # one that is used, or does not group all the others, is a class like any other
     path = tmp_path / "set" / "train" / "_annotations.coco.json"
     content = json.loads(path.read_text())

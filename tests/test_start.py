@@ -11,10 +11,14 @@ import torch
 from torch import nn
 from torchvision import models
 
+from lesa_nb.data.drawn import make_image_folder
+from lesa_nb.engine.checkpoint import read_checkpoint
+from lesa_nb.engine.run import fit
 from lesa_nb.io.tensors import save_tensors
 from lesa_nb.layers.position import FlatTable, fit_offsets, fold_offsets
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
+from lesa_nb.tasks.classify import classification_task, find_recipe
 from lesa_nb.tasks.detect import calibrate
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.graft import graft
@@ -312,6 +316,27 @@ def test_another_backbone_is_refused(sources):
     assert "the detector is unchanged" in message
     conv = start_detector(model, detector(term="conv", seed=1))
     assert "pyramid.backbone.layer3.0.conv2.* (" in conv.format()  # another term: its middles start afresh
+
+
+# ---- runs
+
+
+def test_a_started_run_resumes_to_the_bit(sources, tmp_path):
+    data = make_image_folder(tmp_path / "data", task="corner", train=8, val=4, size=32, seed=0)
+    recipe = find_recipe("published", epochs=2, batch_size=8, augment="gentle", warmup_epochs=0)
+    heard = []
+
+    def run(out, **options):
+        task = classification_task(data, recipe, network="small", position="factored", image_size=32,
+                                   start=sources[0] / "best.safetensors", say=heard.append)
+        return [*fit(task, tmp_path / out, device="cpu", **options)]
+
+    run("whole")
+    run("parts", until=1)
+    run("parts", resume=True)
+    whole, parts = (read_checkpoint(tmp_path / out / "last.pt") for out in ("whole", "parts"))
+    assert all(tensor.equal(parts["model"][key]) for key, tensor in whole["model"].items())
+    assert len(heard) == 3 and heard[0].startswith("started from ") and "fc.weight" in heard[0]
 
 
 # ---- the command

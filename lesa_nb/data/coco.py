@@ -22,7 +22,7 @@ from torchvision import tv_tensors
 from . import coco_file
 from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, is_box, segmentation_fault
 from .coco_index import CocoIndex, CocoSplit, image_fault, match_categories, take_part
-from .coco_layout import CocoLayout, find_coco_layout, used_categories
+from .coco_layout import CocoLayout, find_coco_layout, short_name, used_categories
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-06
 class Categories:
@@ -105,9 +105,9 @@ def read_split(
 ) -> CocoSplit: # images, categories, annotations, faults
     "Read an annotation file, leave out what cannot be used, and note why."
     content = coco_file.read_annotation_file(path)
-    listed, faults = used_categories(content, path.name)
+    listed, faults = used_categories(content, path)
     def note(kind, found, image_id, annotation_id=None):
-        faults.append(COCO_FAULTS.fault(kind, path.name, found, image_id=image_id, annotation_id=annotation_id))
+        faults.append(COCO_FAULTS.fault(kind, short_name(path), found, image_id=image_id, annotation_id=annotation_id))
     categories = Categories(listed, str(path))
     if not len(categories): raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
     images: dict[int, dict] = {}

@@ -91,14 +91,25 @@ class CocoLayout(NamedTuple):
     def files(self, split: str) -> SplitFiles:
         """Where a split lies; a FileNotFoundError says what there is instead, and what to do."""
         name = self.split_name(split)
-        if name is not None:
-            return self.splits[name]
+        if name is None:
+            place = printable(self.folder)
+            raise FileNotFoundError(f"{place}: no split {split!r} ({self.kind}); {self.instead(split)}")
+        return self.splits[name]
+
+    def instead(self, split: str) -> str:
+        """What there is where a split is missing, and what to do."""
         advice = ""
         if split == "val" and len(self.splits) == 1:
             advice = ("; to split the pictures of one set by their names, say which part validates: val_fraction=0.2, "
                       "or --val-fraction 0.2")
-        raise FileNotFoundError(f"{printable(self.folder)}: no split {split!r} ({self.kind}); there is "
-                                f"{', '.join(self.splits)}{advice}")
+        return f"there is {', '.join(self.splits)}{advice}"
+
+
+def short_name(annotations: Path) -> str:
+    """The name of an annotation file, with its folder where the name says no more than what it is."""
+    if annotations.name.startswith(_BESIDE):
+        return f"{annotations.parent.name}/{annotations.name}"
+    return annotations.name
 
 
 # ---- layouts
@@ -258,9 +269,9 @@ def require_splits(folder: str | PathLike | CocoLayout, *splits: str) -> CocoLay
 # ---- categories
 
 
-def used_categories(content: Mapping[str, list[dict]], place: str) -> tuple[list[dict], list[Fault]]:
+def used_categories(content: Mapping[str, list[dict]], path: Path) -> tuple[list[dict], list[Fault]]:
     """The categories of an annotation file without one that only groups all others and that no annotation uses, as
-    Roboflow writes it; and the fault that says so. `place` names the file."""
+    Roboflow writes it; and the fault that says so."""
     used, listed = {a["category_id"] for a in content["annotations"]}, content["categories"]
     for category in listed:
         others = [other for other in listed if other["id"] != category["id"]]
@@ -268,5 +279,5 @@ def used_categories(content: Mapping[str, list[dict]], place: str) -> tuple[list
         if others and category["id"] not in used and all(other.get("supercategory") == name for other in others):
             if name is not None:
                 found = f"category {category['id']}, {name!r}: no annotation uses it, it is what groups the others"
-                return others, [COCO_FAULTS.fault("unused supercategory", place, found)]
+                return others, [COCO_FAULTS.fault("unused supercategory", short_name(path), found)]
     return listed, []

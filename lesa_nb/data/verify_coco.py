@@ -9,7 +9,7 @@ from pathlib import Path
 from .coco import Categories, read_split
 from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, check_image, check_stuff_map
 from .coco_index import CocoSplit, take_part
-from .coco_layout import CocoLayout, SplitFiles, find_coco_layout
+from .coco_layout import CocoLayout, SplitFiles, find_coco_layout, short_name
 from .report import Fault, Report, printable
 
 
@@ -57,10 +57,7 @@ def _verify_splits(report: Report, layout: CocoLayout, categories: dict[str, Cat
     train, val = layout.split_name("train"), layout.split_name("val")
     for role, name, does in (("train", train, "train"), ("val", val, "validate")):
         if name is None:
-            try:
-                layout.files(role)
-            except FileNotFoundError as error:
-                report.add_fault(f"no split to {does} on", layout.folder, str(error))
+            report.add_fault(f"no split to {does} on", layout.folder, layout.instead(role))
     if train in categories and val in categories:
         try:
             categories[val].ordered_like(categories[train])
@@ -111,7 +108,7 @@ def verify_coco(
         try:
             content = take_part(read_split(files.annotations, training=True), files)
         except (OSError, ValueError) as error:
-            report.add_fault("unreadable annotation file", files.annotations.name, str(error))
+            report.add_fault("unreadable annotation file", short_name(files.annotations), str(error))
             continue
         categories[files.split] = content.categories
         _verify_annotations(report, split, content)

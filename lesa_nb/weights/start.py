@@ -296,6 +296,7 @@ def start_classifier(model: nn.Module, source: _Source, *, classes: Sequence[str
     head starts afresh where the checkpoint has another number of classes, or says that it has others. Blocks that look
     around with something else (a plain ResNet's convolutions where LESA is wanted) start their middle afresh, and a
     grafted layer takes over the convolution as its local term.
+    Strides leave no trace in a file: torchvision's last stage halves the map, that of our published networks keeps it.
 
     Args:
         model: A classifier of this library, or a grafted one, built for the classes and image size of the task; on

@@ -207,8 +207,8 @@ def train_imagenet(
         graft: The ResNet in --start becomes a LESA network that computes the same, to the bit, and learns on from
             there; --network is left out then.
         term: What takes the place of the 3x3 convolutions: LESA, or a control.
-        position: Kind of position table. Detectors can start from factored ones only. Default: flat, as published,
-            or factored with --graft.
+        position: Kind of position table. Detectors can start from factored ones only. Default: flat, as published;
+            factored for small and grafted networks.
         image_size: Pixels of a side; the position tables are made for it.
         augment: Which random changes pictures go through, instead of the recipe's.
             jitter: the published ones and changes of colour.
@@ -235,7 +235,7 @@ def train_imagenet(
             chosen,
             network=network,
             term=term,
-            position=position or ("factored" if graft else "flat"),
+            position=position,
             image_size=image_size,
             seed=run.seed,
             val_fraction=val_fraction,

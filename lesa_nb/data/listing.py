@@ -231,3 +231,19 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
         return Layout(train, val, None)
     missing = train if val else os.path.join(folder, "val")
     raise FileNotFoundError(f"{printable(missing)}: no such folder; {expected_layout(folder)}")
+
+
+def find_scored(folder: str | os.PathLike, val_fraction: float | None = None, trained: float | None = None) -> str:
+    """The folder of class folders to score a network on: validation where it is apart, else the folder itself.
+
+    val_fraction: as for `find_layout`. trained: the fraction that validated when the network was trained, None where
+    validation lay apart. A folder without a split would then count pictures that were trained on: a ValueError.
+    """
+    if val_fraction:
+        return find_layout(folder, val_fraction).val
+    apart = validation_folder(folder)
+    if apart is None and trained:
+        raise ValueError(
+            f"{printable(folder)}: the network was trained on a part of such a folder, and its score on all would say "
+            f"nothing: name the part that validates, val_fraction={trained}, or put other pictures into test/")
+    return apart or os.fspath(folder)

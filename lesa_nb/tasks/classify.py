@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..data.folders import ClassFolder, class_folders, class_names, held_out
-from ..data.listing import find_layout, validation_folder
+from ..data.listing import find_scored
 from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
@@ -121,7 +121,7 @@ def classification_task(
     *,
     network: str = "resnet50", # a key of `CLASSIFIERS`
     term: str = "lesa", # or the controls "attention", "conv"
-    position: str = "flat", # or "factored"
+    position: str | None = None, # "flat" or "factored"; None: as published, and what detectors need for a small one
     image_size: int = 224,
     seed: int = 0, # of the crops
     valid_batch: int = 64,
@@ -138,9 +138,11 @@ def classification_task(
     if network not in CLASSIFIERS:
         raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
+    position = position or ("flat" if network in ("resnet50", "wrn50") else "factored")
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
     metadata: dict[str, Any] = dict(arch="classifier", **net, classes=train.classes, **start_metadata(start))
+    metadata |= dict(val_fraction=val_fraction) if val_fraction else {}
     build: Callable[[], nn.Module] = partial(build_classifier, num_classes=count, **net)
     if start is not None:
         build, started = _started(build, start, train.classes)
@@ -176,7 +178,7 @@ def score_folder(
     "Accuracy on the images of a folder; under torchrun the processes share them."
     if classifier.kind != "classifier":
         raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
-    place = find_layout(folder, val_fraction).val if val_fraction else validation_folder(folder) or folder
+    place = find_scored(folder, val_fraction, classifier.metadata.get("val_fraction"))
     names = class_names(place)
     _check_classes(names, classifier.metadata, place)
     images = ClassFolder(place, eval_transform(image_size) if image_size else classifier.transform,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.cli import check, see
-from lesa_nb.models.registry import build_detector
+from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 from lesa_nb.study.small import SmallNet
 from lesa_nb.weights.files import save_weights
@@ -133,6 +133,24 @@ def test_interrupted_ends_with_130(monkeypatch, capsys):
     assert status == 130 and err.strip() == "lesa: interrupted"
 
 
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def fill(*args, **kwargs):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("lesa_nb.study.demo.train_demo", fill)
+    status, out, err = run(capsys, "demo")
+    assert status == 1 and err.startswith("lesa: not enough memory") and err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    "As in `lesa --help | head`: nobody reads, nothing is said."
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run([sys.executable, "-m", "lesa_nb.cli", "--help"], stdout=writes, stderr=subprocess.PIPE)
+    os.close(writes)
+    assert done.stderr == b""
+
+
 def test_a_bug_is_not_hidden(monkeypatch):
     def bug(*args, **kwargs):
         raise AttributeError("a bug")
@@ -245,6 +263,17 @@ def test_explain_turns_a_picture_upright(weights, tmp_path, capsys):
         capsys, "explain", tmp_path / "lying.jpg", "--weights", weights, "--out", tmp_path / "f.png", "--pixel", "79,39"
     )
     assert status == 1 and "40 wide and 80 high" in err
+
+
+def test_a_page_holds_every_layer_of_a_small_classifier(photo, tmp_path, capsys):
+    "A square picture has the most positions; --size is not needed."
+    Image.open(photo).convert("RGB").resize((300, 300)).save(tmp_path / "square.png")
+    facts = dict(network="small", term="lesa", position="flat", image_size=224)
+    model = build_classifier("small", num_classes=2, image_size=224, position="flat")
+    save_weights(model, tmp_path / "small.safetensors", arch="classifier", classes=["a", "b"], **facts)
+    words = [tmp_path / "square.png", "--weights", tmp_path / "small.safetensors", "--out", tmp_path / "page.html"]
+    status, said, err = run(capsys, "explore", *words)
+    assert (status, err) == (0, "") and "sees it at 224x224" in said
 
 
 @pytest.mark.parametrize("command, suffix", [("explain", ".png"), ("explore", ".html")])

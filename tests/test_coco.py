@@ -1,6 +1,5 @@
 """COCO folders, whole and broken: what the reader leaves out, what it refuses, and what the check says."""
 
-import json
 import math
 import re
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coco_folders import edit, plant_faults
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,15 +31,6 @@ def source(tmp_path_factory):
 @pytest.fixture
 def folder(source, tmp_path):
     return Path(shutil.copytree(source, tmp_path / "coco"))
-
-
-def edit(folder, change, split="train2017"):
-    "Change the annotation file by a function of its content."
-    path = folder / "annotations" / f"instances_{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return content
 
 
 def plain(content):
@@ -518,20 +509,7 @@ def test_all_eleven_faults_train_on(folder):
     from torchvision.ops import MultiScaleRoIAlign
 
     def change(content):
-        of = {}
-        for a in content["annotations"]:
-            of.setdefault(a["image_id"], []).append(a)
-        groups = iter([found for found in of.values() if not any(a["iscrowd"] for a in found)])
-        for values in (
-            dict(bbox=[9, 9, 0, 0]),
-            dict(bbox=[999, 9, 20, 20]),
-            dict(bbox=[9, math.nan, 20, 20]),
-            dict(segmentation=[[9, 9, 20, 20]]),
-            dict(segmentation=[]),
-            dict(category_id=777),
-            dict(id=content["annotations"][0]["id"]),
-        ):
-            next(groups)[0].update(values)
+        groups = plant_faults(content)
         for a in next(groups):
             a["iscrowd"] = 1
         gone = next(groups)[0]["image_id"]

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from coco_folders import edit
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,6 +22,7 @@ from lesa_nb.data.drawn_coco import _SHAPES, make_coco
 from lesa_nb.tasks.coco_eval import score_results
 from lesa_nb.tasks.coco_results import gather_results, predict_results, to_results, write_testdev
 
+edit_val = partial(edit, split="val2017")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,14 +34,6 @@ def source(tmp_path_factory):
 @pytest.fixture
 def folder(source, tmp_path):
     return Path(shutil.copytree(source, tmp_path / "coco"))
-
-
-def edit(folder, change, split="val2017"):
-    "Change the annotation file by a function of its content."
-    path = folder / "annotations" / f"instances_{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def answers(dataset, seed, amount=2.0, classes_wrong=0.1):
@@ -308,15 +303,18 @@ def test_objects_without_outlines_stay_in_the_truth_of_boxes(source, folder):
         for a in content["annotations"][::2]:
             a["segmentation"] = []
 
-    edit(folder, change)
+    edit_val(folder, change)
     dataset = CocoFolder(folder, "val2017")
     scores = score_results(dataset, results)
     np.testing.assert_allclose(filled(scores.box), official(dataset, results, "bbox"), rtol=0, atol=1e-12)
     lost = dataset.dropped["empty segmentation"]
     assert lost and scores.left_out == {"empty segmentation": lost}
     assert f"left out of the truth: {lost} x empty segmentation: box kept, mask left out" in str(scores)
-    # masks are scored against those that have one
-    edit(folder, lambda content: content.update(annotations=[a for a in content["annotations"] if a["segmentation"]]))
+
+    def drawn(content):
+        content["annotations"] = [a for a in content["annotations"] if a["segmentation"]]
+
+    edit_val(folder, drawn)  # masks are scored against those that have one
     rest = CocoFolder(folder, "val2017")
     np.testing.assert_allclose(filled(scores.mask), official(rest, results, "segm"), rtol=0, atol=1e-12)
 
@@ -327,14 +325,14 @@ def test_objects_without_outlines_stay_in_the_truth_of_boxes(source, folder):
 def test_box_scores_do_not_depend_on_outlines(source, folder, segmentation):
     before = CocoFolder(source, "val2017")
     results = answers(before, 5)
-    edit(folder, lambda content: [a.update(segmentation=segmentation) for a in content["annotations"][1::3]])
+    edit_val(folder, lambda content: [a.update(segmentation=segmentation) for a in content["annotations"][1::3]])
     scores = score_results(CocoFolder(folder, "val2017"), results)
     assert scores.box == score_results(before, results).box
 
 
 def test_boxes_alone_are_scored_as_boxes(source, folder):
     results = answers(CocoFolder(source, "val2017"), 3)
-    edit(folder, lambda content: [a.pop("segmentation") for a in content["annotations"]])
+    edit_val(folder, lambda content: [a.pop("segmentation") for a in content["annotations"]])
     scores = score_results(CocoFolder(folder, "val2017"), results)
     assert scores.mask is None and scores.box == score_results(CocoFolder(source, "val2017"), results).box
 
@@ -347,7 +345,7 @@ def test_scores_do_not_depend_on_annotation_ids(source, folder, ids):
         for number, a in enumerate(content["annotations"]):
             a["id"] = 0 if ids == "zero" else number % 3
 
-    edit(folder, change)
+    edit_val(folder, change)
     for kind in "box", "mask":
         assert getattr(score_results(CocoFolder(folder, "val2017"), results), kind) == getattr(
             score_results(CocoFolder(source, "val2017"), results), kind
@@ -363,13 +361,13 @@ def test_missing_areas_and_flags_are_filled_in(source, folder):
                 a["iscrowd"] = None
             a["area"] = None
 
-    edit(folder, change)
+    edit_val(folder, change)
     scores = score_results(CocoFolder(folder, "val2017"), results)
     assert abs(scores.box["AP"] - score_results(CocoFolder(source, "val2017"), results).box["AP"]) < 1e-12
 
 
 def test_two_classes_of_one_name_are_two_rows(folder):
-    edit(folder, lambda content: [c.update(name="thing") for c in content["categories"]])
+    edit_val(folder, lambda content: [c.update(name="thing") for c in content["categories"]])
     dataset = CocoFolder(folder, "val2017")
     scores = score_results(dataset, perfect(dataset))
     assert list(scores.class_ap()) == ["thing (2)", "thing (17)", "thing (90)"]
@@ -389,7 +387,7 @@ def test_scores_follow_labels_of_another_file(source, folder):
 
     plain = CocoFolder(source, "val2017")
     before = answers(plain, 2)
-    edit(folder, renumber)
+    edit_val(folder, renumber)
     dataset = CocoFolder(folder, "val2017", categories=train.categories)
     after = answers(dataset, 2)
     assert {r["category_id"] for some in after.values() for r in some} <= {1, 2, 3}

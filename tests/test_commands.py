@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lesa_nb.cli.app import main
 from lesa_nb.cli.common import UsageError
 from lesa_nb.cli.data import make_coco_folder, make_imagenet, verify_coco_folder, verify_imagenet
 from lesa_nb.cli.eval import eval_coco, eval_imagenet
+from lesa_nb.cli.predict import predict_images
 from lesa_nb.cli.train import RunOptions, show_progress, train_coco, train_imagenet
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.recipe import Recipe
@@ -32,6 +34,13 @@ def test_numbers_below_one_are_refused_by_their_flag():
     assert common.is_main_process()
 
 
+@pytest.mark.parametrize("numbers", [dict(workers=-1), dict(workers=100_000), dict(seed=2**63), dict(minutes=nan)])
+def test_numbers_that_cannot_be_are_refused_before_a_run_begins(numbers):
+    (name,) = numbers
+    with pytest.raises(UsageError, match=f"--{name} must"):
+        RunOptions(**numbers)
+
+
 def test_only_the_main_process_talks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     common.echo("hello")
@@ -43,6 +52,39 @@ def test_workers_share_the_cores(monkeypatch):
     assert common.worker_count(3) == 3 and common.worker_count(None) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert common.worker_count(None) == 2
+
+
+def test_answers_never_replace_what_they_are_about(tmp_path):
+    picture, weights = tmp_path / "photo.jpg", tmp_path / "best.safetensors"
+    for file in (picture, weights):
+        file.write_bytes(b"precious")
+        with pytest.raises(UsageError, match="would overwrite what is read"):
+            predict_images((str(picture),), weights, json=file)
+    for score in (eval_imagenet, eval_coco):
+        with pytest.raises(UsageError, match="would overwrite what is read"):
+            score(tmp_path, weights=weights, out=weights)
+        with pytest.raises(UsageError, match="is a folder"):
+            score(tmp_path, weights=weights, out=tmp_path)
+        with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+            score(tmp_path, weights=weights, out=tmp_path / "gone" / "scores.json")
+    assert picture.read_bytes() == weights.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("draw", [make_imagenet, make_coco_folder])
+def test_drawn_folders_refuse_a_negative_seed(draw, tmp_path):
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        draw(tmp_path / "new", seed=-1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_drawn_into_a_file_are_refused(monkeypatch, tmp_path):
+    from lesa_nb.weights import load
+
+    monkeypatch.setattr(load, "load", lambda path: types.SimpleNamespace(kind="detector"))
+    (tmp_path / "file").touch()
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UsageError, match="--out wants the name of a folder"):
+        predict_images((str(tmp_path / "photo.jpg"),), tmp_path / "w", out=tmp_path / "file")
 
 
 def test_scores_that_are_nan_are_null_in_json(tmp_path):
@@ -62,7 +104,10 @@ def test_a_run_is_shown_while_it_goes():
     assert "4 images to train on" in lines[0] and lines[1] == "epoch 1/1: top1 50.00  (best so far)"
     events[0] = {**events[0], "resumed": True, "epoch": 0, "step": 1, "steps": 2}
     show_progress(iter(events), speak=lines.append)
-    assert lines[2].startswith("resumed in epoch 0 after step 1 of 2: 4 images")
+    assert lines[2].startswith("resumed in epoch 1 after step 1 of 2: 4 images")
+    events[0] = {**events[0], "epoch": 1, "step": 0}
+    show_progress(iter(events[:1] + events[2:]), speak=lines.append)
+    assert lines[4].startswith("finished already: 4 images")
 
 
 def test_options_of_a_run_change_the_recipe():

@@ -21,6 +21,7 @@ CONTRACT = """
 def test_the_public_names_are_listed():
     assert sorted(lesa_nb.__all__) == sorted(CONTRACT) == sorted(lesa_nb._OWNERS)
     assert set(CONTRACT) <= set(dir(lesa_nb)) and "__version__" in dir(lesa_nb)
+    assert [name for name in dir(lesa_nb) if not name.startswith("__")] == sorted(CONTRACT)
 
 
 @pytest.mark.parametrize("name", CONTRACT)

@@ -36,6 +36,11 @@ SMALL = [
 ]
 
 
+def training(data, out, *, epochs, workers, small=SMALL):
+    "The words of a small run."
+    return ["train", "imagenet", "--data", data, "--out", out, *small, "--epochs", epochs, "--workers", workers]
+
+
 def command(*words, ranks=1):
     if ranks == 1:
         return [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
@@ -87,17 +92,7 @@ def run(tmp_path_factory, data):
     "A finished run of two epochs, in a folder with an awkward name, from a home that cannot be written to."
     out = tmp_path_factory.mktemp("run") / "my run; é"
     done = lesa(
-        "train",
-        "imagenet",
-        "--data",
-        data,
-        "--out",
-        out,
-        *SMALL,
-        "--epochs",
-        "2",
-        "--workers",
-        "0",
+        *training(data, out, epochs=2, workers=0),
         HOME="/proc/nowhere",
     )
     assert done.returncode == 0, done.stderr
@@ -209,37 +204,14 @@ def test_verify_and_make_data(tmp_path):
     done = lesa("verify-data", "imagenet", tmp_path / "made")
     assert done.returncode == 1 and "red/00001.png: broken picture" in done.stdout and "Traceback" not in done.stderr
     done = lesa(
-        "train",
-        "imagenet",
-        "--data",
-        tmp_path / "made",
-        "--out",
-        tmp_path / "run",
-        *SMALL[:-1],
-        "4",
-        "--epochs",
-        "1",
-        "--workers",
-        "2",
+        *training(tmp_path / "made", tmp_path / "run", epochs=1, workers=2, small=[*SMALL[:-1], "4"]),
     )
     one_line(done, 1, "red/00001.png: broken picture", "mend it and resume")
 
 
 @pytest.mark.parametrize("workers, ranks", [(0, 1), (2, 1), (0, 2)])
 def test_sigterm_while_training(data, tmp_path, workers, ranks):
-    words = [
-        "train",
-        "imagenet",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        *SMALL,
-        "--epochs",
-        "200",
-        "--workers",
-        workers,
-    ]
+    words = training(data, tmp_path / "run", epochs=200, workers=workers)
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen(
             command(*words, ranks=ranks), env=environment(), stdout=log, stderr=subprocess.STDOUT
@@ -263,42 +235,19 @@ def test_sigterm_while_training(data, tmp_path, workers, ranks):
     steps = 6 * saved["epoch"] + saved["step"]
     assert steps >= 8 or ranks > 1
     rest = lesa(
-        "train",
-        "imagenet",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        *SMALL,
-        "--epochs",
-        "200",
-        "--workers",
-        workers,
+        *training(data, tmp_path / "run", epochs=200, workers=workers),
         "--resume",
         "auto",
         "--stop-after",
         saved["epoch"] + 1,
         ranks=ranks,
     )
-    assert rest.returncode == 0 and f"resumed in epoch {saved['epoch']} after step {saved['step']}" in rest.stdout, (
-        rest.stderr
-    )
+    where = f"resumed in epoch {saved['epoch'] + 1} after step {saved['step']}"
+    assert rest.returncode == 0 and where in rest.stdout, rest.stderr
 
 
 def test_sigterm_while_starting(data, tmp_path):
-    words = [
-        "train",
-        "imagenet",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        *SMALL,
-        "--epochs",
-        "200",
-        "--workers",
-        "0",
-    ]
+    words = training(data, tmp_path / "run", epochs=200, workers=0)
     process = subprocess.Popen(
         command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -329,17 +278,7 @@ def test_measure(data, tmp_path):
 def test_tensorboard(data, tmp_path):
     pytest.importorskip("tensorboard", reason="installed with [dev]")
     done = lesa(
-        "train",
-        "imagenet",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        *[w for w in SMALL if w != "--no-tensorboard"],
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
+        *training(data, tmp_path / "run", epochs=1, workers=0, small=[w for w in SMALL if w != "--no-tensorboard"]),
     )
     assert done.returncode == 0, done.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coco_folders import edit, plant_faults
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,13 +49,6 @@ def source(tmp_path_factory):
 @pytest.fixture
 def folder(source, tmp_path):
     return Path(shutil.copytree(source, tmp_path / "coco"))
-
-
-def edit(folder, change, split="train2017"):
-    path = folder / "annotations" / f"instances_{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def task_of(folder, model="mask_rcnn", *, recipe=DETECTION_RECIPES["small"], **options):
@@ -290,27 +284,9 @@ def test_a_folder_of_boxes_alone_trains(folder, model):
 # ---- steps
 
 
-def spoil(content):
-    "One of each fault; see RELIABILITY in the design of this library: what is wrong is left out, and counted."
-    of = {}
-    for a in content["annotations"]:
-        of.setdefault(a["image_id"], []).append(a)
-    groups = iter([found for found in of.values() if len(found) > 1 and not any(a["iscrowd"] for a in found)])
-    for values in (
-        dict(bbox=[9, 9, 0, 0]),
-        dict(bbox=[999, 9, 20, 20]),
-        dict(bbox=[9, math.nan, 20, 20]),
-        dict(segmentation=[[9, 9, 20, 20]]),
-        dict(segmentation=[]),
-        dict(category_id=777),
-        dict(id=content["annotations"][0]["id"]),
-    ):
-        next(groups)[0].update(values)
-
-
 @pytest.mark.parametrize("model", KINDS)
 def test_twenty_steps_on_a_faulty_folder_are_finite_and_go_down(folder, model):
-    edit(folder, spoil)
+    edit(folder, lambda content: plant_faults(content, least=2))
     task = task_of(folder, model, missing="drop", keep_empty=True)
     gone = task.train.folder.file(task.train.folder.image_ids[1])
     gone.unlink()

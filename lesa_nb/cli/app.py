@@ -48,6 +48,11 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
 _MISTAKES = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError)
 
 
+def _is_memory(mistake: Exception) -> bool:
+    "Whether torch had too little memory; on a CPU it says so in words only."
+    return type(mistake).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(mistake)
+
+
 def _build_app() -> SubcommandApp:
     "All commands under their names."
     app = SubcommandApp()
@@ -81,12 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nlesa: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has seen enough, as in `lesa --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return 1
     except Stopped as stopped:  # asked to end, and everything is saved
         if is_main_process():
             print(f"lesa: {stopped}", file=sys.stderr)
         return stopped.status
-    except (UsageError, *_MISTAKES) as mistake:
-        if os.environ.get("LESA_DEBUG"):
+    except (UsageError, RuntimeError, *_MISTAKES) as mistake:
+        if os.environ.get("LESA_DEBUG") or not (_is_memory(mistake) or isinstance(mistake, (UsageError, *_MISTAKES))):
             raise
+        if _is_memory(mistake):
+            mistake = MemoryError(f"not enough memory; choose smaller pictures or batches ({mistake})")
         print(f"{process_name('lesa')}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

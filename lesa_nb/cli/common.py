@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lesa_nb.weights.load import Loaded
 
 
+_MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the finger must not fill the memory
+
+
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
 
@@ -34,9 +37,12 @@ def positive(**numbers: float | None) -> None:
 
 def worker_count(asked: int | None) -> int:
     "Processes that read ahead for each process that trains; None shares the cores that there are."
-    if asked is not None:
-        return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is not None:
+        most = max(_MOST_WORKERS, 4 * cores)
+        if not 0 <= asked <= most:
+            raise UsageError(f"--workers must lie between 0 and {most}, got {asked}")
+        return asked
     return min(8, max(0, cores // local_world_size() - 1))
 
 
@@ -45,6 +51,18 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     from tqdm import tqdm
 
     return tqdm(items, unit=unit, total=total, disable=not is_main_process())
+
+
+def check_new_json(flag: str, path: Path | None, *inputs: Path) -> None:
+    "Refuse, before any work is done, a file of answers that could not be written, or that would replace an input."
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{flag} wants the name of a file, {path} is a folder")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist")
+    if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+        raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
 
 
 def write_json(path: Path, numbers: dict | list, what: str) -> None:

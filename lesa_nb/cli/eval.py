@@ -4,7 +4,16 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import CocoPaths, echo, open_classifier, positive, progress, worker_count, write_json
+from lesa_nb.cli.common import (
+    CocoPaths,
+    check_new_json,
+    echo,
+    open_classifier,
+    positive,
+    progress,
+    worker_count,
+    write_json,
+)
 from lesa_nb.engine.group import is_main_process
 
 
@@ -32,6 +41,7 @@ def eval_imagenet(
         out: Also write the scores there.
     """
     positive(image_size=image_size, batch_size=batch_size)
+    check_new_json("--out", out, weights)
     from lesa_nb.tasks.classify import score_folder
 
     classifier = open_classifier(weights)
@@ -79,6 +89,7 @@ def eval_coco(
         out: Also write the scores there, with AP class by class.
     """
     positive(batch_size=batch_size)
+    check_new_json("--out", out, weights)
     from lesa_nb.tasks.detect_eval import evaluate_detector
 
     layout = paths.layout(data)

@@ -13,7 +13,9 @@ def export_classifier(
     min_size: int = 64,
     max_size: int = 512,
 ) -> int:
-    """Write a classifier for other runtimes: an ONNX file, or a program of torch.export. Any picture size in a range.
+    """Write a classifier for other runtimes: an ONNX file, or a program of torch.export.
+
+    It takes one picture at a time, of any size in a range.
 
     Args:
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
@@ -45,7 +47,8 @@ def export_classifier(
 
         with atomic_path(out, what="the network") as beside:
             torch.export.save(export_program(classifier.model, **sizes), beside)
-    takes = f"pictures of {min_size} to {max_size} pixels, normalised with ImageNet's mean and deviation"
+    sides = f"{min_size} to {max_size} pixels a side"
+    takes = f"one picture at a time, of {sides}, normalised with ImageNet's mean and deviation"
     print(f"{out}: {classifier.metadata['network']} for {takes}")
     return 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli.common import UsageError, positive, progress, write_json
+from lesa_nb.cli.common import UsageError, check_new_json, positive, progress, write_json
 
 if TYPE_CHECKING:
     from lesa_nb.weights.load import Loaded
@@ -88,20 +88,19 @@ def predict_images(
         raise UsageError("name at least one picture, folder or pattern")
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
-    if json is not None and json.is_dir():
-        raise UsageError(f"--json wants the name of a file, {json} is a folder")
-    if json is not None and not json.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{json}: its folder does not exist")
     from lesa_nb.engine.group import pick_device
     from lesa_nb.tasks.predict import find_images, iter_predictions
     from lesa_nb.weights.load import load
 
     files = find_images(paths)
+    check_new_json("--json", json, weights, *map(Path, files))
     loaded = load(weights)
     if out is not None and loaded.kind == "classifier":
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")
     folder = out or Path("lesa_predictions")
     if loaded.kind == "detector":
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out wants the name of a folder, {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
     print(_describe(loaded, weights), flush=True)
 

@@ -126,7 +126,8 @@ def _open_network(weights: Path | None) -> _Network:
     patch = 8 if metadata["network"] == "small" else 16
     size, pair_floats = metadata["image_size"], dict(small=30, resnet50=120).get(metadata["network"], 200)
     longer = max(size) if isinstance(size, list) else size
-    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 2 * longer, pair_floats)
+    seen_at = max(longer, min(2 * longer, 28 * patch))  # twice as fine as in training, while a page can hold the maps
+    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, seen_at, pair_floats)
 
 
 def _pixel(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
@@ -243,7 +244,7 @@ def explain_photo(
     shape = f"{image.shape[2]}x{image.shape[1]}"
     title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
     fig = maps.explain_figure(photo_tensor(picture), seen, _reduced_pixel((row, column), opened), title)
-    fig.savefig(out, dpi=110)
+    fig.savefig(out, dpi=110, bbox_inches="tight")  # a title may be wider than a narrow picture
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
     print(f"network  {network.title}")

@@ -24,7 +24,9 @@ class _Display:
 
         where = "a new run"
         if event["resumed"]:
-            where = f"resumed in epoch {event['epoch']} after step {event['step']} of {event['steps']}"
+            where = f"resumed in epoch {event['epoch'] + 1} after step {event['step']} of {event['steps']}"
+            if event["epoch"] >= event["epochs"]:
+                where = "finished already"
         self.speak(
             f"{where}: {event['samples']:,} images to train on, {event['valid']:,} to validate, "
             f"{event['parameters']:,} parameters, {event['processes']} process(es) on {event['device']}"
@@ -124,8 +126,11 @@ class RunOptions:
         positive(
             epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, stop_after=self.stop_after
         )
-        if self.seed < 0 or self.minutes < 0 or (self.workers or 0) < 0:
-            raise UsageError("--seed, --minutes and --workers must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must lie between 0 and 2**63 - 1, got {self.seed}")
+        if not self.minutes >= 0:
+            raise UsageError(f"--minutes must not be negative, got {self.minutes}")
+        worker_count(self.workers)  # refuses what cannot be
 
     @property
     def readers(self) -> int:

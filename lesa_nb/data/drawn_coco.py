@@ -152,6 +152,8 @@ def make_coco(
     folder = Path(folder)
     if size < 64:
         raise ValueError(f"size must be at least 64 pixels to have room for shapes, got {size}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     number = 1000
     with atomic_folder(folder) as part:
         (part/"annotations").mkdir()

@@ -137,8 +137,8 @@ class _Run:
         number, reasons = ranks.all_reduce_max(self.stop.number), ranks.gather(reason)
         where = f"step {training.step} of {training.per_epoch}; everything is in {folder}"
         if wish == _STOP:
-            raise Stopped(f"stopped in epoch {training.epoch} after {where}: resume goes on from here", number)
-        raise ValueError(f"{next(filter(None, reasons))}. Stopped in epoch {training.epoch} before {where}: "
+            raise Stopped(f"stopped in epoch {training.epoch + 1} after {where}: resume goes on from here", number)
+        raise ValueError(f"{next(filter(None, reasons))}. Stopped in epoch {training.epoch + 1} before {where}: "
                          "mend it and resume")
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-18

@@ -69,13 +69,14 @@ def _check_page_size(
     if sum(costs) <= limit: return
     G, h, w = sizes[costs.index(max(costs))]
     several = len(costs) > 1
-    remedies = [f"choose fewer than {len(costs)} layers (the largest takes {max(costs)/1e6:.1f} MB)"]*several
+    remedies = [f"choose fewer than {len(costs)} layers (layers=, --layer; the largest takes {max(costs)/1e6:.1f} MB)"
+                ]*several
     if G > 1:
         mean = sum(cost//heads for cost, (heads, _, _) in zip(costs, sizes))
-        remedies.append(f"keep only the mean of the heads ({mean/1e6:.1f} MB)")
+        remedies.append(f"keep only the mean of the heads (heads=False, --mean; {mean/1e6:.1f} MB)")
     raise ValueError(f"the maps of {len(costs)} layer{'s'*several}, with up to {G} maps of {h}x{w} positions, take "
                      f"{sum(costs)/1e6:.1f} MB, but a page may hold {limit/1e6:g} MB: "
-                     f"{', or '.join(remedies + ['take a smaller picture'])}")
+                     f"{', or '.join(remedies + ['take a smaller picture (--size)'])}")
 
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-25
 def _chosen(networks, layers):

@@ -111,7 +111,7 @@ if __name__ == "__main__":
     if what == "metrics":  # 1,003 pictures, shared by all processes
         import json
 
-        from lesa_nb.engine.folder import RunFolder
+        from lesa_nb.engine._folder import RunFolder
         from lesa_nb.engine.group import process_group
         from lesa_nb.engine.run import Training, _Run, _scores
         from lesa_nb.engine.signals import Stop

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lesa_nb.layers.blocks import Scratch, _even, blocks, can_be_deep, side_by_side
+from lesa_nb.layers._blocks import Scratch, _even, blocks, can_be_deep, side_by_side
+from lesa_nb.layers._unknown_sizes import row_and_column_parts
 from lesa_nb.layers.blockwise import auto, channel_attention, choose, explicit_rows, row_attention, streaming
 from lesa_nb.layers.context import Context, explicit, head_widths
 from lesa_nb.layers.flat_blocks import Slant, explicit_flat, flat_attention
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.position import FactoredTable
-from lesa_nb.layers.unknown_sizes import row_and_column_parts
 from lesa_nb.layers.ways import find_way
 
 H, W = 5, 7

@@ -8,12 +8,12 @@ from torchvision import models
 
 from lesa_nb.layers.lesa import LESA
 from lesa_nb.models.registry import build_classifier
+from lesa_nb.weights._grafted import build_grafted, graft_metadata
+from lesa_nb.weights._resnets import RESNETS, resnet_from, resnet_name
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.folding import _NORMS, fold_norms
 from lesa_nb.weights.graft import graft
-from lesa_nb.weights.grafted import build_grafted, graft_metadata
 from lesa_nb.weights.load import load
-from lesa_nb.weights.resnets import RESNETS, resnet_from, resnet_name
 
 #: parameters of 1,000-class networks before and after
 COUNTS = {

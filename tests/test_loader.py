@@ -93,7 +93,7 @@ next(batches)
 def test_a_worker_that_dies_is_told_as_that():
     code = START.format(tests=str(ROOT/"tests")) + """
 import torch
-from lesa_nb.engine.errors import explain_errors
+from lesa_nb.engine._errors import explain_errors
 from lesa_nb.engine.loader import BatchReader, Unreadable, checked_batches
 class Deadly(Squares):
     def __getitem__(self, index):

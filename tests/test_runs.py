@@ -14,7 +14,7 @@ import torch
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
-from lesa_nb.engine.checkpoint import read_checkpoint, save_checkpoint
+from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from lesa_nb.data.drawn import make_image_folder
-from lesa_nb.engine.checkpoint import read_checkpoint
+from lesa_nb.engine._checkpoint import read_checkpoint
 from lesa_nb.engine.run import fit
 from lesa_nb.io.tensors import save_tensors
 from lesa_nb.layers.position import FlatTable, fit_offsets, fold_offsets

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lesa_nb.models._targets import image_name
 from lesa_nb.models.mask_rcnn import MaskRCNN
 from lesa_nb.models.pyramid import Backbone, Pyramid, prepare
-from lesa_nb.models.targets import image_name
 
 IMAGE = torch.rand(3, 40, 40)
 GOOD = dict(boxes=torch.tensor([[3., 4, 30, 30]]), labels=torch.tensor([2]), masks=torch.ones(1, 40, 40))

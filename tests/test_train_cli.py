@@ -15,7 +15,7 @@ from PIL import Image
 
 from lesa_nb.cli import app as cli
 from lesa_nb.data.drawn import make_image_folder
-from lesa_nb.engine.checkpoint import read_checkpoint
+from lesa_nb.engine._checkpoint import read_checkpoint
 from lesa_nb.engine.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -174,7 +174,8 @@ def arrows(root=ROOT):
                 allowed = ", ".join(ARROWS.get(room, [])) or "nothing of ours"
                 yield Fault(room, "arrows", f"{where}:{line}", f"{room} imports {target}; it may import {allowed}")
             private = (imported or "").startswith("_") and not (imported or "").startswith("__")
-            if private or any(part.startswith("_") for part in target.split(".")):
+            hidden = any(part.startswith("_") for part in target.split(".")) and room_of(target) != room
+            if private or hidden:  # a private module serves its own room
                 yield Fault(
                     room, "private", f"{where}:{line}", f"imports the private name {imported or target} of {target}"
                 )

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
-from .errors import explain_errors, explain_step
-from .folder import RunFolder
+from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
+from ._errors import explain_errors, explain_step
+from ._folder import RunFolder
+from ._lock import run_lock
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
-from .lock import run_lock
 from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
 from .recipe import Recipe
 from .signals import Stop, Stopped

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-import lesa_nb.layers.blocks as tools
+import lesa_nb.layers._blocks as tools
+from ._unknown_sizes import row_and_column_parts
 from .flat_blocks import flat_sums
 from .moments import content_moments, factored_moments, is_batch_norm, needs_moments, score_scale
 from .position import FactoredTable, FlatTable
-from .unknown_sizes import row_and_column_parts
 from .ways import OffsetTable, find_way, register_way
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-07

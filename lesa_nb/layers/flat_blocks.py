@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, einsum, nn
 
-from .blocks import Scratch, block_shape, blocks, register_gradients, unweigh_, weigh_
+from ._blocks import Scratch, block_shape, blocks, register_gradients, unweigh_, weigh_
 from .moments import content_moments, flat_moments, needs_moments, score_scale
 from .position import FlatTable
 

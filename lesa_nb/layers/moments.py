@@ -14,8 +14,8 @@ from torch import Tensor, einsum, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
+from ._unknown_sizes import windows
 from .norms import SyncBatchNorm, all_reduce_sum, update_running_stats
-from .unknown_sizes import windows
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-07
 class Moments(NamedTuple):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, einsum, nn
 
-from .unknown_sizes import fit_any
+from ._unknown_sizes import fit_any
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-08
 def _rel_to_abs(

@@ -17,8 +17,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..layers.inputs import normalize
+from ._targets import check_images, check_target, check_values, image_name
 from .resnet import STAGES, ResNet
-from .targets import check_images, check_target, check_values, image_name
 
 # %% ../../nbs/5_detection/23_pyramid.ipynb #cell-09
 def _resize_nearest(

@@ -31,10 +31,10 @@ from ..engine.task import Task
 from ..models.mask_rcnn import MaskRCNN
 from ..models.pyramid import prepare
 from ..models.registry import build_detector
+from ._detect_start import detection_losses, start_run
 from .coco_eval import score_results
 from .coco_results import gather_results, predict_results
 from .detect_eval import ValidSamples, percent_scores
-from .detect_start import detection_losses, start_run
 from ..weights.start import start_detector, start_metadata
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers.lesa import LESA
-from .resnets import resnet_from
+from ._resnets import resnet_from
 
 _STAGES = ("layer3", "layer4") # where LESA belongs
 

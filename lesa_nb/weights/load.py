@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from lesa_nb.data.transforms import eval_transform
 from lesa_nb.models.registry import CLASSIFIERS, DETECTOR_NETWORKS, build_classifier, build_detector
+from lesa_nb.weights._grafted import PREFIX, build_grafted, graft_metadata
 from lesa_nb.weights.files import load_tensors, read_weights
-from lesa_nb.weights.grafted import PREFIX, build_grafted, graft_metadata
 
 __all__ = ["Loaded", "Kind", "register_kind", "load"]
 

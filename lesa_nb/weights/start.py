@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lesa_nb.models.registry import CLASSIFIERS, build_classifier
 from lesa_nb.models.resnet import ResNet
+from lesa_nb.weights._grafted import PREFIX
+from lesa_nb.weights._matching import Match, is_table, middles_of, table_kind
+from lesa_nb.weights._resnets import RESNETS, resnet_name
 from lesa_nb.weights.files import load_tensors, read_weights
-from lesa_nb.weights.grafted import PREFIX
-from lesa_nb.weights.matching import Match, is_table, middles_of, table_kind
-from lesa_nb.weights.resnets import RESNETS, resnet_name
 
 __all__ = ["Started", "start_backbone", "start_classifier", "start_detector", "start_metadata", "graft_network"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lesa_nb.engine.checkpoint import commit, save_checkpoint
+from lesa_nb.engine._checkpoint import commit, save_checkpoint
 from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.log import RunLog
 from lesa_nb.io.atomic import atomic_json

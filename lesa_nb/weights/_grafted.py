@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lesa_nb.models.registry import register_classifier
+from lesa_nb.weights._resnets import RESNETS, resnet_name
 from lesa_nb.weights.graft import graft
-from lesa_nb.weights.resnets import RESNETS, resnet_name
 
 __all__ = ["build_grafted", "graft_metadata", "PREFIX"]
 

@@ -70,6 +70,13 @@ def test_answers_never_replace_what_they_are_about(tmp_path):
     assert picture.read_bytes() == weights.read_bytes() == b"precious"
 
 
+def test_a_picture_larger_than_any_machine_is_refused(tmp_path):
+    for words in (["train", "imagenet"], ["train", "coco"], ["eval", "imagenet", "--weights", str(tmp_path / "w")]):
+        assert main([*words, "--data", str(tmp_path), "--image-size", "1000000"]) == 2
+    with pytest.raises(UsageError, match="--image-size must be at most 4096"):
+        common.check_image_size(1_000_000)
+
+
 @pytest.mark.parametrize("draw", [make_imagenet, make_coco_folder])
 def test_drawn_folders_refuse_a_negative_seed(draw, tmp_path):
     with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):

@@ -227,3 +227,25 @@ def test_weights_of_a_network(tmp_path):
         load_weights(again, tmp_path/"text.safetensors")
     with pytest.raises(OSError, match="gone.*: the weights could not be written .*none yet"):
         save_weights(tiny, tmp_path/"gone"/"tiny.safetensors")
+
+
+def test_a_file_of_tensors_is_for_everybody_that_other_files_are_for(tmp_path):
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "a.safetensors").chmod(0o600)  # whoever closed it, keeps it closed
+    save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
+    with pytest.raises(OSError, match="could not be written"), atomic_path(tmp_path / "gone" / "file"):
+        raise AssertionError("the work began")
+
+
+def test_a_file_that_may_not_be_read_is_there(tmp_path, monkeypatch):
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {})
+    monkeypatch.setattr("os.access", lambda *args: False)
+    for read in (read_tensors, read_metadata):
+        with pytest.raises(PermissionError, match="may not be read"):
+            read(tmp_path / "a.safetensors")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the finger must not fill the memory
 
+_LARGEST_IMAGE = 4096  # pixels of a side: a slip of the finger must not fill the memory
+
 
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
@@ -33,6 +35,13 @@ def positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+
+
+def check_image_size(size: int | None) -> None:
+    "Refuse a side of no pixels, or of more than any machine holds the tables and maps for; None was not given."
+    positive(image_size=size)
+    if size is not None and size > _LARGEST_IMAGE:
+        raise UsageError(f"--image-size must be at most {_LARGEST_IMAGE}, got {size}")
 
 
 def worker_count(asked: int | None) -> int:

@@ -6,6 +6,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from lesa_nb.cli.common import (
     CocoPaths,
+    check_image_size,
     check_new_json,
     echo,
     open_classifier,
@@ -40,7 +41,8 @@ def eval_imagenet(
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
         out: Also write the scores there.
     """
-    positive(image_size=image_size, batch_size=batch_size)
+    positive(batch_size=batch_size)
+    check_image_size(image_size)
     check_new_json("--out", out, weights)
     from lesa_nb.tasks.classify import score_folder
 

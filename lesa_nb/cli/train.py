@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import CocoPaths, UsageError, echo, positive, worker_count
+from lesa_nb.cli.common import CocoPaths, UsageError, check_image_size, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -219,7 +219,7 @@ def train_imagenet(
         no_compile: Do not compile, even if the recipe does.
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
-    positive(image_size=image_size)
+    check_image_size(image_size)
     if graft and (start is None or network != "resnet50" or term != "lesa"):
         raise UsageError("--graft makes the network of the ResNet in --start FILE: give one, no --network or --term")
     with Stop() as stop:  # listens while the rest is still being imported
@@ -298,7 +298,7 @@ def train_coco(
         no_semantic: HTC without stuff maps.
         missing: What to do about pictures that are not there.
     """
-    positive(image_size=image_size)
+    check_image_size(image_size)
     with Stop() as stop:  # listens while the rest is still being imported
         from lesa_nb.engine.recipe import describe_recipe
         from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task

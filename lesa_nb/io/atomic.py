@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -62,7 +63,12 @@ def atomic_path(path: str | PathLike, *, what: str = "the file", advice: str = "
         return
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
+        beside.touch()  # what cannot be written is known before any work is done
+        mode = (target if target.is_file() else beside).stat().st_mode
+        beside.unlink()
         yield beside
+        with contextlib.suppress(OSError):  # a file system without modes
+            os.chmod(beside, stat.S_IMODE(mode))  # as `open` would leave it; safetensors writes for the owner only
         _flush(beside)
         os.replace(beside, target)
         _flush(target.parent)

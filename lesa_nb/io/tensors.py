@@ -57,6 +57,8 @@ def read_metadata(path: str | PathLike, *, required: bool = True) -> dict[str, A
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):  # safetensors would say that there is none
+        raise PermissionError(f"{path}: may not be read; ask its owner, or chmod +r")
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}
@@ -84,6 +86,8 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):  # safetensors would say that there is none
+        raise PermissionError(f"{path}: may not be read; ask its owner, or chmod +r")
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}

@@ -151,6 +151,12 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
     assert done.stderr == b""
 
 
+def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    status, out, err = run(capsys, "demo", "--quick", "--out", tmp_path / "file")
+    assert status == 1 and err == f"lesa: {tmp_path / 'file'}: File exists\n"
+
+
 def test_a_bug_is_not_hidden(monkeypatch):
     def bug(*args, **kwargs):
         raise AttributeError("a bug")

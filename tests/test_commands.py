@@ -54,7 +54,7 @@ def test_workers_share_the_cores(monkeypatch):
     assert common.worker_count(None) == 2
 
 
-def test_answers_never_replace_what_they_are_about(tmp_path):
+def test_answers_never_replace_what_they_are_about(tmp_path, monkeypatch):
     picture, weights = tmp_path / "photo.jpg", tmp_path / "best.safetensors"
     for file in (picture, weights):
         file.write_bytes(b"precious")
@@ -68,6 +68,9 @@ def test_answers_never_replace_what_they_are_about(tmp_path):
         with pytest.raises(FileNotFoundError, match="its folder does not exist"):
             score(tmp_path, weights=weights, out=tmp_path / "gone" / "scores.json")
     assert picture.read_bytes() == weights.read_bytes() == b"precious"
+    monkeypatch.setattr("os.access", lambda *args: False)
+    with pytest.raises(PermissionError, match="may not be written to"):
+        common.check_new_json("--out", tmp_path / "scores.json")
 
 
 def test_a_picture_larger_than_any_machine_is_refused(tmp_path):

@@ -376,6 +376,15 @@ def test_other_devices_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    def build():
+        raise FileNotFoundError("the weights to start from")
+
+    with pytest.raises(FileNotFoundError, match="to start from"):
+        list(fit(make_task(build=build), tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_another_run_leaves_nothing_lying_about(tmp_path):
     tmp_path.joinpath("last.pt.123.part").write_bytes(b"of a run that was killed")
     train(tmp_path, until=1)

@@ -98,5 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if _is_memory(mistake):
             mistake = MemoryError(f"not enough memory; choose smaller pictures or batches ({mistake})")
-        print(f"{process_name('lesa')}: {' '.join(str(mistake).split()) or type(mistake).__name__}", file=sys.stderr)
+        words = str(mistake)
+        if isinstance(mistake, OSError) and mistake.filename and mistake.strerror:  # the system's own, without a number
+            words = f"{mistake.filename}: {mistake.strerror}"
+        print(f"{process_name('lesa')}: {' '.join(words.split()) or type(mistake).__name__}", file=sys.stderr)
         return 2 if isinstance(mistake, UsageError) else 1

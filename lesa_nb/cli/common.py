@@ -70,6 +70,8 @@ def check_new_json(flag: str, path: Path | None, *inputs: Path) -> None:
         raise UsageError(f"{flag} wants the name of a file, {path} is a folder")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder does not exist")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{path}: its folder may not be written to; choose another")
     if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
         raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
 

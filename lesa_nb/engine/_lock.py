@@ -49,6 +49,7 @@ def run_lock(folder: Path, ranks: Ranks) -> Iterator[None]:
     Raises:
         OSError: In all processes, if another run holds the folder or it cannot be written to.
     """
+    made = not folder.exists()
     lock, problem = _take(folder) if ranks.rank == 0 else (None, "")
     try:
         ranks.agree(problem)
@@ -57,4 +58,7 @@ def run_lock(folder: Path, ranks: Ranks) -> Iterator[None]:
         if lock:
             with contextlib.suppress(OSError):
                 (folder/"lock.holder").unlink(missing_ok=True)
+                if made and [file.name for file in folder.iterdir()] == ["lock"]:  # the run never began
+                    (folder/"lock").unlink()
+                    folder.rmdir()
             lock.release()

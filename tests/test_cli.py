@@ -279,7 +279,7 @@ def test_a_page_holds_every_layer_of_a_small_classifier(photo, tmp_path, capsys)
     save_weights(model, tmp_path / "small.safetensors", arch="classifier", classes=["a", "b"], **facts)
     words = [tmp_path / "square.png", "--weights", tmp_path / "small.safetensors", "--out", tmp_path / "page.html"]
     status, said, err = run(capsys, "explore", *words)
-    assert (status, err) == (0, "") and "sees it at 224x224" in said
+    assert (status, err) == (0, "") and "network  small_resnet" in said and "sees it at 224x224" in said
 
 
 @pytest.mark.parametrize("command, suffix", [("explain", ".png"), ("explore", ".html")])

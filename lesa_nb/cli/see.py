@@ -97,7 +97,7 @@ def _describe(metadata: dict[str, Any], file: str) -> str:
     from lesa_nb.models.registry import CLASSIFIERS
 
     network = metadata["network"]  # "graft:NAME" is a grafted network of that name
-    title = f"{getattr(CLASSIFIERS.get(network), '__name__', network)} from {file}"
+    title = f"{getattr(CLASSIFIERS.get(network), '__name__', network).lstrip('_')} from {file}"
     if metadata["term"] != "lesa":
         title += f", term {metadata['term']}"
     if metadata.get("scores"):

@@ -45,11 +45,15 @@ def _draw(answer: dict, classes: list[str], out: Path) -> None:
 
 def _sentence(answer: dict) -> str:
     "An answer on one line."
+    from lesa_nb.data.report import printable
+
+    name = printable(answer["file"])
     if "error" in answer:
-        return f"cannot be read: {answer['error']}"
+        return answer["error"] if name in answer["error"] else f"{name}: {answer['error']}"
     if "classes" in answer:
-        return ", ".join(f"{found['name']} {found['score']:.1%}" for found in answer["classes"])
-    return ", ".join(f"{found['name']} {found['score']:.2f}" for found in answer["objects"]) or "no objects"
+        return f"{name}: " + ", ".join(f"{found['name']} {found['score']:.1%}" for found in answer["classes"])
+    objects = ", ".join(f"{found['name']} {found['score']:.2f}" for found in answer["objects"])
+    return f"{name}: {objects or 'no objects'}"
 
 
 def _describe(loaded: "Loaded", weights: Path) -> str:
@@ -112,7 +116,7 @@ def predict_images(
     for answer in bar:
         answers.append(answer)
         with bar.external_write_mode(file=sys.stdout):
-            print(f"{answer['file']}: {_sentence(answer)}", file=sys.stderr if "error" in answer else sys.stdout)
+            print(_sentence(answer), file=sys.stderr if "error" in answer else sys.stdout)
         if answer.get("objects") is not None:
             _draw(answer, loaded.classes, folder / _figure_name(Path(answer["file"]), taken))
     if json is not None:

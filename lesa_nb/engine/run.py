@@ -53,7 +53,7 @@ def _steps_per_epoch(task):
     "Whole batches in an epoch; at least one."
     samples, batch_size = len(task.train), task.recipe.batch_size
     if samples < batch_size:
-        raise ValueError(f"{samples} samples cannot fill one batch of {batch_size}: choose --batch-size {samples} or less")
+        raise ValueError(f"{samples} samples cannot fill one batch of {batch_size}: choose --batch-size {samples}")
     return samples//batch_size
 
 class Training:

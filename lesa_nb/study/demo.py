@@ -110,7 +110,7 @@ def train_demo(
     figures = {"learning_curves.png": _learning_curves(results), **_explained(results[problem.name]["lesa"], seed)}
     for name, fig in figures.items():
         with atomic_path(out/name, what="the figure") as path:
-            fig.savefig(path, dpi=110, format="png")
+            fig.savefig(path, dpi=110, format="png", bbox_inches="tight")
         plt.close(fig)
     versions = dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")})
     metrics = dict(seed=seed, steps=steps, batch_size=batch_size, lr=lr, seconds=round(time.perf_counter() - start, 1),

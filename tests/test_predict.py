@@ -233,3 +233,9 @@ def test_a_detector_answers_what_eval_scores(detector, tmp_path):
             x, y, w, h = result["bbox"]
             assert thing["box"] == pytest.approx([x, y, x + w, y + h], abs=1e-3)
             assert thing["score"] == pytest.approx(result["score"]) and thing["mask"] == result["segmentation"]
+
+
+def test_a_wrong_device_leaves_no_folder(detector, photos, tmp_path, capsys):
+    words = ["predict", str(photos/"a b.jpg"), "--weights", str(detector), "--out", str(tmp_path/"drawn")]
+    assert main([*words, "--device", "tpu"]) == 1
+    assert "tpu" in capsys.readouterr().err and not (tmp_path/"drawn").exists()

@@ -101,7 +101,7 @@ def predict_images(
     loaded = load(weights)
     if out is not None and loaded.kind == "classifier":
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")
-    folder = out or Path("lesa_predictions")
+    where, folder = pick_device(device), out or Path("lesa_predictions")
     if loaded.kind == "detector":
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out wants the name of a folder, {folder} is a file")
@@ -110,7 +110,6 @@ def predict_images(
 
     answers: list[dict] = []
     taken: set[str] = set()
-    where = pick_device(device)
     found = iter_predictions(loaded, files, top=top, threshold=threshold, batch_size=batch_size, device=where)
     bar = progress(found, unit="picture", total=len(files))
     for answer in bar:

@@ -1,12 +1,13 @@
 """Files of tensors: safetensors with metadata, and files of torch.save, read without running code in them."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ def save_tensors(
             raise OSError(errno.EIO, str(error)) from None
 
 
+@contextlib.contextmanager
+def _opened(path: str | PathLike) -> Iterator[Any]:
+    """An open .safetensors file; whatever keeps it from being read is a sentence that names it."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):  # safetensors would say that there is none
+        raise PermissionError(f"{path}: may not be read; ask its owner, or chmod +r")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+
+
 def read_metadata(path: str | PathLike, *, required: bool = True) -> dict[str, Any]:
     """What `save_tensors` was told about the tensors.
 
@@ -55,15 +70,8 @@ def read_metadata(path: str | PathLike, *, required: bool = True) -> dict[str, A
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file, or it says nothing about its tensors.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    if not os.access(path, os.R_OK):  # safetensors would say that there is none
-        raise PermissionError(f"{path}: may not be read; ask its owner, or chmod +r")
-    try:
-        with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    with _opened(path) as file:
+        found = file.metadata() or {}
     if "metadata" not in found and not required:
         return {}
     if "metadata" not in found:
@@ -84,15 +92,8 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: It is no safetensors file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    if not os.access(path, os.R_OK):  # safetensors would say that there is none
-        raise PermissionError(f"{path}: may not be read; ask its owner, or chmod +r")
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def save_pth(content: Any, path: str | PathLike, *, what: str = "the file", advice: str = "") -> None:

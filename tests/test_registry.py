@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lesa_nb.models.registry import DETECTOR_NETWORKS, DETECTORS, build_classifier, build_detector
+from lesa_nb.models.registry import DETECTOR_NETWORKS, DETECTORS, build_classifier, build_detector, default_position
 from lesa_nb.models.resnet import TERMS
 
 NETWORKS = ("resnet50", "wrn50", "small")  # others can be registered
@@ -100,3 +100,10 @@ def test_a_small_classifier_starts_a_small_detector(model):
     ours, theirs = detector.eval().pyramid.backbone(x), classifier.eval().features(x)
     for a, b in zip(ours[:2], theirs[:2], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_default_table_is_the_one_that_is_built():
+    with torch.device("meta"):
+        for network in NETWORKS:
+            kinds = {type(part).__name__ for part in build_classifier(network).modules()}
+            assert f"{default_position(network).capitalize()}Table" in kinds

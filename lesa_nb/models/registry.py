@@ -3,6 +3,7 @@
 The small networks have the stages, widths, heads and factored tables of one preset, so the weights of a small
 classifier can start the backbone of a small detector, as those of a published classifier start a published detector.
 """
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -45,6 +46,11 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = dict(resnet50=lesa_resnet50, 
 def register_classifier(network: str, build: Callable[..., nn.Module]) -> None:
     """Let `build_classifier` know another network; `build` takes num_classes, image_size, position and term."""
     CLASSIFIERS[network] = build
+
+
+def default_position(network: str) -> str:
+    """The kind of position table that a classification network, a key of `CLASSIFIERS`, has unless told otherwise."""
+    return inspect.signature(CLASSIFIERS[network]).parameters["position"].default
 
 
 #: detectors: model -> network -> builder

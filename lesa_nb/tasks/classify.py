@@ -26,7 +26,7 @@ from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
 from ..engine.recipe import Recipe
 from ..engine.task import Task
-from ..models.registry import CLASSIFIERS, build_classifier
+from ..models.registry import CLASSIFIERS, build_classifier, default_position
 from ..weights.load import Loaded
 from ..weights.start import Started, graft_network, start_classifier, start_metadata
 
@@ -138,7 +138,7 @@ def classification_task(
     if network not in CLASSIFIERS:
         raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
-    position = position or ("flat" if network in ("resnet50", "wrn50") else "factored")
+    position = position or default_position(network)
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
     metadata: dict[str, Any] = dict(arch="classifier", **net, classes=train.classes, **start_metadata(start))

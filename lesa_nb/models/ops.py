@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, nms, roi_align
 
+from ._unknown_counts import shared_nms
+
 #: takes places to choose from and a number, and returns at most so many of them
 Sampler = Callable[[Tensor, int], Tensor]
 
@@ -21,9 +23,15 @@ def smooth_l1(a: Tensor, b: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(a, b, reduction="sum", beta=beta) if beta else F.l1_loss(a, b, reduction="sum")
 
 
-@lru_cache(maxsize=80)
 def constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Numbers as a tensor, brought to a device once and not at every step. Do not write into it."""
+    if torch.compiler.is_exporting():  # what an exporter is given must not outlive its graph
+        return torch.tensor(numbers, device=device, dtype=dtype)
+    return _kept(numbers, device, dtype)
+
+
+@lru_cache(maxsize=80)
+def _kept(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept must serve in training too
         return torch.tensor(numbers, device=device, dtype=dtype)
 
@@ -47,6 +55,8 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -
     `overlap` goes. Returns the places of those that stay, best first. Below 10,000 boxes all groups share one pass,
     moved aside so that they do not touch, with the published system's rounding.
     """
+    if torch.compiler.is_exporting():
+        return shared_nms(boxes, scores, groups, overlap)
     if not 0 < len(boxes) < 10_000:
         return batched_nms(boxes, scores, groups, overlap)
     aside = groups.to(boxes.dtype)*(boxes.max() + 1)

@@ -49,7 +49,8 @@ def _grid_anchors(
     "The anchors of every pixel of every level, eq. (24.2)."
     if len(sizes) != len(STRIDES):
         raise ValueError(f"expected the sizes of {len(STRIDES)} levels, found {len(sizes)}")
-    return [_grid(H, W, stride, torch.device(device)) for (H, W), stride in zip(sizes, STRIDES)]
+    grid = _grid.__wrapped__ if torch.compiler.is_exporting() else _grid # a graph's tensors are not kept
+    return [grid(H, W, stride, torch.device(device)) for (H, W), stride in zip(sizes, STRIDES)]
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-12
 def _centre_and_sides(boxes_n4):

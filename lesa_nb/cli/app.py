@@ -8,7 +8,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import check, data, eval, export, predict, see, train
-from lesa_nb.cli.common import UsageError
+from lesa_nb.cli._common import UsageError
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
@@ -20,7 +20,7 @@ _COMMANDS: dict[str, Callable] = {
     "demo": see.run_demo,
     "explain": see.explain_photo,
     "explore": see.explore_photo,
-    "export": export.export_classifier,
+    "export": export.export_network,
     "export-testdev": export.testdev_file,
     "predict": predict.predict_images,
 }

@@ -13,7 +13,6 @@ A file holds JSON beside its graph, and so it is read back, here with `read_expo
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 import zipfile
@@ -34,14 +33,12 @@ from lesa_nb.io.atomic import atomic_path
 from lesa_nb.layers.context import Context
 from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize
 from lesa_nb.layers.lesa import attend_with
-from lesa_nb.models.detector import Detector
+from lesa_nb.models.mask_rcnn import MaskRCNN
 from lesa_nb.weights.folding import fold_norms
 from lesa_nb.weights.load import Loaded
 
-__all__ = ["export_program", "export_onnx", "export_metadata", "export_file", "read_export_metadata", "FORMATS"]
-
-#: what a file may end in -> what it then is
-FORMATS: Mapping[str, str] = {".onnx": "an ONNX file", ".pt2": "a program of torch.export"}
+__all__ = ["export_program", "export_onnx", "export_metadata", "export_file", "read_export_metadata",
+           "check_onnx_packages"]
 
 _BESIDE = "metadata.json"  # its name among the extra files of a program
 _OPSET = 20  # the first with deformable convolutions is 19
@@ -52,7 +49,7 @@ _Size = int | tuple[int, int]
 class _OnePicture(nn.Module):
     """A detector as a function of one picture: what its `forward` does without the checks, which ask for numbers."""
 
-    def __init__(self, detector: Detector, size: tuple[int, int], fixed: bool) -> None:
+    def __init__(self, detector: MaskRCNN, size: tuple[int, int], fixed: bool) -> None:
         super().__init__()
         side = detector.image_size
         height, width = size
@@ -106,7 +103,7 @@ def _call(network: nn.Module, image_size: _Size | None, min_size: int, max_size:
         raise ValueError("expected a network in eval mode: call .eval() before exporting it")
     weight = next(network.parameters())
     like = dict(dtype=weight.dtype, device=weight.device)
-    if not isinstance(network, Detector):
+    if not isinstance(network, MaskRCNN):
         size, sides = _pair(image_size or 224), _open_sides(2, min_size, max_size)
         example = torch.zeros(2, 3, *_within(size, min_size, max_size), **like)  # type: ignore[call-overload] # a dict
         return _Call(network, example, {0: Dim("batch")} | sides, "image", ["logits"])
@@ -169,7 +166,8 @@ def export_program(
         return torch.export.export(call.module, (call.example,), dynamic_shapes=(call.open,))
 
 
-def _check_packages() -> None:
+def check_onnx_packages() -> None:
+    """Say what to install if the packages that write ONNX files are missing (ModuleNotFoundError)."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise ModuleNotFoundError(f"writing ONNX files needs {' and '.join(missing)}: pip install 'lesa_nb[export]'")
 
@@ -212,7 +210,7 @@ def export_onnx(
         ModuleNotFoundError: The packages that write such files are not installed.
         ValueError: As `export_program`; or an operator has no ONNX form in the installed packages: it is named.
     """
-    _check_packages()
+    check_onnx_packages()
     _call(network, image_size, min_size, max_size)  # speaks up before the work begins
     network = fold_norms(network)
     if any(isinstance(part, Context) for part in network.modules()):
@@ -307,9 +305,8 @@ def export_file(
         OSError: The file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        known = " or ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
-        raise ValueError(f"{path}: expected a name that ends in {known}")
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"{path}: expected a name that ends in .onnx or .pt2")
     if (arch := source.metadata.get("arch")) not in ("classifier", "detector"):
         raise ValueError(f"expected a classifier of lesa train or a detector, found a network with arch = {arch!r}, "
                          "which has no export")

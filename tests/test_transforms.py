@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from lesa_nb.data.photos import sample_photo
 from lesa_nb.data.seeding import seeded
-from lesa_nb.data.transforms import CLASSIFY_AUGMENTS, resized_side, eval_transform, train_transform
+from lesa_nb.data.transforms import CLASSIFY_AUGMENTS, eval_transform, resized_side, train_transform
 from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 NORMALIZE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)

@@ -6,7 +6,6 @@ from tyro.conf import arg
 
 from lesa_nb.cli._common import UsageError, check_new_json, positive, progress, worker_count
 
-
 _LARGEST_SIDE = 4096  # pixels: a slip of the finger must not fill the memory
 
 
@@ -78,7 +77,8 @@ def export_network(
     takes = "one RGB picture from 0 to 1"
     if loaded.kind == "classifier":
         takes = "any number of pictures, standardised with ImageNet's mean and deviation"
-    print(f"{out}: {written['network']}, {written['task']}, {len(written['classes'])} classes; takes {takes}, of {sides}")
+    what = f"{written['network']}, {written['task']}, {len(written['classes']):,} classes"
+    print(f"{out}: {what}; takes {takes}, of {sides}")
     return 0
 
 

@@ -15,13 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-<<<<<<< HEAD
-from ._unknown_counts import cut_from_levels
-from .detector import Detector, ImageFeatures
-=======
 from ._detector import Detector, ImageFeatures
->>>>>>> main
-from .ops import Sampler, best_boxes, full_precision, random_sampler, roi_cuts, smooth_l1
+from .ops import Sampler, best_boxes, cuts_by_level, full_precision, random_sampler, roi_cuts, smooth_l1
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample
 
@@ -38,7 +33,7 @@ def roi_features(
 ) -> Float[Tensor, "n C S S"]:
     "Cut every box out of its level and bring it to S x S, eqs. (25.1) and (25.2)."
     level_n = _roi_levels(boxes_n4)
-    if torch.compiler.is_exporting(): return cut_from_levels(maps, boxes_n4, level_n, size, STRIDES[:4], roi_cuts)
+    if torch.compiler.is_exporting(): return cuts_by_level(maps, boxes_n4, level_n, size, STRIDES[:4])
     order_n = level_n.argsort(stable=True)
     counts = (level_n == torch.arange(4, device=level_n.device)[:, None]).sum(1).tolist()
     cuts = [roi_cuts(map_1CHW, part_n4, size, 1/stride)                                            # (25.2)

@@ -62,13 +62,27 @@ def test_the_rate_follows_the_batch():
         COSINE.local_batch_size(3)
 
 
-def test_a_warm_up_that_takes_the_whole_run_is_cut():
-    short = replace(COSINE, epochs=2)
-    assert (COSINE.warmup(100), short.warmup(100), STAIRS.warmup(10), STAIRS.warmup(100)) == (500, 20, 20, 500)
-    factors = [lr_factor(short, t, 100) for t in range(200)]
-    assert max(factors) == 1 and factors.index(1) == 19  # the rate arrives
-    assert replace(COSINE, epochs=1, warmup_epochs=1).warmup(1) == 1
+def test_a_warm_up_fits_the_run():
+    "The published five epochs of three would be all of it: at most a quarter of a run is spent on the way up."
+    short, longer = replace(COSINE, epochs=3), replace(COSINE, epochs=6)
+    assert (COSINE.warmup(100), STAIRS.warmup(100)) == (500, 500)  # as published
+    assert (short.warmup(100), longer.warmup(100), STAIRS.warmup(10)) == (75, 150, 50)
+    factors = [lr_factor(short, t, 100) for t in range(300)]
+    assert max(factors) == 1 and factors.index(1) == 74  # the rate arrives
+    assert factors == sorted(factors[:75]) + sorted(factors[75:], reverse=True)
     assert replace(COSINE, warmup_epochs=0).warmup(100) == 0
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_a_run_of_few_steps_learns_in_each(steps):
+    for recipe in (replace(COSINE, epochs=1), replace(STAIRS, epochs=1)):
+        assert recipe.warmup(steps) == steps//4
+        assert all(lr_factor(recipe, t, steps) > 0 for t in range(steps))
+
+
+def test_a_longer_run_never_warms_up_less():
+    warmups = [replace(COSINE, epochs=n).warmup(10) for n in range(1, 40)]
+    assert warmups == sorted(warmups) and warmups[-1] == 50
 
 
 def test_it_is_told_in_words():
@@ -78,4 +92,4 @@ def test_it_is_told_in_words():
     assert "batch norm sees 128 samples at once" in said and said.startswith("recipe classifier: epochs 95, batch_size")
     assert "statistics are frozen" in describe_recipe(STAIRS, 117_266, frozen=True)
     cut = describe_recipe(replace(COSINE, epochs=2), 1_281_167)
-    assert "warm-up: 50,045 steps were asked for, and the run has 20,018: cut to 2,001" in cut
+    assert "warm-up: 50,045 steps were asked for, and the run has 20,018: cut to 5,004, a quarter" in cut

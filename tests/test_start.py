@@ -321,6 +321,11 @@ def test_another_backbone_is_refused(sources):
 # ---- runs
 
 
+def test_a_graft_needs_a_file(tmp_path):
+    with pytest.raises(ValueError, match="say which with start="):
+        classification_task(tmp_path, find_recipe("published"), graft=True)
+
+
 def test_a_started_run_resumes_to_the_bit(sources, tmp_path):
     data = make_image_folder(tmp_path / "data", task="corner", train=8, val=4, size=32, seed=0)
     recipe = find_recipe("published", epochs=2, batch_size=8, augment="gentle", warmup_epochs=0)

@@ -76,6 +76,17 @@ def check_new_json(flag: str, path: Path | None, *inputs: Path) -> None:
         raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
 
 
+def check_new_folder(flag: str, path: Path | None) -> None:
+    "Refuse, before any work is done, a folder for answers that could not be made or written to."
+    if path is None:
+        return
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{flag} wants the name of a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there}: this folder may not be written to; choose another {flag}")
+
+
 def write_json(path: Path, numbers: dict | list, what: str) -> None:
     "Numbers as JSON, which has no nan: it says null where there was nothing to measure. Errors say `what` they are."
     from lesa_nb.io.atomic import atomic_json

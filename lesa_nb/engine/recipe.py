@@ -43,7 +43,7 @@ class Recipe:
         weight_decay: Pull of the weights towards zero.
         decay_all: False: no decay of norms and biases.
         warmup_epochs: The rate rises for so many epochs ...
-        warmup_steps: ... and so many steps.
+        warmup_steps: ... and so many steps, together at most a quarter of the run.
         warmup_from: The share of the rate that it starts from.
         milestones: Epochs after which the rate falls to a tenth; none: it falls as a cosine, to 0.
         label_smoothing: Share of the target that is spread over all classes.
@@ -119,9 +119,9 @@ class Recipe:
         return self.lr*self.batch_size/self.lr_batch
 
     def warmup(self, steps_per_epoch: int) -> int:
-        """Steps on the way up. A warm-up that would take the whole run is cut to a tenth of it."""
-        asked, total = round(self.warmup_epochs*steps_per_epoch) + self.warmup_steps, self.epochs*steps_per_epoch
-        return asked if asked < total else min(asked, max(1, total//10))
+        """Steps on the way up: what was asked for, and at most a quarter of the run."""
+        asked = round(self.warmup_epochs*steps_per_epoch) + self.warmup_steps
+        return min(asked, self.epochs*steps_per_epoch//4)
 
     def local_batch_size(self, processes: int = 1) -> int:
         """Samples of one micro-batch: a batch is cut among processes, and in each into `accumulate` micro-batches.
@@ -159,7 +159,7 @@ def describe_recipe(recipe: Recipe, samples: int, processes: int = 1, *, frozen:
     asked = round(recipe.warmup_epochs*per_epoch) + recipe.warmup_steps
     if per_epoch and recipe.warmup(per_epoch) < asked:
         lines.append(f"warm-up: {asked:,} steps were asked for, and the run has {recipe.epochs*per_epoch:,}: cut to "
-                     f"{recipe.warmup(per_epoch):,}, or the rate would never arrive")
+                     f"{recipe.warmup(per_epoch):,}, a quarter of them, so that most steps have the rate asked for")
     norm = recipe.batch_size//recipe.accumulate if recipe.sync_norm else local
     seen = ("batch norm's statistics are frozen" if frozen else
             f"batch norm sees {norm} samples at once (32 when the published numbers were made)")

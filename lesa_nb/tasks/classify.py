@@ -84,18 +84,19 @@ def classification_scores(
     batches: Iterable[Batch], # of this process
     *,
     classes: int,
-) -> dict[str, float]: # top1, top5 in percent, loss
+    more: Sequence[Any] = (), # metrics of torchmetrics that are updated along: to count class by class, for instance
+) -> dict[str, float]: # top1, top5 (of more than five classes) in percent, loss
     "Accuracies over the images of all processes, each counted once."
     from torchmetrics import MeanMetric
     from torchmetrics.classification import MulticlassAccuracy
     if classes < 2:
         raise ValueError(f"scores need at least 2 classes to tell apart, got {classes}: add a folder for another class")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    top = {f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro").to(device) for k in (1, 5)}
+    top = {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro").to(device) for k in (1, 5) if k < classes}
     loss = MeanMetric().to(device)
     for images, labels, _ in batches:
         logits = model(images).float()
-        for metric in top.values():
+        for metric in (*top.values(), *more):
             metric.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels), weight=len(labels))
     return {name: 100*metric.compute().item() for name, metric in top.items()} | dict(loss=loss.compute().item())
@@ -174,7 +175,8 @@ def score_folder(
     workers: int = 0,
     device: str | None = None,
     watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, # gets the batches: a progress bar, for instance
-) -> dict[str, float]: # top1, top5 in percent, loss, and how many samples
+    more: Sequence[Any] = (), # see `classification_scores`
+) -> dict[str, float]: # what that returns, and how many samples
     "Accuracy on the images of a folder; under torchrun the processes share them."
     if classifier.kind != "classifier":
         raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
@@ -187,5 +189,5 @@ def score_folder(
     with process_group(on) as ranks:
         batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)
         scores = evaluate(classifier.model.to(on), checked_batches(watch(batches)),
-                          partial(classification_scores, classes=len(names)), as_it_is, on)
+                          partial(classification_scores, classes=len(names), more=more), as_it_is, on)
     return dict(scores, samples=len(images))

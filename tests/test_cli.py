@@ -154,7 +154,7 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
 def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys):
     (tmp_path / "file").touch()
     status, out, err = run(capsys, "demo", "--quick", "--out", tmp_path / "file")
-    assert status == 1 and err == f"lesa: {tmp_path / 'file'}: File exists\n"
+    assert status == 2 and err == f"lesa: {tmp_path / 'file'}: File exists\n"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
@@ -268,7 +268,7 @@ def test_explain_turns_a_picture_upright(weights, tmp_path, capsys):
     status, said, err = run(
         capsys, "explain", tmp_path / "lying.jpg", "--weights", weights, "--out", tmp_path / "f.png", "--pixel", "79,39"
     )
-    assert status == 1 and "40 wide and 80 high" in err
+    assert status == 2 and "40 wide and 80 high" in err
 
 
 def test_a_page_holds_every_layer_of_a_small_classifier(photo, tmp_path, capsys):
@@ -363,7 +363,7 @@ def test_a_mistake_is_one_line(mistakes, capsys, tmp_path, photo):
     before = photo.read_bytes()
     for name, (words, parts) in mistakes.items():
         status, out, err = run(capsys, "explain", *words)
-        assert (status, err.count("\n"), out) == (1, 1, ""), (name, status, out, err)
+        assert (status, err.count("\n"), out) == (2, 1, ""), (name, status, out, err)
         for part in ["lesa: ", *parts]:
             assert part in err, (name, err)
     assert not (tmp_path / "it ran").exists()
@@ -381,7 +381,7 @@ def test_explain_into_a_folder_that_takes_nothing(error, photo, weights, tmp_pat
 
     monkeypatch.setattr(Figure, "savefig", refuse)
     status, out, err = run(capsys, "explain", photo, "--weights", weights, "--out", tmp_path / "f.png")
-    assert (status, err.count("\n"), out) == (1, 1, "") and error.strerror in err
+    assert (status, err.count("\n"), out) == (2, 1, "") and error.strerror in err
 
 
 def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_path):
@@ -395,8 +395,8 @@ def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_pat
     done = lesa("explain", photo, "--weights", weights, "--out", tmp_path / "figure é.png", **home)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "figure é.png").is_file()
-    one_line(lesa("explain", tmp_path / "fort; né.jpg", **home), 1, "no such file")
-    one_line(lesa("explain", photo, "--weights", weights, "--out", "/proc/nowhere/f.png", **home), 1, "/proc/nowhere")
+    one_line(lesa("explain", tmp_path / "fort; né.jpg", **home), 2, "no such file")
+    one_line(lesa("explain", photo, "--weights", weights, "--out", "/proc/nowhere/f.png", **home), 2, "/proc/nowhere")
 
 
 def test_interrupting_the_process(tmp_path):

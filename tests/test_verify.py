@@ -354,7 +354,7 @@ def test_the_command_checks_a_folder_without_a_split(folder, capsys):
     assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "0.25"]) == 0
     said = capsys.readouterr().out
     assert "a hash of each file's name puts 25 % of the pictures into validation" in said and "ready to train" in said
-    assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "2"]) == 1
+    assert main(["verify-data", "imagenet", str(folder / "train"), "--val-fraction", "2"]) == 2
     assert "val_fraction must lie between 0 and 1, got 2.0" in capsys.readouterr().err
     assert main(["verify-data", "imagenet", str(folder / "train")]) == 1
     assert "say which part validates: val_fraction=0.2, or --val-fraction 0.2" in capsys.readouterr().out

@@ -24,6 +24,12 @@ class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
 
 
+class Work:
+    "Whether a command has begun its work: what goes wrong before is a refusal, exit status 2, and after it a failure, 1."
+
+    begun = False
+
+
 def echo(*words: object) -> None:
     "Print, if this process is the one that talks."
     if is_main_process():
@@ -59,6 +65,7 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     "The items, with a bar in the process that talks."
     from tqdm import tqdm
 
+    Work.begun = True
     return tqdm(items, unit=unit, total=total, disable=not is_main_process())
 
 

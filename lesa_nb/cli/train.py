@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import CocoPaths, UsageError, check_image_size, echo, positive, worker_count
+from lesa_nb.cli.common import CocoPaths, UsageError, Work, check_image_size, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -22,6 +22,7 @@ class _Display:
     def start(self, event: dict) -> None:
         from tqdm import tqdm
 
+        Work.begun = True
         where = "a new run"
         if event["resumed"]:
             where = f"resumed in epoch {event['epoch'] + 1} after step {event['step']} of {event['steps']}"

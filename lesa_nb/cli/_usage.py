@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from lesa_nb.cli.common import UsageError
+from lesa_nb.cli._common import UsageError
 
 _T = TypeVar("_T")
 _HELP = ("-h", "--help")
@@ -16,11 +16,14 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r"^[│╭╰]|[│╮╯]?\s*$")
 #: what the parser says of a value -> the same in a sentence
 _VALUES = (
-    (re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)"), r"\1 wants a whole number, got \2"),
+    (re.compile(r"Error parsing (\S+): invalid literal for int.*: (.*)"), r"\1 wants a whole number, got \2"),
     (re.compile(r"Error parsing (\S+): could not convert string to float: (.*)"), r"\1 wants a number, got \2"),
-    (re.compile(r"Error parsing (\S+): .*\bINT\b.* instantiated from \[(.*)\]\.?"), r"\1 wants a whole number, got \2"),
-    (re.compile(r"Error parsing (\S+): .*\bFLOAT\b.* instantiated from \[(.*)\]\.?"), r"\1 wants a number, got \2"),
-    (re.compile(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\."), r"\2 must be one of \3, got \1"),
+    (re.compile(r"Error parsing (\S+): .*\bINT .* from \[(.*)\]\.?"), r"\1 wants a whole number, got \2"),
+    (re.compile(r"Error parsing (\S+): .*\bFLOAT .* from \[(.*)\]\.?"), r"\1 wants a number, got \2"),
+    (
+        re.compile(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\."),
+        r"\2 must be one of \3, got \1",
+    ),
     (re.compile(r"Missing value for argument '(\S+)'\..*"), r"\1 wants a value, found none"),
 )
 
@@ -32,7 +35,7 @@ def _meant(word: str, known: Sequence[str]) -> str:
 
 
 def find_command(words: Sequence[str], groups: Mapping[str, Sequence[str]], commands: Sequence[str]) -> str:
-    """The command that the first one or two words name, as it is called: "lesa train coco"; "lesa" where help is asked.
+    """The command that the first one or two words name, as it is called ("lesa train coco"); "lesa" for help on all.
 
     groups: the commands of two words, first word -> second words; commands: those of one word.
     """

@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 
 class Work:
-    "Whether a command has begun its work: what goes wrong before is a refusal, exit status 2, and after it a failure, 1."
+    "Whether a command has begun its work: what goes wrong before is a refusal, status 2; after it a failure, 1."
 
     begun = False
 

@@ -179,7 +179,9 @@ def test_refusals(run, data, tmp_path, capsys):
             ["expected train/ and val/"],
         ),
         (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], ["classes differ", "red", "rot"]),
-        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], ["48 samples cannot fill one batch of 800"]),
+        ([*train, "--out", tmp_path / "x", "--image-size", "7"], ["image_size must be at least 9 for small"]),
+        ([*train, "--out", tmp_path / "x", "--epochs", "99999999999"], ["--epochs must be at most 10,000,000"]),
+        ([*train, "--out", tmp_path / "x", "--epochs", "200000"], ["epochs of a recipe must be whole, at least 1 and"]),
         ([*train, "--out", tmp_path / "x", "--accumulate", "3"], ["choose a batch size that 3 divides"]),
         ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], ["cuda:7"]),
         (
@@ -190,7 +192,7 @@ def test_refusals(run, data, tmp_path, capsys):
         found = cli.main([str(word) for word in words])
         said = capsys.readouterr()
         one_line(subprocess.CompletedProcess(words, found, said.out, said.err), 2, *parts)
-    assert (out / "last.pt").read_bytes() == before and not (tmp_path / "x" / "last.pt").exists()
+    assert (out / "last.pt").read_bytes() == before and not (tmp_path / "x").exists()
 
 
 def test_verify_and_make_data(tmp_path):

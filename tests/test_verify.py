@@ -263,6 +263,8 @@ def test_broken_exif_is_never_blamed_on_another_file(tmp_path):
     image = Image.new("RGB", (40, 30), "red")
     for half in ("train", "val"):
         (tmp_path / half / "x").mkdir(parents=True)
+        (tmp_path / half / "y").mkdir()
+        image.save(tmp_path / half / "y" / "sound.jpg", exif=good)
         for i in range(100):
             image.save(tmp_path / half / "x" / f"{i}.jpg", exif=BAD_EXIF if i % 5 == 0 else good)
     with warnings.catch_warnings(record=True) as heard:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the finger must not fill the memory
 
+_LARGEST_NUMBER = 10_000_000  # epochs, pictures, classes: more is a slip of the finger
+
 _LARGEST_IMAGE = 4096  # pixels of a side: a slip of the finger must not fill the memory
 
 
@@ -37,10 +39,13 @@ def echo(*words: object) -> None:
 
 
 def positive(**numbers: float | None) -> None:
-    "Refuse numbers below one, by the name of their flag; None is a flag that was not given."
+    "Refuse numbers below one, and slips of the finger, by the name of their flag; None is a flag that was not given."
     for name, number in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
         if number is not None and number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+            raise UsageError(f"{flag} must be at least 1, got {number}")
+        if number is not None and number > _LARGEST_NUMBER:
+            raise UsageError(f"{flag} must be at most {_LARGEST_NUMBER:,}, got {number}")
 
 
 def check_image_size(size: int | None) -> None:

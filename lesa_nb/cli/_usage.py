@@ -1,4 +1,4 @@
-"""Words that make no sense on a command line, answered in one sentence: what was wrong, and what may have been meant."""
+"""Words that make no sense on a command line, answered in one sentence: what is wrong, what may have been meant."""
 import contextlib
 import difflib
 import io
@@ -65,9 +65,10 @@ def refuse_empty(words: Sequence[str]) -> None:
         flag, equals, value = word.partition("=")
         if not word.strip():
             before = words[place - 1] if place else ""
-            raise UsageError(f"{before if before.startswith('--') else 'a word'} is empty: expected a name or a number; "
-                             "is a variable of the shell not set?")
-        if word.startswith("--") and equals and not value.strip():
+            flag, equals, value = before if before.startswith("--") else "a word", "=", ""
+        elif not word.startswith("--"):
+            continue
+        if equals and not value.strip():
             raise UsageError(f"{flag} is empty: expected a name or a number; is a variable of the shell not set?")
 
 
@@ -87,10 +88,11 @@ def _wide() -> Iterator[None]:
 
 def _answer(read: Callable[[Sequence[str]], object], words: Sequence[str]) -> str:
     "All that the parser says about these words, without colours."
-    with _wide(), contextlib.redirect_stderr(io.StringIO()) as wrong, contextlib.redirect_stdout(io.StringIO()) as help:
+    out, err = io.StringIO(), io.StringIO()
+    with _wide(), contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
         with contextlib.suppress(SystemExit):
             read(words)
-    return _COLOUR.sub("", wrong.getvalue() + help.getvalue())
+    return _COLOUR.sub("", err.getvalue() + out.getvalue())
 
 
 def _is_ruler(row: str) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lesa_nb.cli import check, common, export, see
+from lesa_nb.cli import _common, check, export, see
+from lesa_nb.cli._common import UsageError
 from lesa_nb.cli.app import main
-from lesa_nb.cli.common import UsageError
 from lesa_nb.cli.data import make_coco_folder, make_imagenet, verify_coco_folder, verify_imagenet
 from lesa_nb.cli.eval import eval_coco, eval_imagenet
 from lesa_nb.cli.predict import predict_images
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_numbers_below_one_are_refused_by_their_flag():
     with pytest.raises(UsageError, match="--batch-size must be at least 1, got 0"):
-        common.positive(epochs=None, batch_size=0)
-    assert common.is_main_process()
+        _common.positive(epochs=None, batch_size=0)
+    assert _common.is_main_process()
 
 
 @pytest.mark.parametrize("numbers", [dict(workers=-1), dict(workers=100_000), dict(seed=2**63), dict(minutes=nan)])
@@ -43,15 +43,15 @@ def test_numbers_that_cannot_be_are_refused_before_a_run_begins(numbers):
 
 def test_only_the_main_process_talks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    common.echo("hello")
-    assert not common.is_main_process() and capsys.readouterr().out == ""
+    _common.echo("hello")
+    assert not _common.is_main_process() and capsys.readouterr().out == ""
 
 
 def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
-    assert common.worker_count(3) == 3 and common.worker_count(None) == 8
+    assert _common.worker_count(3) == 3 and _common.worker_count(None) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert common.worker_count(None) == 2
+    assert _common.worker_count(None) == 2
 
 
 def test_answers_never_replace_what_they_are_about(tmp_path, monkeypatch):
@@ -70,14 +70,14 @@ def test_answers_never_replace_what_they_are_about(tmp_path, monkeypatch):
     assert picture.read_bytes() == weights.read_bytes() == b"precious"
     monkeypatch.setattr("os.access", lambda *args: False)
     with pytest.raises(PermissionError, match="may not be written to"):
-        common.check_new_json("--out", tmp_path / "scores.json")
+        _common.check_new_json("--out", tmp_path / "scores.json")
 
 
 def test_a_picture_larger_than_any_machine_is_refused(tmp_path):
     for words in (["train", "imagenet"], ["train", "coco"], ["eval", "imagenet", "--weights", str(tmp_path / "w")]):
         assert main([*words, "--data", str(tmp_path), "--image-size", "1000000"]) == 2
     with pytest.raises(UsageError, match="--image-size must be at most 4096"):
-        common.check_image_size(1_000_000)
+        _common.check_image_size(1_000_000)
 
 
 @pytest.mark.parametrize("draw", [make_imagenet, make_coco_folder])
@@ -98,7 +98,7 @@ def test_predictions_drawn_into_a_file_are_refused(monkeypatch, tmp_path):
 
 
 def test_scores_that_are_nan_are_null_in_json(tmp_path):
-    common.write_json(tmp_path / "scores.json", {"AP": float("nan"), "AR": 0.5}, "the scores")
+    _common.write_json(tmp_path / "scores.json", {"AP": float("nan"), "AR": 0.5}, "the scores")
     assert json.loads((tmp_path / "scores.json").read_text()) == {"AP": None, "AR": 0.5}
 
 
@@ -169,7 +169,7 @@ def test_what_is_asked_for_stands_in_settings_once(is_installed, monkeypatch):
     assert found["torch"] == ("torch", "2.10", "") and found["tyro"] == ("tyro", "", "")
     assert found["scikit-learn"] == ("scikit-learn", "", "demo") and found["nbdev"] == ("nbdev", "2.4.14", "dev")
     if not is_installed:
-        assert set(check.PURPOSES) <= set(found)  # each optional package stands in settings.ini
+        assert set(check._PURPOSES) <= set(found)  # each optional package stands in settings.ini
 
 
 # The whole way, with the functions behind the commands

@@ -14,7 +14,7 @@ from lesa_nb.io.tensors import read_metadata
 from lesa_nb.look.capture import attention_layers
 from lesa_nb.study import demo as demo_module
 from lesa_nb.study import small as study
-from lesa_nb.study.onecycle import accuracy
+from lesa_nb.study._onecycle import accuracy
 from lesa_nb.weights.load import load
 
 PROBLEMS = {"digits": "digits", "find the twin": "twin"}

@@ -220,13 +220,13 @@ def test_a_detector_answers_what_eval_scores(detector, tmp_path):
 
     from lesa_nb.data.coco import CocoFolder, collate_detection
     from lesa_nb.data.drawn_coco import make_coco
-    from lesa_nb.tasks.coco_results import predict_results
-    from lesa_nb.tasks.detect_eval import ValidSamples
+    from lesa_nb.tasks.coco_results import _predict_results
+    from lesa_nb.tasks.detect_eval import _ValidSamples
 
     folder = CocoFolder(make_coco(tmp_path/"coco", train=1, val=3, test=1, size=96), "val2017")
     loaded = load(detector)
-    batches = DataLoader(ValidSamples(folder), 1, collate_fn=collate_detection)
-    for image_id, results in predict_results(loaded.model, batches, folder):
+    batches = DataLoader(_ValidSamples(folder), 1, collate_fn=collate_detection)
+    for image_id, results in _predict_results(loaded.model, batches, folder):
         objects = predict(loaded, folder.file(image_id), threshold=0)[0]["objects"]
         assert len(objects) == len(results)
         for thing, result in zip(objects, results):

@@ -8,7 +8,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import check, data, eval, export, predict, see, train
-from lesa_nb.cli.common import UsageError
+from lesa_nb.cli._common import UsageError
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import CocoPaths, UsageError, check_image_size, echo, positive, worker_count
+from lesa_nb.cli._common import CocoPaths, UsageError, check_image_size, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 

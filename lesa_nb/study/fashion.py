@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from lesa_nb.data.pictures import Samples, check_samples, chunks, shuffled
 from lesa_nb.layers.lesa import LESA
+from lesa_nb.study._onecycle import accuracy
 from lesa_nb.study.inside import study_row
-from lesa_nb.study.onecycle import accuracy
 from lesa_nb.study.small import Problem, SmallNet, Trained
 
 __all__ = ["DISTURBANCES", "FASHION_CLASSES", "FASHION_LIMITS", "Fashion", "fashion_row", "read_fashion"]

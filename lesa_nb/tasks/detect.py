@@ -33,8 +33,8 @@ from ..models.pyramid import prepare
 from ..models.registry import build_detector
 from ._detect_start import detection_losses, start_run
 from .coco_eval import score_results
-from .coco_results import gather_results, predict_results
-from .detect_eval import ValidSamples, percent_scores
+from .coco_results import _gather_results, _predict_results
+from .detect_eval import _percent_scores, _ValidSamples
 from ..weights.start import start_detector, start_metadata
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-07
@@ -179,12 +179,12 @@ def detection_task(
         return detector
 
     def validate(detector, batches):
-        results = gather_results(dict(predict_results(detector, batches, held)))
-        return from_main_process(lambda: percent_scores(score_results(held, results)))
+        results = _gather_results(dict(_predict_results(detector, batches, held)))
+        return from_main_process(lambda: _percent_scores(score_results(held, results)))
 
     metadata = dict(arch="detector", net=net, classes=pictures.categories.names, category_ids=pictures.categories.ids,
                     **start_metadata(start))
-    return Task(metadata, recipe, build, TrainSamples(pictures, seed, repeat=repeat), ValidSamples(held),
+    return Task(metadata, recipe, build, TrainSamples(pictures, seed, repeat=repeat), _ValidSamples(held),
                 collate_detection, detection_losses, validate,
                 lambda batch: [f"{t['file']} (image {t['image_id']})" for t in batch[1]],
                 "mask AP" if held.has_masks and pictures.has_masks else "box AP", 8 if network == "small" else 1)

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
 from ..engine.loop import seed_everything
 from ..models.resnet import Bottleneck
-from .onecycle import accuracy, adamw_onecycle, train_steps
+from ._onecycle import accuracy, adamw_onecycle, train_steps
 from ..tasks.side_by_side import THREE_TERMS
 from ..weights.load import Kind, register_kind
 

@@ -22,7 +22,7 @@ from lesa_nb.data.coco import Categories, CocoFolder, collate_detection
 from lesa_nb.data.drawn_coco import _SHAPES, make_coco
 from lesa_nb.tasks.class_ap import format_class_ap
 from lesa_nb.tasks.coco_eval import Scores, score_results
-from lesa_nb.tasks.coco_results import gather_results, predict_results, to_results, write_testdev
+from lesa_nb.tasks.coco_results import _gather_results, _predict_results, to_results, write_testdev
 
 edit_val = partial(edit, split="val2017")
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,7 @@ def test_testdev_file(source, tmp_path):
     path = write_testdev(
         tmp_path / "ü; 1.json",
         dataset,
-        predict_results(model, DataLoader(dataset, 2, collate_fn=collate_detection), dataset),
+        _predict_results(model, DataLoader(dataset, 2, collate_fn=collate_detection), dataset),
     )
     assert model.training and set(model.modes) == {False}
     sent = json.loads(path.read_text())
@@ -475,7 +475,7 @@ def test_answers_become_results(source):
     from pycocotools import mask as mask_tools
 
     val = CocoFolder(source, "val2017")
-    found = dict(predict_results(Truth(val), DataLoader(val, 3, collate_fn=collate_detection), val))
+    found = dict(_predict_results(Truth(val), DataLoader(val, 3, collate_fn=collate_detection), val))
     assert list(found) == val.image_ids
     first = found[val.image_ids[0]]
     assert {r["category_id"] for r in first} <= set(_SHAPES.values())
@@ -514,7 +514,7 @@ def test_what_is_sent_and_what_is_not(source, tmp_path):
     path = write_testdev(
         tmp_path / "detections_test-dev2017_squares_results.json",
         unseen,
-        predict_results(Squares(), DataLoader(unseen, 2, collate_fn=collate_detection), unseen),
+        _predict_results(Squares(), DataLoader(unseen, 2, collate_fn=collate_detection), unseen),
     )
     sent = json.loads(path.read_text())
     assert sorted(r["image_id"] for r in sent) == sorted(unseen.image_ids * 100)  # the best 100 of 120
@@ -574,4 +574,4 @@ from lesa_nb.tasks.coco_eval import Scores, score_results
 
 def test_alone_nothing_is_gathered():
     results = {1: []}
-    assert gather_results(results) == results
+    assert _gather_results(results) == results

@@ -392,9 +392,9 @@ def test_the_command_starts_from_a_run(home):
     assert resumed.returncode == 0, resumed.stderr  # the same file: the same run
     other = *SMALL, "--start", home / "first" / "last.pt", "--image-size", 96
     refused = train(home / "digits", home / "second", *other, "--resume", "auto")
-    assert refused.returncode == 1 and "a checkpoint of another run (start: " in refused.stderr
+    assert refused.returncode == 2 and "a checkpoint of another run (start: " in refused.stderr
     refused = train(home / "digits", home / "third", "--start", start)
-    assert refused.returncode == 1 and "--network small" in refused.stderr and not (home / "third").exists()
+    assert refused.returncode == 2 and "--network small" in refused.stderr and not (home / "third").exists()
 
 
 def train_detector(data, out, *more):
@@ -430,7 +430,7 @@ def test_the_command_starts_detectors(home):
     done = lesa("predict", next((data / "val2017").iterdir()), "--weights", weights, "--out", home / "seen")
     assert done.returncode == 0, done.stderr
     refused = train_detector(data, home / "none", "--start", start)
-    assert refused.returncode == 1 and "a detector with another backbone" in refused.stderr
+    assert refused.returncode == 2 and "a detector with another backbone" in refused.stderr
     assert not (home / "none").exists()
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 _OLDEST_PYTHON = (3, 10)
 
 #: optional package -> what needs it; which extra brings it, and the versions, stand in settings.ini
-PURPOSES = {
+_PURPOSES = {
     "scikit-learn": "real pictures for `lesa demo`",
     "tensorboard": "TensorBoard files beside the log of a run",
     "faster-coco-eval": "training and scoring detectors",
@@ -65,7 +65,7 @@ def _requirements() -> list[_Requirement]:
 def _package(need: _Requirement) -> _Part:
     "One package: there, too old, or missing."
     wanted = f"'{need.name}>={need.floor}'" if need.floor else need.name
-    purpose = PURPOSES.get(need.name, "")
+    purpose = _PURPOSES.get(need.name, "")
     try:
         found = version(need.name)
     except PackageNotFoundError:
@@ -91,7 +91,7 @@ def _packages() -> Iterator[_Part]:
         yield _Part("python", platform.python_version(), "ok")
     seen = set()
     for need in _requirements():
-        if need.name not in seen and (not need.extra or need.name in PURPOSES):
+        if need.name not in seen and (not need.extra or need.name in _PURPOSES):
             seen.add(need.name)
             yield _package(need)
 

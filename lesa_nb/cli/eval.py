@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli.common import (
+from lesa_nb.cli._common import (
     CocoPaths,
     check_image_size,
     check_new_folder,

@@ -24,9 +24,9 @@ from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
-from ..engine.recipe import Recipe
+from ..engine.recipe import Recipe, fit_batch
 from ..engine.task import Task
-from ..models.registry import CLASSIFIERS, build_classifier, default_position
+from ..models.registry import build_classifier, default_position, require_image_size
 from ..weights.load import Loaded
 from ..weights.start import Started, graft_network, start_classifier, start_metadata
 
@@ -102,9 +102,6 @@ def classification_scores(
     return {name: 100*metric.compute().item() for name, metric in top.items()} | dict(loss=loss.compute().item())
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-12
-def _paths(batch):
-    return batch.paths
-
 def _started(build, start, classes) -> tuple[Callable[[], nn.Module], Started]:
     "A builder whose networks begin with a file's weights, and what becomes of every tensor; no numbers are needed yet."
     def begin():
@@ -136,9 +133,9 @@ def classification_task(
         if start is None:
             raise ValueError("graft=True makes the network of a file's ResNet: say which with start=")
         network = graft_network(start)
-    if network not in CLASSIFIERS:
-        raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
+    require_image_size(image_size, network)
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
+    recipe = fit_batch(recipe, len(train), say)
     position = position or default_position(network)
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
@@ -151,7 +148,7 @@ def classification_task(
     return Task(
         metadata=metadata, recipe=recipe, build=build, train=train, valid=valid, collate=collate_classification,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
-        validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1",
+        validate=partial(classification_scores, classes=count), batch_names=lambda batch: batch.paths, score="top1",
         valid_batch=valid_batch)
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22

@@ -17,11 +17,19 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the finger must not fill the memory
 
+_LARGEST_NUMBER = 10_000_000  # epochs, pictures, classes: more is a slip of the finger
+
 _LARGEST_IMAGE = 4096  # pixels of a side: a slip of the finger must not fill the memory
 
 
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
+
+
+class Work:
+    "Whether a command has begun its work: what goes wrong before is a refusal, status 2; after it a failure, 1."
+
+    begun = False
 
 
 def echo(*words: object) -> None:
@@ -31,10 +39,13 @@ def echo(*words: object) -> None:
 
 
 def positive(**numbers: float | None) -> None:
-    "Refuse numbers below one, by the name of their flag; None is a flag that was not given."
+    "Refuse numbers below one, and slips of the finger, by the name of their flag; None is a flag that was not given."
     for name, number in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
         if number is not None and number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+            raise UsageError(f"{flag} must be at least 1, got {number}")
+        if number is not None and number > _LARGEST_NUMBER:
+            raise UsageError(f"{flag} must be at most {_LARGEST_NUMBER:,}, got {number}")
 
 
 def check_image_size(size: int | None) -> None:
@@ -59,6 +70,7 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     "The items, with a bar in the process that talks."
     from tqdm import tqdm
 
+    Work.begun = True
     return tqdm(items, unit=unit, total=total, disable=not is_main_process())
 
 

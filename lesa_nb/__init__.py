@@ -13,6 +13,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lesa_nb.weights.timm_registry import watch as _watch_for_timm
+
 if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.layers.lesa import LESA, attend_with
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
@@ -62,6 +64,8 @@ def _one_thread_each() -> None:
 
 if os.environ.get("IN_TEST"):  # set by nbdev_test
     _one_thread_each()
+
+_watch_for_timm()  # its registry gets lesa_resnet50 and lesa_wrn50 as soon as it is imported
 
 
 def __getattr__(name: str) -> Any:

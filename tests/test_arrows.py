@@ -1,4 +1,4 @@
-"""The rooms of the package: imports one way, no private name of another module, no circle, each name defined once."""
+"""The rooms of the package: imports one way, no private name of another room, no circle, each name defined once."""
 
 import sys
 from pathlib import Path

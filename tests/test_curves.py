@@ -4,7 +4,7 @@ import pytest
 from IPython import display
 
 from lesa_nb.look.curves import curves, live
-from lesa_nb.look.figures import png
+from lesa_nb.look.figures import _png
 
 
 def events(epochs=2, steps=3):
@@ -56,5 +56,5 @@ def test_watching_passes_every_event_on_and_draws_one_picture_anew(monkeypatch):
     monkeypatch.setattr(display, "display", show)
     assert list(live(events())) == list(events())
     assert len(shown) == 2 and all(isinstance(picture, display.Image) for picture in shown)
-    assert png(curves(events(), "epoch 2: top1 51.0, top5 91.0, loss 1.0")) == shown[1].data
+    assert _png(curves(events(), "epoch 2: top1 51.0, top5 91.0, loss 1.0")) == shown[1].data
     assert len(plt.get_fignums()) == 1  # the one of this test

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lesa_nb.look import _page as page_module
 from lesa_nb.look import explorer as module
-from lesa_nb.look import page as page_module
+from lesa_nb.look._page import Page, _unpack_view, as_picture, pack_view, read_page
 from lesa_nb.look.capture import attention_layers, capture_layer
 from lesa_nb.look.explorer import _LIMIT, _view_layer, explorer
-from lesa_nb.look.page import Page, _unpack_view, as_picture, pack_view, read_page
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study.small import SmallNet
 
@@ -261,7 +261,7 @@ def test_the_network_is_left_as_it_was(networks, photo):
     net.eval()
 
 
-@pytest.mark.parametrize("name", ["explorer", "maps", "gallery", "capture", "page"])
+@pytest.mark.parametrize("name", ["explorer", "maps", "gallery", "capture", "_page"])
 def test_importing_needs_no_plotting(root, name):
     code = f"import sys, lesa_nb.look.{name}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)

@@ -16,11 +16,11 @@ from PIL import Image
 from lesa_nb.look import figures
 from lesa_nb.look.figures import (
     COLORS,
+    _png,
     draw_map,
     mark,
     new_figure,
     overlay,
-    png,
     save_png,
     show_bars,
     show_curves,
@@ -87,8 +87,8 @@ def test_png_is_small_and_the_same_every_time(tmp_path):
         ax.text(i, 0, f"{name}\n{contrast(hue):.1f}", color=hue, ha="center", va="center")
     full = io.BytesIO()
     fig.savefig(full, dpi=100, bbox_inches="tight")
-    data = png(fig)
-    assert data == png(fig) and len(data) < len(full.getvalue())/2
+    data = _png(fig)
+    assert data == _png(fig) and len(data) < len(full.getvalue())/2
     assert save_png(fig, tmp_path/"hues.png").read_bytes() == data
     assert not plt.get_fignums()  # what is saved is closed
 
@@ -99,7 +99,7 @@ def test_a_figure_is_shown_once_in_a_notebook(monkeypatch):
     monkeypatch.setattr(display, "display", shown.append)
     fig = show_bars({"gate": 1})
     fig._ipython_display_()
-    assert [image.data for image in shown] == [png(fig)] and not plt.get_fignums()
+    assert [image.data for image in shown] == [_png(fig)] and not plt.get_fignums()
 
 
 def test_new_figure_is_laid_out_as_asked():
@@ -247,8 +247,8 @@ def lit_box(fig, hue):
 
 
 def test_the_map_is_drawn_the_same_every_time_and_small():
-    data = png(draw_map())
-    assert data == png(draw_map()) and len(data) < 40_000
+    data = _png(draw_map())
+    assert data == _png(draw_map()) and len(data) < 40_000
 
 
 def test_a_lit_box_alone_is_solid():
@@ -292,7 +292,7 @@ def test_every_page_lights_its_own_box(root):
 
 
 def test_the_readme_shows_the_map_as_it_is_drawn_today(root):
-    now = Image.open(io.BytesIO(png(draw_map()))).convert("L")
+    now = Image.open(io.BytesIO(_png(draw_map()))).convert("L")
     with Image.open(root/"Images"/"lesa_map.png") as kept:
         assert kept.size == now.size
         away = np.abs(np.asarray(kept.convert("L"), dtype=float) - np.asarray(now, dtype=float))

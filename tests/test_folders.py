@@ -17,7 +17,7 @@ from torchvision import datasets
 from lesa_nb.data import speed
 from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.data.folders import ClassFolder, class_folders, class_names, held_out, same_classes
-from lesa_nb.data.listing import VALIDATION_NAMES, _describe_skipped, entries, find_layout, is_litter, list_files
+from lesa_nb.data.listing import _VALIDATION_NAMES, _describe_skipped, _list_entries, find_layout, is_litter, list_files
 from lesa_nb.data.speed import loader_speed
 from lesa_nb.data.transforms import CLASSIFY_AUGMENTS
 from lesa_nb.data.verify import verify_image_folder
@@ -223,7 +223,7 @@ def test_what_the_reader_refuses_is_fatal_before_training(folder):
 # Splits
 
 
-@pytest.mark.parametrize("name", VALIDATION_NAMES)
+@pytest.mark.parametrize("name", _VALIDATION_NAMES)
 def test_the_second_half_has_many_names(folder, name):
     (folder / "val").rename(folder / name)
     train, val = class_folders(folder, size=32)
@@ -298,7 +298,7 @@ def test_names_in_any_script_and_of_any_number(folder, tmp_path):
 
 def test_entries_and_files_are_sorted(folder):
     (folder / "train/red/a").mkdir()
-    assert entries(folder / "train").folders == ["blue", "green", "red"] == class_names(folder / "train")
+    assert _list_entries(folder / "train").folders == ["blue", "green", "red"] == class_names(folder / "train")
     assert list_files(folder / "train/red").files == sorted(str(p) for p in (folder / "train/red").glob("*.png"))
 
 

@@ -68,10 +68,11 @@ def test_a_house_in_order(tmp_path):
         ("def f():\n    from ..models import net\n    return net", "layers imports lesa_nb.models.net"),
         ("import importlib\nnet = importlib.import_module('lesa_nb.models.net')", "layers imports lesa_nb.models.net"),
         ("from lesa_nb.io.gone import x", "imports lesa_nb.io.gone, which there is not"),
-        ("from lesa_nb.layers.other import _hidden", "imports the private name _hidden of lesa_nb.layers.other"),
+        ("from lesa_nb.io.atomic import _hidden", "imports the private name _hidden of lesa_nb.io.atomic"),
+        ("from lesa_nb.io._part import x", "imports the private name x of lesa_nb.io._part"),
         ("from lesa_nb.layers import other", "lesa_nb.layers.other -> lesa_nb.layers.part -> lesa_nb.layers.other"),
     ],
-    ids=["wrong way", "lazy", "relative", "by name", "gone", "private", "circle"],
+    ids=["wrong way", "lazy", "relative", "by name", "gone", "private", "private module", "circle"],
 )
 def test_arrows(tmp_path, source, says):
     folder = build(
@@ -80,7 +81,8 @@ def test_arrows(tmp_path, source, says):
             "lesa_nb/models/net.py": "Net = 1\n",
             "lesa_nb/layers/part.py": source + "\n",
             "lesa_nb/layers/other.py": "import lesa_nb.layers.part\n_hidden = 1\n",
-            "lesa_nb/io/atomic.py": "",
+            "lesa_nb/io/atomic.py": "_hidden = 1\n",
+            "lesa_nb/io/_part.py": "x = 1\n",
         },
     )
     assert any(says in fault for fault in found(folder, "arrows")), found(folder, "arrows")
@@ -101,8 +103,17 @@ def test_only_some_modules_of_a_room(tmp_path):
 
 
 def test_a_private_name_through_its_module(tmp_path):
-    files = {"lesa_nb/layers/a.py": "_x = 1\n", "lesa_nb/layers/b.py": "from lesa_nb.layers import a\nprint(a._x)\n"}
+    files = {"lesa_nb/io/a.py": "_x = 1\n", "lesa_nb/layers/b.py": "from lesa_nb.io import a\nprint(a._x)\n"}
     assert "uses a._x" in found(build(tmp_path, files), "private")[0]
+
+
+def test_a_private_name_serves_its_room(tmp_path):
+    files = {
+        "lesa_nb/layers/a.py": "_x = 1\n",
+        "lesa_nb/layers/b.py": "from lesa_nb.layers import a\nfrom lesa_nb.layers.a import _x\nprint(a._x, _x)\n",
+    }
+    folder = build(tmp_path, files)
+    assert found(folder, "private") == found(folder, "arrows") == []
 
 
 def test_a_room_that_is_not_in_the_table(tmp_path):

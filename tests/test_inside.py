@@ -9,8 +9,8 @@ from torch import nn
 
 from lesa_nb.data.pictures import CELL, Twins, chunks, find_twin
 from lesa_nb.layers.context import Context
+from lesa_nb.study._onecycle import accuracy
 from lesa_nb.study.inside import _looking, _mark_cells, _mistakes, _read_marks, _readable, study_row
-from lesa_nb.study.onecycle import accuracy
 from lesa_nb.study.report import confusions, mean_inside, name_of, score_table, show_learning
 from lesa_nb.study.small import TERM_NAMES, SmallNet, train_small, twin_problem
 

@@ -13,9 +13,9 @@ from lesa_nb.engine.run import fit
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.tasks.classify import classification_task, find_recipe
-from lesa_nb.weights.files import load_weights, read_weights, save_weights
+from lesa_nb.weights._names import in_our_names, is_published
+from lesa_nb.weights.files import _read_weights, load_weights, save_weights
 from lesa_nb.weights.load import Kind, load, register_kind
-from lesa_nb.weights.names import in_our_names, is_published
 from lesa_nb.weights.published import to_published
 from lesa_nb.weights.start import Started, start_backbone
 
@@ -299,8 +299,8 @@ def test_a_detector_starts_from_a_detector_and_says_everything(small, tmp_path):
 
 
 def test_read_weights_takes_what_a_file_holds(small):
-    stored = read_weights({"net": {f"module.{key}": tensor for key, tensor in to_published(small).items()}})
+    stored = _read_weights({"net": {f"module.{key}": tensor for key, tensor in to_published(small).items()}})
     assert stored.published and stored.stripped == ("module.",) and not stored.metadata
     assert stored.tensors.keys() == small.state_dict().keys()
     with pytest.raises(ValueError, match="the given dictionary holds some names twice"):
-        read_weights({"a": torch.zeros(1), "module.a": torch.zeros(1)})
+        _read_weights({"a": torch.zeros(1), "module.a": torch.zeros(1)})

@@ -8,7 +8,7 @@ from torch import nn
 
 from lesa_nb.data.pictures import chunks, digits, shuffled
 from lesa_nb.engine.loop import seed_everything
-from lesa_nb.study.onecycle import accuracy, adamw_onecycle, train_steps
+from lesa_nb.study._onecycle import accuracy, adamw_onecycle, train_steps
 
 
 def tiny():

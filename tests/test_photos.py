@@ -17,16 +17,16 @@ from torchvision import datasets
 
 from lesa_nb.data import photos
 from lesa_nb.data.photos import (
+    _PHOTO_FAULTS,
     MAX_PIXELS,
-    PHOTO_FAULTS,
+    _photo_fault,
+    _read_photo,
     fitted,
     open_image,
-    photo_fault,
     photo_tensor,
-    read_photo,
     sample_photo,
 )
-from lesa_nb.data.seeding import mixed_seed, seeded
+from lesa_nb.data.seeding import _mixed_seed, seeded
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,12 @@ def test_every_orientation_as_pillow_turns_it(tmp_path, orientation, suffix):
     with Image.open(path) as image:
         expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(np.array(open_image(path)), expected)
-    read = read_photo(path)
+    read = _read_photo(path)
     assert read.full_size == read.image.size
     if suffix != "tif":  # which Pillow turns itself
         assert [kind for kind, _ in read.notes] == ["EXIF rotation"] * (orientation > 1)
         assert np.array_equal(np.array(open_image(path, exif=False)), np.array(datasets.folder.pil_loader(path)))
-        assert [kind for kind, _ in read_photo(path, exif=False).notes] == ["EXIF rotation kept"] * (orientation > 1)
+        assert [kind for kind, _ in _read_photo(path, exif=False).notes] == ["EXIF rotation kept"] * (orientation > 1)
 
 
 def test_as_stored_is_what_torchvision_reads(tmp_path):
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named(tmp_path, photo):
             open_image(tmp_path / name)
         assert "\n" not in str(caught.value)
     kinds = {
-        photo_fault("x", error).kind
+        _photo_fault("x", error).kind
         for error in (
             FileNotFoundError(),
             PermissionError(),
@@ -169,7 +169,7 @@ def test_nothing_is_handed_to_another_program():
 def test_of_several_pictures_the_first_is_read(tmp_path):
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     red.save(tmp_path / "two.gif", save_all=True, append_images=[blue])
-    read = read_photo(tmp_path / "two.gif")
+    read = _read_photo(tmp_path / "two.gif")
     assert read.image.getpixel((0, 0)) == (255, 0, 0)
     assert ("several pictures", "2 in one GIF file") in read.notes
 
@@ -187,7 +187,7 @@ def test_sixteen_bits_are_scaled(tmp_path):
     Image.fromarray(values).save(tmp_path / "x.tif")
     for name in ("x.png", "x.tif"):
         assert np.abs(grey_of(tmp_path / name).astype(float) - values / 257).max() <= 0.5
-        assert [kind for kind, _ in read_photo(tmp_path / name).notes] == ["deep colour"]
+        assert [kind for kind, _ in _read_photo(tmp_path / name).notes] == ["deep colour"]
 
 
 def test_twelve_bits_in_a_sixteen_bit_file(tmp_path):
@@ -257,7 +257,7 @@ def test_a_large_picture_is_reduced(tmp_path):
     Image.new("P", (3000, 2000), 3).save(tmp_path / "p.png")
     Image.fromarray(np.full((2000, 3000), 65535, np.uint16)).save(tmp_path / "deep.png")
     for name in ("x.jpg", "x.png", "p.png", "deep.png"):
-        read = read_photo(tmp_path / name, max_pixels=10**6)
+        read = _read_photo(tmp_path / name, max_pixels=10**6)
         assert read.full_size == (3000, 2000) and ("large picture", "3,000 x 2,000 pixels") in read.notes
         assert 10**6 // 4 < read.image.width * read.image.height <= 10**6
         assert open_image(tmp_path / name).size == (3000, 2000)
@@ -338,9 +338,9 @@ def test_samples_come_with_scikit_learn(monkeypatch):
 
 
 def test_every_kind_that_the_code_names_is_in_the_table():
-    assert set(photos._MODES.values()) <= set(PHOTO_FAULTS)
+    assert set(photos._MODES.values()) <= set(_PHOTO_FAULTS)
     assert all(
-        PHOTO_FAULTS[kind] == "fatal" for kind in ("broken picture", "empty file", "missing file", "unclear range")
+        _PHOTO_FAULTS[kind] == "fatal" for kind in ("broken picture", "empty file", "missing file", "unclear range")
     )
 
 
@@ -360,4 +360,4 @@ def test_randomness_is_independent_and_disturbs_nobody():
         torch.rand(1)
         raise RuntimeError
     assert torch.equal(torch.get_rng_state(), before)
-    assert mixed_seed(1, 0) != mixed_seed(0, 1) and mixed_seed(3) == mixed_seed(3)
+    assert _mixed_seed(1, 0) != _mixed_seed(0, 1) and _mixed_seed(3) == _mixed_seed(3)

@@ -25,7 +25,7 @@ from lesa_nb.models.mask_rcnn import _mask_targets, _paste, sample_rois
 from lesa_nb.models.pyramid import prepare
 from lesa_nb.models.registry import build_detector
 from lesa_nb.models.resnet import ResNet
-from lesa_nb.study.onecycle import adamw_onecycle
+from lesa_nb.study._onecycle import adamw_onecycle
 from lesa_nb.tasks.coco_eval import score_results
 from lesa_nb.tasks.coco_results import to_results
 from lesa_nb.tasks.detect import DETECT_AUGMENTS, DETECTION_RECIPES, LargeScaleJitter, TrainSamples, detection_task

@@ -174,8 +174,8 @@ def arrows(root=ROOT):
                 allowed = ", ".join(ARROWS.get(room, [])) or "nothing of ours"
                 yield Fault(room, "arrows", f"{where}:{line}", f"{room} imports {target}; it may import {allowed}")
             private = (imported or "").startswith("_") and not (imported or "").startswith("__")
-            hidden = any(part.startswith("_") for part in target.split(".")) and room_of(target) != room
-            if private or hidden:  # a private module serves its own room
+            private = private or any(part.startswith("_") for part in target.split("."))
+            if private and room_of(target) != room:  # what is private serves its own room
                 yield Fault(
                     room, "private", f"{where}:{line}", f"imports the private name {imported or target} of {target}"
                 )
@@ -207,13 +207,14 @@ def _circles(graph):
 
 
 def private_attributes(root=ROOT):
-    "`module._name` of another module of ours, which is an import of a private name by another way."
+    "`module._name` of a module of another room, which is an import of a private name by another way."
     known = modules(root)
     for name, (path, tree) in known.items():
         ours = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lesa_nb":
-                ours.update({a.asname or a.name for a in node.names if f"{node.module}.{a.name}" in known})
+                others = {a for a in node.names if room_of(f"{node.module}.{a.name}") != room_of(name)}
+                ours.update({a.asname or a.name for a in others if f"{node.module}.{a.name}" in known})
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
                 if node.attr.startswith("_") and not node.attr.startswith("__"):

@@ -12,12 +12,14 @@ from typing import NamedTuple
 _OLDEST_PYTHON = (3, 10)
 
 #: optional package -> what needs it; which extra brings it, and the versions, stand in settings.ini
-PURPOSES = {
+_PURPOSES = {
     "scikit-learn": "real pictures for `lesa demo`",
     "tensorboard": "TensorBoard files beside the log of a run",
     "faster-coco-eval": "training and scoring detectors",
     "pycocotools": "a second opinion on COCO scores",
     "onnx": "`lesa export` to ONNX",
+    "timm": "`timm.create_model(\"lesa_resnet50\")`",
+    "huggingface_hub": "networks on the Hugging Face Hub",
     "jupyterlab": "reading and running the notebooks",
     "nbdev": "turning notebooks into the package",
     "pytest": "running the tests",
@@ -65,7 +67,7 @@ def _requirements() -> list[_Requirement]:
 def _package(need: _Requirement) -> _Part:
     "One package: there, too old, or missing."
     wanted = f"'{need.name}>={need.floor}'" if need.floor else need.name
-    purpose = PURPOSES.get(need.name, "")
+    purpose = _PURPOSES.get(need.name, "")
     try:
         found = version(need.name)
     except PackageNotFoundError:
@@ -91,7 +93,7 @@ def _packages() -> Iterator[_Part]:
         yield _Part("python", platform.python_version(), "ok")
     seen = set()
     for need in _requirements():
-        if need.name not in seen and (not need.extra or need.name in PURPOSES):
+        if need.name not in seen and (not need.extra or need.name in _PURPOSES):
             seen.add(need.name)
             yield _package(need)
 

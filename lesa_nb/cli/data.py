@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from lesa_nb.cli.common import CocoPaths, positive
+from lesa_nb.cli._common import CocoPaths, positive
 
 
 def verify_imagenet(

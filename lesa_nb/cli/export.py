@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lesa_nb.cli.common import UsageError, open_classifier, positive, progress, worker_count
+from lesa_nb.cli._common import UsageError, open_classifier, positive, progress, worker_count
 
 
 def export_classifier(

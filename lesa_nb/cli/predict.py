@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli.common import UsageError, check_new_json, positive, progress, write_json
+from lesa_nb.cli._common import UsageError, check_new_json, positive, progress, write_json
 
 if TYPE_CHECKING:
     from lesa_nb.weights.load import Loaded

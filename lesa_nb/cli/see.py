@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli.common import UsageError
+from lesa_nb.cli._common import UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from . import coco_file
-from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, is_box, segmentation_fault
-from .coco_index import CocoIndex, CocoSplit, image_fault, match_categories, take_part
-from .coco_layout import CocoLayout, find_coco_layout, short_name, used_categories
+from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _is_box, segmentation_fault
+from .coco_index import CocoIndex, CocoSplit, _image_fault, _match_categories, _take_part
+from .coco_layout import CocoLayout, _short_name, _used_categories, find_coco_layout
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-06
 class Categories:
@@ -58,7 +58,7 @@ class Categories:
         "The same categories with another file's labels; a ValueError says what does not match."
         own, theirs = dict(zip(self.ids, self.names)), dict(zip(other.ids, other.names))
         matched = Categories([], self.source)
-        matched.ids, matched.names = match_categories(own, theirs, self.source, other.source), other.names
+        matched.ids, matched.names = _match_categories(own, theirs, self.source, other.source), other.names
         return matched
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-10
@@ -88,7 +88,7 @@ def annotation_faults(
 ) -> list[str]: # names from ANNOTATION_FAULTS; empty if it passes
     "Everything that keeps an annotation, or its mask, from being trained on, eq. (27.3)."
     if annotation["category_id"] not in category_ids: return ["unknown category"]
-    if not is_box(annotation.get("bbox")): return ["box not finite"]
+    if not _is_box(annotation.get("bbox")): return ["box not finite"]
     w, h = annotation["bbox"][2:]
     x1, y1, x2, y2 = clip_box(annotation["bbox"], height, width)
     faults = ["crowd"] if annotation.get("iscrowd") else []
@@ -104,10 +104,10 @@ def read_split(
     training: bool, # leave out what eq. (27.3) leaves out
 ) -> CocoSplit: # images, categories, annotations, faults
     "Read an annotation file, leave out what cannot be used, and note why."
-    content = coco_file.read_annotation_file(path)
-    listed, faults = used_categories(content, path)
-    def note(kind, found, image_id, annotation_id=None):
-        faults.append(COCO_FAULTS.fault(kind, short_name(path), found, image_id=image_id, annotation_id=annotation_id))
+    content = coco_file._read_annotation_file(path)
+    listed, faults = _used_categories(content, path)
+    def note(kind, found, image_id, annotation=None):
+        faults.append(_COCO_FAULTS.fault(kind, _short_name(path), found, image_id=image_id, annotation_id=annotation))
     categories = Categories(listed, str(path))
     if not len(categories): raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
     images: dict[int, dict] = {}
@@ -136,7 +136,7 @@ def read_split(
         if not drop:
             kept[image_id].append(annotation | dict(segmentation=None) if maskless else annotation)
     for image_id, image in images.items() if training else ():
-        kind = image_fault(image, kept[image_id], reasons[image_id])
+        kind = _image_fault(image, kept[image_id], reasons[image_id])
         if kind:
             note(kind, f"{image['width']}x{image['height']}", image_id)
     return CocoSplit(images, categories, kept, faults)
@@ -156,7 +156,7 @@ class CocoFolder(CocoIndex, Dataset):
         categories: Categories | None = None, # labels as in another file, by name
     ):
         files = find_coco_layout(folder).files(split)
-        content = take_part(read_split(files.annotations, training), files)
+        content = _take_part(read_split(files.annotations, training), files)
         if categories is not None:
             content = content._replace(categories=content.categories.ordered_like(categories))
         super().__init__(files, content, training=training, keep_empty=keep_empty, missing=missing)
@@ -167,13 +167,13 @@ class CocoFolder(CocoIndex, Dataset):
         return self._pixels(image_id)/255
 
     def _pixels(self, image_id):
-        pixels_HWC = coco_file.read_image(self.file(image_id), self.size(image_id), image_id)
+        pixels_HWC = coco_file._read_image(self.file(image_id), self.size(image_id), image_id)
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
     def masks(self, image_id: int) -> Tensor: # (n, H, W) uint8
         "The outlines of an image's annotations, drawn; empty where there is none."
         outlines = [a.get("segmentation") for a in self.annotations(image_id)]
-        return torch.from_numpy(coco_file.draw_masks(outlines, *self.size(image_id)))
+        return torch.from_numpy(coco_file._draw_masks(outlines, *self.size(image_id)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         "Image (3, H, W) and target: boxes, labels, image_id, area, iscrowd; masks and semantic, if there are any."
@@ -191,7 +191,7 @@ class CocoFolder(CocoIndex, Dataset):
             target["masks"] = tv_tensors.Mask(self.masks(image_id))
             target |= {} if all(drawn) else dict(has_mask=torch.tensor(drawn))
         if self.semantic:
-            values = coco_file.read_stuff_map(self.stuff_file(image_id), (H, W), image_id)
+            values = coco_file._read_stuff_map(self.stuff_file(image_id), (H, W), image_id)
             target["semantic"] = tv_tensors.Mask(torch.from_numpy(values))
         if self.transforms:
             image, target = self.transforms(image, target)

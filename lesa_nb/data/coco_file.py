@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .photos import photo_fault, read_photo
+from .photos import _photo_fault, _read_photo
 from .report import FaultKinds
 
-NO_STUFF = 255  #: unlabelled in a stuff map
+_NO_STUFF = 255  #: unlabelled in a stuff map
 _RAW_VALUES = 183  # stuff maps hold 0..182
 _SHOWN = 5  # faults of types that one error lists
 
@@ -27,7 +27,7 @@ ANNOTATION_FAULTS = FaultKinds({
     "empty segmentation": "box kept, mask left out", "polygon of fewer than 3 points": "box kept, mask left out",
     "broken segmentation": "box kept, mask left out"})
 #: what can be wrong with an image or a file
-IMAGE_FAULTS = FaultKinds({
+_IMAGE_FAULTS = FaultKinds({
     "image without annotations": "dropped for training", "crowd only": "dropped for training",
     "no annotation left": "dropped for training", "side under 32 pixels": "dropped for training",
     "missing image": "fatal", "unreadable image": "fatal", "image of another size": "fatal",
@@ -35,11 +35,12 @@ IMAGE_FAULTS = FaultKinds({
     "unreadable stuff map": "fatal", "stuff map of another size": "fatal", "unknown value in stuff map": "fatal",
     "nothing to train on": "fatal"})
 #: what can be wrong with a set as a whole
-SET_FAULTS = FaultKinds({
+_SET_FAULTS = FaultKinds({
     "unused supercategory": "left out, gets no label", "no split to train on": "fatal",
-    "no split to validate on": "fatal", "other categories": "fatal"})
+    "no split to validate on": "fatal", "other categories": "fatal", "too few to split": "fatal",
+    "missing package": "fatal"})
 #: everything that can be wrong with a COCO folder
-COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | IMAGE_FAULTS | SET_FAULTS)
+_COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | _IMAGE_FAULTS | _SET_FAULTS)
 
 
 def coco_tools(name: str) -> ModuleType:
@@ -71,7 +72,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict:
     return segmentation
 
 
-def draw_masks(outlines: Sequence[Any], height: int, width: int) -> np.ndarray:
+def _draw_masks(outlines: Sequence[Any], height: int, width: int) -> np.ndarray:
     """Outlines (None for none) as masks (n, H, W) of 0 and 1; the mask of no outline is empty."""
     masks = np.zeros((len(outlines), height, width), np.uint8)
     there = [i for i, outline in enumerate(outlines) if outline is not None]
@@ -196,7 +197,7 @@ def _inner_name(path: str | PathLike, image: dict) -> str:
     return pure.as_posix()
 
 
-def read_annotation_file(path: str | PathLike) -> dict:
+def _read_annotation_file(path: str | PathLike) -> dict:
     """The content of an annotation file: lists of images, categories and annotations, every field of the right type.
 
     A missing or null iscrowd becomes 0, a missing or null area the box's. A ValueError names the file and the first
@@ -212,18 +213,18 @@ def read_annotation_file(path: str | PathLike) -> dict:
     content.setdefault("annotations", [])
     for annotation in content["annotations"]:
         annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
-        if annotation.get("area") is None and is_box(annotation.get("bbox")):
+        if annotation.get("area") is None and _is_box(annotation.get("bbox")):
             annotation["area"] = annotation["bbox"][2]*annotation["bbox"][3]
     return content
 
 
-def is_box(box: Any) -> bool:
+def _is_box(box: Any) -> bool:
     """Whether something is a box in COCO's form: four finite numbers."""
     return isinstance(box, list) and len(box) == 4 and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in box)
 
 
-class PackedLists(Sequence[list]):
+class _PackedLists(Sequence[list]):
     """Lists of what JSON can hold, kept as bytes in one array: processes that load data share it, objects they copy."""
 
     def __init__(self, lists: Iterable[list]):
@@ -241,7 +242,7 @@ class PackedLists(Sequence[list]):
 # ---- images and stuff maps
 
 
-def present_files(root: str | PathLike, names: Iterable[str]) -> set[str]:
+def _present_files(root: str | PathLike, names: Iterable[str]) -> set[str]:
     """Which of these files are there, links followed; each folder that is named is listed once."""
     of_folder: dict[str, set[str]] = {}
     for name in names:
@@ -257,15 +258,15 @@ def present_files(root: str | PathLike, names: Iterable[str]) -> set[str]:
     return present
 
 
-def check_image(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
+def _check_image(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
     """What is wrong with an image's file (kind, found), and its pixels (H, W, 3) as they are stored.
 
     `size` is (height, width) as the annotation file says.
     """
     try:
-        photo = read_photo(path, exif=False)
+        photo = _read_photo(path, exif=False)
     except Exception as error:  # a decoder can fail in many ways
-        fault = photo_fault(path, error)
+        fault = _photo_fault(path, error)
         kind = "missing image" if fault.kind == "missing file" else "unreadable image"
         return kind, f"{fault.kind}: {fault.found}", None
     height, width = photo.image.height, photo.image.width
@@ -278,15 +279,15 @@ def check_image(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.
     return "image of another size", found + cause, None
 
 
-def read_image(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
+def _read_image(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
     """The pixels (H, W, 3) of an image; a ValueError names the file, the image and what is wrong."""
-    kind, found, pixels = check_image(path, size)
+    kind, found, pixels = _check_image(path, size)
     if pixels is None:
         raise ValueError(f"{path}: image {image_id}: {kind} ({found})")
     return pixels
 
 
-def check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
+def _check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str, np.ndarray | None]:
     """What is wrong with a stuff map (kind, found), and its values (H, W); `size` is (height, width) of its image."""
     if not path.is_file():
         return "missing stuff map", "no such file", None
@@ -298,15 +299,15 @@ def check_stuff_map(path: Path, size: tuple[int, int]) -> tuple[str | None, str,
     if values.shape != tuple(size):
         return "stuff map of another size", f"{values.shape}, expected {tuple(size)}", None
     strange = np.unique(values)
-    strange = strange[(strange >= _RAW_VALUES) & (strange != NO_STUFF)]
+    strange = strange[(strange >= _RAW_VALUES) & (strange != _NO_STUFF)]
     if values.dtype != np.uint8 or strange.size:
         return "unknown value in stuff map", f"{values.dtype} {strange[:5].tolist()}", None
     return None, "", values
 
 
-def read_stuff_map(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
+def _read_stuff_map(path: Path, size: tuple[int, int], image_id: int) -> np.ndarray:
     """The raw values (H, W) of an image's stuff map; a ValueError names the file, the image and what is wrong."""
-    kind, found, values = check_stuff_map(path, size)
+    kind, found, values = _check_stuff_map(path, size)
     if values is None:
         raise ValueError(f"{path}: image {image_id}: {kind} ({found}); get stuffthingmaps_trainval2017 again, "
                          "or train with semantic=False (on the command line: --no-semantic)")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, IMAGE_FAULTS, SET_FAULTS, PackedLists, present_files
+from .coco_file import _COCO_FAULTS, _IMAGE_FAULTS, _SET_FAULTS, ANNOTATION_FAULTS, _PackedLists, _present_files
 from .coco_layout import SplitFiles
 from .report import Fault
 
@@ -21,7 +21,7 @@ class CocoSplit(NamedTuple):
     faults: list[Fault]  # what was left out, and what is fatal
 
 
-def take_part(content: CocoSplit, files: SplitFiles) -> CocoSplit:
+def _take_part(content: CocoSplit, files: SplitFiles) -> CocoSplit:
     """What of an annotation file belongs to a split: everything, unless the names of the pictures decide."""
     ids = list(content.images)
     chosen = files.chosen([content.images[i]["file_name"] for i in ids])
@@ -34,7 +34,7 @@ def take_part(content: CocoSplit, files: SplitFiles) -> CocoSplit:
                             faults=[fault for fault in content.faults if fault.image_id not in gone])
 
 
-def match_categories(own: Mapping[int, str], other: Mapping[int, str], here: str, there: str) -> list[int]:
+def _match_categories(own: Mapping[int, str], other: Mapping[int, str], here: str, there: str) -> list[int]:
     """The ids of `own` (id -> name) in the order of `other`'s names; `here` and `there` name the two for the error."""
     of_name = {name: category_id for category_id, name in own.items()}
     if sorted(own.values()) == sorted(other.values()):
@@ -46,7 +46,7 @@ def match_categories(own: Mapping[int, str], other: Mapping[int, str], here: str
     raise ValueError(f"{here}: expected the categories of {there}, {dict(other)}, found {dict(own)}")
 
 
-def image_fault(image: dict, kept: Sequence[dict], reasons: Sequence[str | None]) -> str | None:
+def _image_fault(image: dict, kept: Sequence[dict], reasons: Sequence[str | None]) -> str | None:
     """Why an image is not trained on, or nothing.
 
     `kept`: the annotations that are left; `reasons`: why each annotation was dropped, None where it was not.
@@ -91,18 +91,18 @@ class CocoIndex:
         if not self.pictures.is_dir():
             raise FileNotFoundError(f"{self.pictures}: no such folder; the images of {self.split} belong there"
                                     + f", or in {', '.join(map(str, files.places[1:]))}"*(len(files.places) > 1))
-        there = present_files(self.pictures, names)
-        gone = [COCO_FAULTS.fault("missing image", self.pictures/image["file_name"], image_id=i)
+        there = _present_files(self.pictures, names)
+        gone = [_COCO_FAULTS.fault("missing image", self.pictures/image["file_name"], image_id=i)
                 for i, image in images.items() if image["file_name"] not in there]
         fatal = [f for f in content.faults if f.fatal] + (gone if missing == "error" else [])
         if fatal:
             _refuse(self.path, fatal)
-        out = {f.image_id for f in content.faults if f.kind in IMAGE_FAULTS}
+        out = {f.image_id for f in content.faults if f.kind in _IMAGE_FAULTS}
         if keep_empty:
             out = {f.image_id for f in content.faults if f.kind == "side under 32 pixels"}
         out |= {f.image_id for f in gone}
         noted = [f for f in content.faults + gone if not f.outcome.startswith("kept")]
-        self.dropped = Counter(f.kind for f in noted if f.kind in ANNOTATION_FAULTS | SET_FAULTS or f.image_id in out)
+        self.dropped = Counter(f.kind for f in noted if f.kind in ANNOTATION_FAULTS | _SET_FAULTS or f.image_id in out)
         self.image_ids = sorted(i for i in images if i not in out)
         if not self.image_ids:
             most = f"most of all for: {self.dropped.most_common(1)[0][0]}; " if self.dropped else ""
@@ -110,7 +110,7 @@ class CocoIndex:
         self._place = {image_id: place for place, image_id in enumerate(self.image_ids)}
         self._names = np.array([images[i]["file_name"] for i in self.image_ids])
         self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in self.image_ids])
-        self._annotations = PackedLists(content.annotations[i] for i in self.image_ids)
+        self._annotations = _PackedLists(content.annotations[i] for i in self.image_ids)
         every = [a.get("segmentation") is not None for i in self.image_ids for a in content.annotations[i]]
         self.has_masks = any(every) or not every
 
@@ -152,6 +152,6 @@ def require_stuff_maps(index: CocoIndex):
         raise FileNotFoundError(f"{root}: no such folder; {advice}")
     files = [index.file(image_id).relative_to(index.pictures).with_suffix(".png").as_posix()
              for image_id in index.image_ids]
-    gone = sorted(set(files) - present_files(root, files))
+    gone = sorted(set(files) - _present_files(root, files))
     if gone:
         raise FileNotFoundError(f"{root/gone[0]}: no such file, nor {len(gone) - 1} others of {len(files)}; {advice}")

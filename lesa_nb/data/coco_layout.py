@@ -11,9 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from .coco_file import COCO_FAULTS, present_files
+from .coco_file import _COCO_FAULTS, _present_files
 from .folders import held_out
-from .listing import VALIDATION_NAMES, entries, is_litter, is_picture
+from .listing import _VALIDATION_NAMES, _list_entries, is_litter, is_picture
 from .report import Fault, printable
 
 _COCO = "COCO's own layout: annotations/instances_SPLIT.json, and a folder of pictures for each split"
@@ -44,7 +44,7 @@ class SplitFiles(NamedTuple):
         """The folder below which the pictures of these names lie: of the possible ones the first that holds most."""
         best, most = self.places[0], 0
         for place in self.places:
-            found = len(present_files(place, names))
+            found = len(_present_files(place, names))
             if found > most:
                 best, most = place, found
             if found == len(names):
@@ -81,11 +81,11 @@ class CocoLayout(NamedTuple):
         if split in self.splits or split not in ("train", "val"):
             return split if split in self.splits else None
         named = [name for name, files in self.splits.items() if not files.annotations.stem.startswith("image_info")]
-        for start in ("train",) if split == "train" else VALIDATION_NAMES:
+        for start in ("train",) if split == "train" else _VALIDATION_NAMES:
             found = sorted(name for name in named if name.lower().startswith(start))
             if found:
                 return found[-1]  # of several years the last
-        rest = [name for name in named if not name.lower().startswith(VALIDATION_NAMES)]
+        rest = [name for name in named if not name.lower().startswith(_VALIDATION_NAMES)]
         return rest[0] if split == "train" and len(rest) == 1 else None
 
     def files(self, split: str) -> SplitFiles:
@@ -105,7 +105,7 @@ class CocoLayout(NamedTuple):
         return f"there is {', '.join(self.splits)}{advice}"
 
 
-def short_name(annotations: Path) -> str:
+def _short_name(annotations: Path) -> str:
     """The name of an annotation file, with its folder where the name says no more than what it is."""
     if annotations.name.startswith(_BESIDE):
         return f"{annotations.parent.name}/{annotations.name}"
@@ -119,7 +119,8 @@ def _json_files(folder: Path) -> list[Path]:
     """The .json files in a folder, without litter; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    return [folder/name for name in entries(folder).files if name.lower().endswith(".json") and not is_litter(name)]
+    files = _list_entries(folder).files
+    return [folder/name for name in files if name.lower().endswith(".json") and not is_litter(name)]
 
 
 def _places(folder: Path, annotations: Path, split: str) -> tuple[Path, ...]:
@@ -140,7 +141,7 @@ def _coco_sets(folder: Path) -> Iterator[SplitFiles]:
 
 def _roboflow_sets(folder: Path) -> Iterator[SplitFiles]:
     """Folders that hold their own annotations; also one of them alone."""
-    for place in [folder/name for name in entries(folder).folders] + [folder]:
+    for place in [folder/name for name in _list_entries(folder).folders] + [folder]:
         for path in _json_files(place):
             if path.name.startswith(_BESIDE):
                 yield SplitFiles(place.name, path, (place, place/"images"), place/"stuffthingmaps")
@@ -167,7 +168,7 @@ def _other_sets(folder: Path) -> Iterator[SplitFiles]:
 
 def _described(folder: Path) -> str:
     """What lies in a folder, in a few words."""
-    found = entries(folder)
+    found = _list_entries(folder)
     pictures = sum(map(is_picture, found.files))
     others = [name for name in found.files if not is_picture(name)]
     names = [f"{name}/" for name in found.folders] + others
@@ -269,7 +270,7 @@ def require_splits(folder: str | PathLike | CocoLayout, *splits: str) -> CocoLay
 # ---- categories
 
 
-def used_categories(content: Mapping[str, list[dict]], path: Path) -> tuple[list[dict], list[Fault]]:
+def _used_categories(content: Mapping[str, list[dict]], path: Path) -> tuple[list[dict], list[Fault]]:
     """The categories of an annotation file without one that only groups all others and that no annotation uses, as
     Roboflow writes it; and the fault that says so."""
     used, listed = {a["category_id"] for a in content["annotations"]}, content["categories"]
@@ -279,5 +280,5 @@ def used_categories(content: Mapping[str, list[dict]], path: Path) -> tuple[list
         if others and category["id"] not in used and all(other.get("supercategory") == name for other in others):
             if name is not None:
                 found = f"category {category['id']}, {name!r}: no annotation uses it, it is what groups the others"
-                return others, [COCO_FAULTS.fault("unused supercategory", short_name(path), found)]
+                return others, [_COCO_FAULTS.fault("unused supercategory", _short_name(path), found)]
     return listed, []

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lesa_nb.data.pictures import TWIN_CLASSES, Twins, digits, find_twin
-from lesa_nb.data.seeding import mixed_seed
+from lesa_nb.data.seeding import _mixed_seed
 from lesa_nb.io.atomic import atomic_folder
 
 #: question -> names of its classes, and the class of each picture of `find_twin`
@@ -66,7 +66,7 @@ def make_image_folder(folder: str | os.PathLike, *, task: str = "twin", train: i
     names, answer = FOLDER_TASKS[task]
     with atomic_folder(folder) as part:
         for place, (split, count) in enumerate((("train", train), ("val", val))):
-            generator = torch.Generator().manual_seed(mixed_seed(seed, place, 0))
+            generator = torch.Generator().manual_seed(_mixed_seed(seed, place, 0))
             drawn: Counter[str] = Counter()
             while min(drawn[name] for name in names) < count:  # until the slowest class is full
                 twins = find_twin(64, generator, noise=noise, **knobs)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ..io.atomic import atomic_folder
 from .coco import run_lengths
-from .coco_file import NO_STUFF
+from .coco_file import _NO_STUFF
 
 #: what `make_coco` draws: name -> category id
 _SHAPES = {"disc": 2, "square": 17, "triangle": 90}
@@ -110,7 +110,7 @@ def _draw_scene(rng: np.random.Generator, size: int, turn: int) -> _Scene:
         for _ in range(rng.integers(2, 7)):
             if not scene.add_thing():
                 break
-    scene.stuff[-2:] = NO_STUFF
+    scene.stuff[-2:] = _NO_STUFF
     return scene
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .listing import PICTURE_FORMATS, entries, find_layout, is_picture, list_pictures
+from .listing import _ONE_CLASS, PICTURE_FORMATS, _list_entries, _list_pictures, find_layout, is_picture
 from .photos import MAX_PIXELS, open_image
 from .report import printable
 from .seeding import seeded
@@ -31,7 +31,7 @@ def class_names(
     "The classes of a folder: names of its folders, sorted, eq. (15.1)."
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{printable(folder)}: no such folder; expected one that holds a folder for each class")
-    found = entries(folder)
+    found = _list_entries(folder)
     names = sorted(found.folders)  # (15.1)
     if not names:
         loose = sum(map(is_picture, found.files))
@@ -70,7 +70,7 @@ class ClassFolder(Dataset):
         if seed < 0: raise ValueError(f"seed must be 0 or more, got {seed}")
         self.folder, self.transform, self.seed, self.exif = os.fspath(folder), transform, seed, exif
         self.classes = class_names(folder)
-        found, self.skipped = list_pictures(folder, self.classes)
+        found, self.skipped = _list_pictures(folder, self.classes)
         empty = [name for name, files in zip(self.classes, found) if not files]
         if empty:
             raise ValueError(f"{printable(os.path.join(folder, empty[0]))}: empty class"
@@ -134,7 +134,8 @@ def class_folders(
 ) -> tuple[ClassFolder, ClassFolder]: # for training, for validation
     "Both splits of a folder, ready for training: the same classes, none of them empty."
     layout = find_layout(folder, val_fraction)
-    same_classes(class_names(layout.train), class_names(layout.val))
+    classes = same_classes(class_names(layout.train), class_names(layout.val))
+    if len(classes) < 2: raise ValueError(f"{printable(layout.train)}: one class: {_ONE_CLASS}")
 
     def validates(names: list[str]) -> list[bool]:
         return held_out(names, val_fraction or 0.)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import features
 
-from lesa_nb.data.photos import photo_fault
+from lesa_nb.data.photos import _photo_fault
 from lesa_nb.data.report import printable
 
 #: ends of names that count as pictures, and the format each one promises: torchvision's, and more that Pillow reads
@@ -33,7 +33,10 @@ with warnings.catch_warnings():
             _UNREAD.add(_end)
 
 #: names of the folders beside train/ that count as validation, the first that exists
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
+_VALIDATION_NAMES = ("val", "valid", "validation", "test")
+
+#: what is wrong with a folder of a single class
+_ONE_CLASS = "expected two or more to tell apart, found one; add a folder of pictures for another class"
 
 _LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found",
            "system volume information", "__pycache__"}
@@ -85,7 +88,7 @@ def _above(folder: str) -> frozenset[tuple[int, int]]:
         path = os.path.dirname(path)
 
 
-def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> _Entries:
+def _entries_in(folder: str, chain: frozenset[tuple[int, int]]) -> _Entries:
     folders: list[str] = []
     files: list[str] = []
     skipped: list[_Skipped] = []
@@ -103,10 +106,10 @@ def _entries(folder: str, chain: frozenset[tuple[int, int]]) -> _Entries:
     return _Entries(sorted(folders), sorted(files), sorted(skipped))
 
 
-def entries(folder: str | os.PathLike) -> _Entries:
+def _list_entries(folder: str | os.PathLike) -> _Entries:
     """The folders and files in a folder, without litter and without links to folders above it."""
     folder = os.fspath(folder)
-    return _entries(folder, _above(folder))
+    return _entries_in(folder, _above(folder))
 
 
 class _Listing(NamedTuple):
@@ -122,7 +125,7 @@ def list_files(folder: str | os.PathLike) -> _Listing:
     skipped: list[_Skipped] = []
 
     def walk(at: str, chain: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
-        found = _entries(at, chain)
+        found = _entries_in(at, chain)
         skipped.extend(found.skipped)
         yield at, found.files
         for name in found.folders:
@@ -134,14 +137,20 @@ def list_files(folder: str | os.PathLike) -> _Listing:
     return _Listing(files, skipped)
 
 
-def kind_of_file(path: str) -> str | None:
+def case_twins(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in capital and small letters: many file systems take them for one."""
+    first: dict[str, str] = {}
+    return [(first[name.casefold()], name) for name in names if first.setdefault(name.casefold(), name) != name]
+
+
+def _kind_of_file(path: str) -> str | None:
     """Why a listed file is no picture: "format not read" or "other file"; None for a picture."""
     if is_picture(path):
         return None
     return "format not read" if _is_unread_picture(path) else "other file"
 
 
-def list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:
+def _list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:
     """The pictures of each class, as paths below `folder` (class/name, in torchvision's order), and how many files of
     which kind were skipped. A class that cannot be listed is an OSError that names it."""
     folder = os.fspath(folder)
@@ -149,14 +158,14 @@ def list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[li
     found: list[list[str]] = []
     skipped: Counter[str] = Counter()
     try:
-        skipped.update(kind for kind, _ in entries(folder).skipped)
+        skipped.update(kind for kind, _ in _list_entries(folder).skipped)
         for name in classes:
             listing = list_files(os.path.join(folder, name))
             skipped.update(kind for kind, _ in listing.skipped)
-            skipped.update(kind for kind in map(kind_of_file, listing.files) if kind)
+            skipped.update(kind for kind in map(_kind_of_file, listing.files) if kind)
             found.append([path[start:] for path in listing.files if is_picture(path)])
     except OSError as error:
-        raise type(error)(str(photo_fault(error.filename, error))) from None
+        raise type(error)(str(_photo_fault(error.filename, error))) from None
     return found, skipped
 
 
@@ -174,21 +183,21 @@ class Layout(NamedTuple):
         return f"one folder for each class; a hash of each file's name puts {part} into validation"
 
 
-def validation_folder(folder: str | os.PathLike) -> str | None:
+def _validation_folder(folder: str | os.PathLike) -> str | None:
     """The folder for validation inside a data set's folder, or None: val, valid, validation or test."""
-    for name in VALIDATION_NAMES:
+    for name in _VALIDATION_NAMES:
         path = os.path.join(folder, name)
         if os.path.isdir(path):
             return path
     return None
 
 
-def expected_layout(folder: str | os.PathLike) -> str:
+def _expected_layout(folder: str | os.PathLike) -> str:
     """What a folder without both splits should hold, and how to do without if it holds folders of pictures."""
     says = f"expected train/ and val/ in {printable(folder)}"
     train = os.path.isdir(os.path.join(folder, "train"))
-    val = validation_folder(folder)
-    if (train and not val) or (not train and not val and entries(folder).folders):
+    val = _validation_folder(folder)
+    if (train and not val) or (not train and not val and _list_entries(folder).folders):
         says += ("; to split the pictures of one folder by their names, say which part validates: "
                  "val_fraction=0.2, or --val-fraction 0.2")
     return says
@@ -217,7 +226,7 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{printable(folder)}: no such folder")
-    train, val = os.path.join(folder, "train"), validation_folder(folder)
+    train, val = os.path.join(folder, "train"), _validation_folder(folder)
     if val_fraction is not None:
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
@@ -230,7 +239,7 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
     if os.path.isdir(train) and val:
         return Layout(train, val, None)
     missing = train if val else os.path.join(folder, "val")
-    raise FileNotFoundError(f"{printable(missing)}: no such folder; {expected_layout(folder)}")
+    raise FileNotFoundError(f"{printable(missing)}: no such folder; {_expected_layout(folder)}")
 
 
 def find_scored(folder: str | os.PathLike, val_fraction: float | None = None, trained: float | None = None) -> str:
@@ -241,7 +250,7 @@ def find_scored(folder: str | os.PathLike, val_fraction: float | None = None, tr
     """
     if val_fraction:
         return find_layout(folder, val_fraction).val
-    apart = validation_folder(folder)
+    apart = _validation_folder(folder)
     if apart is None and trained:
         raise ValueError(
             f"{printable(folder)}: the network was trained on a part of such a folder, and its score on all would say "

@@ -30,7 +30,7 @@ from torch import Tensor
 from lesa_nb.data.report import FATAL, Fault, FaultKinds
 
 #: what can be wrong with the file of a picture: kind -> "fatal", or what becomes of it
-PHOTO_FAULTS = FaultKinds({
+_PHOTO_FAULTS = FaultKinds({
     "missing file": FATAL, "no permission": FATAL, "a folder": FATAL, "empty file": FATAL, "not a picture": FATAL,
     "broken picture": FATAL, "unreadable file": FATAL, "too many pixels": FATAL, "unclear range": FATAL,
     "CMYK": "read as RGB", "greyscale": "read as RGB", "palette": "read as RGB", "transparent": "put on white",
@@ -238,12 +238,12 @@ class Photo(NamedTuple):
     image: Image.Image  # RGB
     format: str  # Pillow's name for the format of its file
     full_size: tuple[int, int]  # width and height before it was reduced, turned like the image
-    notes: list[tuple[str, str]]  # kind of `PHOTO_FAULTS` that is not fatal, and what was found
+    notes: list[tuple[str, str]]  # kind of `_PHOTO_FAULTS` that is not fatal, and what was found
 
 
-def read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None,
+def _read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | None = None,
                stretch: bool = False) -> Photo:
-    """Read and decode a picture to the last pixel; raises the raw error of whatever fails, see `photo_fault`.
+    """Read and decode a picture to the last pixel; raises the raw error of whatever fails, see `_photo_fault`.
 
     Parameters as in `open_image`.
     """
@@ -283,24 +283,24 @@ def read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
         return Photo(rgb, image.format or "", full, notes)
 
 
-def photo_fault(path: str | os.PathLike, error: Exception) -> Fault:
-    """Which of `PHOTO_FAULTS` an error of `read_photo`, or of listing a folder, stands for."""
+def _photo_fault(path: str | os.PathLike, error: Exception) -> Fault:
+    """Which of `_PHOTO_FAULTS` an error of `_read_photo`, or of listing a folder, stands for."""
     text = _one_line(error)
     if isinstance(error, FileNotFoundError):
         found = "a link that leads nowhere" if os.path.islink(path) else "no such file"
-        return PHOTO_FAULTS.fault("missing file", path, found)
+        return _PHOTO_FAULTS.fault("missing file", path, found)
     if isinstance(error, IsADirectoryError):
-        return PHOTO_FAULTS.fault("a folder", path, "a folder, not a picture")
+        return _PHOTO_FAULTS.fault("a folder", path, "a folder, not a picture")
     if isinstance(error, PermissionError):
-        return PHOTO_FAULTS.fault("no permission", path, error.strerror or text)
+        return _PHOTO_FAULTS.fault("no permission", path, error.strerror or text)
     for raised, kind in _OURS.items():
         if isinstance(error, raised):
-            return PHOTO_FAULTS.fault(kind, path, text)
+            return _PHOTO_FAULTS.fault(kind, path, text)
     if isinstance(error, UnidentifiedImageError):
-        return PHOTO_FAULTS.fault("not a picture", path, "in no format that Pillow reads")
+        return _PHOTO_FAULTS.fault("not a picture", path, "in no format that Pillow reads")
     if isinstance(error, OSError) and error.errno:
-        return PHOTO_FAULTS.fault("unreadable file", path, error.strerror or text)
-    return PHOTO_FAULTS.fault("broken picture", path, text or type(error).__name__)
+        return _PHOTO_FAULTS.fault("unreadable file", path, error.strerror or text)
+    return _PHOTO_FAULTS.fault("broken picture", path, text or type(error).__name__)
 
 
 _RAISED: dict[str, type[Exception]] = {
@@ -312,9 +312,9 @@ def open_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
     """Read a picture with what was found on the way, or say which file cannot be read and why; otherwise
     `open_image`."""
     try:
-        return read_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch)
+        return _read_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch)
     except Exception as error:  # Pillow's decoders fail in many ways
-        fault = photo_fault(path, error)
+        fault = _photo_fault(path, error)
         raise _RAISED.get(fault.kind, ValueError)(str(fault)) from None
 
 
@@ -333,7 +333,7 @@ def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
     return open_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch).image
 
 
-def sklearn_datasets() -> ModuleType:
+def _sklearn_datasets() -> ModuleType:
     """scikit-learn's data sets, or one sentence on how to get them."""
     try:
         from sklearn import datasets
@@ -347,7 +347,7 @@ def sample_photo(name: str = "china") -> Image.Image:
     names = {"china": "china.jpg", "flower": "flower.jpg"}
     if name not in names:
         raise ValueError(f"no photograph {name!r}; there are {', '.join(names)}")
-    return Image.fromarray(sklearn_datasets().load_sample_image(names[name]))
+    return Image.fromarray(_sklearn_datasets().load_sample_image(names[name]))
 
 
 def fitted(size: tuple[int, int], longest: int | None, multiple: int = 1) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .photos import sklearn_datasets
+from .photos import _sklearn_datasets
 
 # %% ../../nbs/3_training/14_pictures.ipynb #cell-06
 class Samples(NamedTuple):
@@ -107,7 +107,7 @@ def digits(
     seed: int = 0, # of the shuffle: the same seed, the same split
 ) -> DigitSplit: # images (B, channels, 8, 8), ten classes
     "scikit-learn's handwritten digits, split and standardised, eq. (14.3)."
-    bunch = sklearn_datasets().load_digits()
+    bunch = _sklearn_datasets().load_digits()
     images_BCHW = torch.tensor(bunch.images, dtype=torch.float32)[:, None]/16  # stored as 0..16
     labels_B = torch.tensor(bunch.target, dtype=torch.int64)
     order = torch.randperm(len(labels_B), generator=torch.Generator().manual_seed(seed))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def mixed_seed(*numbers: int) -> int:
+def _mixed_seed(*numbers: int) -> int:
     """One seed of 64 bits from several whole numbers, mixed: seed 1, epoch 0 is not seed 0, epoch 1."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
@@ -19,5 +19,5 @@ def seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
     A GPU's generators go on undisturbed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(mixed_seed(seed, epoch, index))
+        torch.default_generator.manual_seed(_mixed_seed(seed, epoch, index))
         yield

@@ -9,24 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lesa_nb.data.folders import class_names, held_out, same_classes
 from lesa_nb.data.listing import (
+    _ONE_CLASS,
     PICTURE_FORMATS,
     Layout,
-    entries,
-    expected_layout,
+    _expected_layout,
+    _kind_of_file,
+    _list_entries,
+    _validation_folder,
+    case_twins,
     find_layout,
     is_picture,
-    kind_of_file,
     list_files,
-    validation_folder,
 )
-from lesa_nb.data.photos import MAX_PIXELS, PHOTO_FAULTS, photo_fault, read_photo
+from lesa_nb.data.photos import _PHOTO_FAULTS, MAX_PIXELS, _photo_fault, _read_photo
 from lesa_nb.data.report import FATAL, Fault, FaultKinds, Report, printable
 
 #: what can be wrong with a folder of classes: kind -> "fatal", or what becomes of it
 FOLDER_FAULTS = FaultKinds({
-    **PHOTO_FAULTS,
-    "missing folder": FATAL, "no classes": FATAL, "classes differ": FATAL, "empty class": FATAL,
+    **_PHOTO_FAULTS,
+    "missing folder": FATAL, "no classes": FATAL, "one class": FATAL, "classes differ": FATAL, "empty class": FATAL,
     "class too small": FATAL, "wrong extension": "read as what it is", "format not read": "left out",
+    "names differ in case only": "two classes, but one on file systems that ignore case",
     "other file": "ignored", "system file": "skipped",
     "link to a folder above": "skipped"})
 _MEND = "mend what is fatal (download those files again, or remove them)"
@@ -34,13 +37,13 @@ _MEND = "mend what is fatal (download those files again, or remove them)"
 
 def _inspect(path: str, exif: bool) -> list[Fault]:
     """Everything that is wrong with one file."""
-    kind = kind_of_file(path)
+    kind = _kind_of_file(path)
     if kind:
         return [FOLDER_FAULTS.fault(kind, path)]
     try:
-        photo = read_photo(path, exif=exif, max_pixels=MAX_PIXELS)
+        photo = _read_photo(path, exif=exif, max_pixels=MAX_PIXELS)
     except Exception as error:  # Pillow's decoders fail in many ways
-        return [photo_fault(path, error)]
+        return [_photo_fault(path, error)]
     faults = [FOLDER_FAULTS.fault(kind, path, found) for kind, found in photo.notes]
     promised = PICTURE_FORMATS[os.path.splitext(path)[1].lower()]
     if photo.format not in (promised, {"JPEG": "MPO"}.get(promised)):
@@ -50,7 +53,7 @@ def _inspect(path: str, exif: bool) -> list[Fault]:
 
 def _list_classes(report: Report, folder: str, names: list[str]) -> dict[str, list[str]]:
     """All files of each class that can be listed; what is not part of the data goes into the report."""
-    beside = entries(folder)
+    beside = _list_entries(folder)
     for name in beside.files:
         report.add_fault("other file", os.path.join(folder, name), "outside the class folders")
     for kind, path in beside.skipped:
@@ -61,7 +64,7 @@ def _list_classes(report: Report, folder: str, names: list[str]) -> dict[str, li
         try:
             listing = list_files(place)
         except OSError as error:
-            report.add(photo_fault(error.filename, error))
+            report.add(_photo_fault(error.filename, error))
             continue
         for kind, path in listing.skipped:
             report.add_fault(kind, path)
@@ -100,9 +103,9 @@ def _find_classes(report: Report, folder: str, half: str) -> list[str] | None:
     try:
         return class_names(half)
     except FileNotFoundError:
-        report.add_fault("missing folder", half, expected_layout(folder))
+        report.add_fault("missing folder", half, _expected_layout(folder))
     except PermissionError as error:
-        report.add(photo_fault(half, error))
+        report.add(_photo_fault(half, error))
     except ValueError as error:
         report.add_fault("no classes", half, str(error).partition("no classes: ")[2])
     return None
@@ -112,7 +115,7 @@ def _halves(folder: str, splits: Iterable[str]) -> dict[str, str]:
     """Split -> its folder, which may be missing."""
     halves = {split: os.path.join(folder, split) for split in splits}
     if "val" in halves:
-        halves["val"] = validation_folder(folder) or halves["val"]
+        halves["val"] = _validation_folder(folder) or halves["val"]
     return halves
 
 
@@ -147,6 +150,8 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
             if classes is None:
                 continue
             names[split] = classes
+            for one, other in case_twins(classes):
+                report.add_fault("names differ in case only", os.path.join(half, other), f"and {printable(one)}")
             files = _list_classes(report, half, classes)
             pictures = {name: [path for path in paths if is_picture(path)] for name, paths in files.items()}
             if layout:
@@ -161,6 +166,8 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
                     for fault in (fault for faults in group for fault in faults):
                         report.add(fault)
     first, *rest = names or [""]
+    if len(names.get(first, ())) == 1:
+        report.add_fault("one class", halves[first], _ONE_CLASS)
     for split in rest:
         try:
             same_classes(names[first], names[split])

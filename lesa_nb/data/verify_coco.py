@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 
 from .coco import Categories, read_split
-from .coco_file import ANNOTATION_FAULTS, COCO_FAULTS, check_image, check_stuff_map
-from .coco_index import CocoSplit, take_part
-from .coco_layout import CocoLayout, SplitFiles, find_coco_layout, short_name
+from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _check_image, _check_stuff_map, coco_tools
+from .coco_index import CocoSplit, _take_part
+from .coco_layout import CocoLayout, SplitFiles, _short_name, find_coco_layout
 from .report import Fault, Report, printable
 
 
@@ -17,14 +17,14 @@ def _file_faults(files: SplitFiles, pictures: Path, with_maps: bool, image: dict
     """What is wrong with the files of one image."""
     name, size = image["file_name"], (image["height"], image["width"])
     file = pictures/name
-    kind, found, _ = check_image(file, size)
+    kind, found, _ = _check_image(file, size)
     if kind:
-        yield COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
+        yield _COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
     if with_maps:
         file = files.stuff_file(name)
-        kind, found, _ = check_stuff_map(file, size)
+        kind, found, _ = _check_stuff_map(file, size)
         if kind:
-            yield COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
+            yield _COCO_FAULTS.fault(kind, file, found, image_id=image["id"])
 
 
 def _verify_annotations(report: Report, split: str, content: CocoSplit):
@@ -99,16 +99,18 @@ def verify_coco(
     layout = find_coco_layout(folder)
     named = [name for name, files in layout.splits.items() if not files.annotations.stem.startswith("image_info")]
     names = named if splits is None else [splits] if isinstance(splits, str) else list(splits)
-    report = Report(f"COCO folder {printable(layout.folder)}", COCO_FAULTS,
+    report = Report(f"COCO folder {printable(layout.folder)}", _COCO_FAULTS,
                     "mend what is fatal (download those files again, or correct the annotation file)")
     report.add_line(str(layout))
     categories: dict[str, Categories] = {}
     for split in sorted(names):
         files = layout.files(split)
+        kind = "unreadable annotation file"
         try:
-            content = take_part(read_split(files.annotations, training=True), files)
+            content, kind = read_split(files.annotations, training=True), "too few to split"
+            content = _take_part(content, files)
         except (OSError, ValueError) as error:
-            report.add_fault("unreadable annotation file", short_name(files.annotations), str(error))
+            report.add_fault(kind, _short_name(files.annotations), str(error))
             continue
         categories[files.split] = content.categories
         _verify_annotations(report, split, content)
@@ -116,4 +118,8 @@ def verify_coco(
         _verify_files(report, split, files, content, semantic, workers, progress)
     if splits is None:
         _verify_splits(report, layout, categories)
+        try:
+            coco_tools("faster_coco_eval")
+        except ModuleNotFoundError as error:
+            report.add_fault("missing package", layout.folder, str(error))
     return report

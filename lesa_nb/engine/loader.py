@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lesa_nb.engine.signals import ignore_signals
+from lesa_nb.engine.signals import _ignore_signals
 
 __all__ = ["Unreadable", "loader", "checked_batches", "BatchReader"]
 
@@ -76,7 +76,7 @@ def loader(
     """
     return DataLoader(
         _Batches(dataset, collate), batch_sampler=keys, collate_fn=_as_it_is, num_workers=workers, pin_memory=pin,
-        worker_init_fn=ignore_signals, generator=torch.Generator())  # its own: the run's random state is not touched
+        worker_init_fn=_ignore_signals, generator=torch.Generator())  # its own: the run's random state is not touched
 
 
 def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:

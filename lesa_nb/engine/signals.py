@@ -12,7 +12,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stopped", "Stop", "ignore_signals"]
+__all__ = ["Stopped", "Stop"]
 
 
 class Stopped(Exception):
@@ -60,7 +60,7 @@ def _end_with(parent: int) -> None:
             os._exit(0)
 
 
-def ignore_signals(worker: int = 0) -> None:
+def _ignore_signals(worker: int = 0) -> None:
     """Called in a process that reads ahead: leave signals to the process that it works for, but die with it.
 
     Ctrl-C and SIGTERM often go to all processes of a group, and the one that trains still needs its workers to finish

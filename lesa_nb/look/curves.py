@@ -51,7 +51,7 @@ def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     import matplotlib.pyplot as plt
     from IPython.display import Image, display
 
-    from lesa_nb.look.figures import png
+    from lesa_nb.look.figures import _png
 
     handle, seen = None, []
     for event in events:
@@ -61,7 +61,7 @@ def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         scores = ", ".join(f"{name} {value:.1f}" for name, value in event["scores"].items())
         fig = curves(seen, f"epoch {event['epoch'] + 1}: {scores}")
-        picture = Image(png(fig))  # a figure would show itself once more each time
+        picture = Image(_png(fig))  # a figure would show itself once more each time
         plt.close(fig)
         if handle:
             handle.update(picture)

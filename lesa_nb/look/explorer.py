@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from ._page import Page, View, as_picture, make_page, pack_view
 from .capture import Captured, attention_layers, capture
 from .maps import cell_of, strength
-from .page import Page, View, as_picture, make_page, pack_view
 
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-08
 def _quantise(

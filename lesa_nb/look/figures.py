@@ -25,7 +25,6 @@ __all__ = [
     "mark",
     "new_figure",
     "overlay",
-    "png",
     "save_png",
     "show_bars",
     "show_curves",
@@ -50,7 +49,7 @@ _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
-def png(fig: Figure) -> bytes:
+def _png(fig: Figure) -> bytes:
     """A figure as a small PNG file of at most 256 colours, with the same bytes every time."""
     full, small = io.BytesIO(), io.BytesIO()
     fit = "tight" if fig.get_layout_engine() else None  # a long title widens a plot; the map keeps its size
@@ -61,8 +60,8 @@ def png(fig: Figure) -> bytes:
 
 
 def save_png(fig: Figure, path: str | PathLike) -> Path:
-    """Write a figure as `png` draws it, and close it. Returns the path; its folder must exist."""
-    data = png(fig)
+    """Write a figure as `_png` draws it, and close it. Returns the path; its folder must exist."""
+    data = _png(fig)
     plt.close(fig)
     path = Path(path)
     path.write_bytes(data)
@@ -76,7 +75,7 @@ class _ShownOnce(Figure):
         from IPython import display  # only a notebook gets here
 
         plt.close(self)  # or the end of the cell would show it again
-        display.display(display.Image(png(self)))
+        display.display(display.Image(_png(self)))
 
 
 def new_figure(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .detector import ImageFeatures
+from ._detector import ImageFeatures
 from lesa_nb.models.mask_rcnn import (
     BoxHead,
     MaskHead,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from .detector import Detector, ImageFeatures
+from ._detector import Detector, ImageFeatures
 from .ops import Sampler, best_boxes, full_precision, random_sampler, roi_cuts, smooth_l1
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample

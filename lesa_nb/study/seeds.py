@@ -20,7 +20,7 @@ from ..layers.attention import split_qkv
 from ..layers.context import Context, context_weights
 from ..layers.lesa import LESA, attend_with
 from ..layers.terms import local_share, split_terms
-from .onecycle import accuracy
+from ._onecycle import accuracy
 from .small import TERM_NAMES, SmallNet, differ
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-05

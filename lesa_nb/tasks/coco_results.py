@@ -29,7 +29,7 @@ def _check_answer(boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int, 
                          "was the detector made for another number of classes?")
 
 
-def encode_masks(masks: Tensor, size: tuple[int, int], image_id: int) -> list[dict]:
+def _encode_masks(masks: Tensor, size: tuple[int, int], image_id: int) -> list[dict]:
     """Soft masks (n, 1, H, W) or (n, H, W) as compressed run lengths of what is at least one half."""
     masks = masks.detach()
     if masks.ndim == 4:
@@ -64,13 +64,13 @@ def to_results(output: dict, image_id: int, dataset: CocoFolder, *, limit: int =
     if masks is not None:
         if len(masks) != len(scores):
             raise ValueError(f"image {image_id}: {len(masks)} masks and {len(scores)} scores do not go together")
-        for result, rle in zip(results, encode_masks(masks[best.to(masks.device)], size, image_id)):
+        for result, rle in zip(results, _encode_masks(masks[best.to(masks.device)], size, image_id)):
             result["segmentation"] = rle
     return results
 
 
 @torch.no_grad()
-def predict_results(
+def _predict_results(
     model: nn.Module, batches: Iterable[tuple[list[Tensor], list[dict]]], dataset: CocoFolder, *, limit: int = 100,
 ) -> Iterator[tuple[int, list[dict]]]:
     """Run a detector in evaluation mode; yields image id and results, one image at a time.
@@ -132,7 +132,7 @@ def write_testdev(
 ) -> Path:
     """Check results and write them as COCO's server wants them; the file is replaced in one go or not at all.
 
-    `dataset`: of the split "test-dev2017". `results`: image id -> results, or pairs of them from `predict_results`:
+    `dataset`: of the split "test-dev2017". `results`: image id -> results, or pairs of them from `_predict_results`:
     images go through one at a time, so the file may be larger than memory. `limit`: detections that one image may have.
     `partial`: allow images that nothing was said about; their objects count as not found. Returns the path. A
     ValueError names the image, the detection and what is wrong.
@@ -147,6 +147,6 @@ def write_testdev(
     return path
 
 
-def gather_results(results: dict[int, list[dict]]) -> dict[int, list[dict]]:
+def _gather_results(results: dict[int, list[dict]]) -> dict[int, list[dict]]:
     """Bring the results of all processes together, each image once; alone, nothing changes."""
     return {image_id: found for part in gather(results) for image_id, found in part.items()}

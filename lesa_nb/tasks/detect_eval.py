@@ -12,14 +12,14 @@ from ..data.coco_layout import CocoLayout, require_splits
 from ..engine.group import pick_device
 from ..weights.load import Loaded, load
 from .coco_eval import Scores, score_results
-from .coco_results import predict_results, write_testdev
+from .coco_results import _predict_results, write_testdev
 
 _Found = tuple[int, list[dict]]
 _Watch = Callable[[Iterator[_Found]], Iterable[_Found]]
 _Say = Callable[[str], None]
 
 
-class ValidSamples(Dataset):
+class _ValidSamples(Dataset):
     """Images to be searched: nothing is known of them but their id and file."""
 
     def __init__(self, folder: CocoFolder):
@@ -37,7 +37,7 @@ class ValidSamples(Dataset):
         return self.folder.picture(image_id), dict(image_id=image_id, file=str(self.folder.file(image_id)))
 
 
-def percent_scores(scores: Scores) -> dict[str, float]:
+def _percent_scores(scores: Scores) -> dict[str, float]:
     """The numbers to watch in training, "box AP" and so on, in percent; 0 where there was nothing to find."""
     kinds = dict(box=scores.box, mask=scores.mask or {})
     return {f"{kind} {name}": 100*np.nan_to_num(numbers[name]).item()
@@ -67,8 +67,8 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
         say(f"boxes only: {weights} was trained without masks")
     elif say and not dataset.has_masks:
         say(f"boxes only: no object in {dataset.path} has a mask")
-    batches = DataLoader(ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
-    return dataset, watch(predict_results(loaded.model.to(pick_device(device)), batches, dataset))
+    batches = DataLoader(_ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
+    return dataset, watch(_predict_results(loaded.model.to(pick_device(device)), batches, dataset))
 
 
 def evaluate_detector(

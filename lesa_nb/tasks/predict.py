@@ -14,7 +14,7 @@ from torch import Tensor
 from lesa_nb.data.listing import is_litter, is_picture, list_files
 from lesa_nb.data.photos import open_image
 from lesa_nb.data.report import printable
-from lesa_nb.tasks.coco_results import encode_masks
+from lesa_nb.tasks.coco_results import _encode_masks
 from lesa_nb.weights.load import Loaded, load
 
 #: pixels that a picture keeps when it is read for a classifier, which sees a small square of it
@@ -72,7 +72,7 @@ def _detect(loaded: Loaded, inputs: list[Tensor], threshold: float) -> list[dict
                                          for label, score, box in zip(labels, scores, boxes)]
         if objects and found.get("masks") is not None:
             masks = found["masks"][kept]
-            for thing, mask in zip(objects, encode_masks(masks, tuple(masks.shape[-2:]), len(answers))):
+            for thing, mask in zip(objects, _encode_masks(masks, tuple(masks.shape[-2:]), len(answers))):
                 thing["mask"] = mask
         answers.append(dict(objects=objects))
     return answers

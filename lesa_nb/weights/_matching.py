@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lesa_nb.layers.position import FactoredTable, FlatTable, fit_offsets, fold_offsets
 
-__all__ = ["Match", "is_table", "table_kind", "middle_of", "middles_of"]
+__all__ = ["Match", "is_table", "table_kind", "middles_of"]
 
 _TABLES = ("context.position.table", "context.position.height", "context.position.width")
 
@@ -25,7 +25,7 @@ def table_kind(keys: Iterable[str]) -> str | None:
     return None if key is None else "flat" if key.endswith(".table") else "factored"
 
 
-def middle_of(tensors: Mapping[str, Tensor], block: str) -> str | None:
+def _middle_of(tensors: Mapping[str, Tensor], block: str) -> str | None:
     """What a block of a ResNet has for its second convolution: "conv", "attention", "lesa" or "graft"; None: nothing.
 
     "graft" is a LESA layer whose local term is a dense convolution, without a mix.
@@ -44,8 +44,8 @@ def _blocks(keys: Iterable[str]) -> list[str]:
 
 
 def middles_of(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Which kinds of `middle_of` the blocks have."""
-    return {kind for block in _blocks(tensors) if (kind := middle_of(tensors, block))}
+    """Which kinds of `_middle_of` the blocks have."""
+    return {kind for block in _blocks(tensors) if (kind := _middle_of(tensors, block))}
 
 
 def _fitted(key: str, tensor: Tensor, module: nn.Module, what: str) -> Tensor:
@@ -103,7 +103,7 @@ class Match:
         A convolution becomes the local term of a grafted layer: to the bit the same, under other names.
         """
         for block in _blocks(self.wanted):
-            here, there = middle_of(self.wanted, block), middle_of(self.left, block)
+            here, there = _middle_of(self.wanted, block), _middle_of(self.left, block)
             if here == there or here is None or there is None:
                 continue
             middle = (f"{block}.conv2.", f"{block}.bn2.")

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from lesa_nb.io.tensors import read_metadata, read_pth, read_tensors, save_tensors
-from lesa_nb.weights.names import in_our_names, is_published, unwrap
+from lesa_nb.weights._names import in_our_names, is_published, unwrap
 from lesa_nb.weights.published import misfits, tensors_in
 
-__all__ = ["save_weights", "load_weights", "load_tensors", "read_weights"]
+__all__ = ["save_weights", "load_weights"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -33,7 +33,7 @@ def save_weights(model: nn.Module, path: str | PathLike, **metadata: Any) -> Non
     save_tensors(model.state_dict(), path, metadata, what="the weights")
 
 
-def load_tensors(model: _Module, tensors: Mapping[str, Tensor], what: str | PathLike) -> _Module:
+def _load_tensors(model: _Module, tensors: Mapping[str, Tensor], what: str | PathLike) -> _Module:
     """Fill a model with tensors in our names, all of them or none; returns the same model.
 
     Args:
@@ -67,7 +67,7 @@ def load_weights(model: _Module, path: str | PathLike) -> _Module:
         ValueError: It is no such file, or its weights are those of another network; the model is unchanged.
     """
     read_metadata(path)  # speaks up if the file is of another kind
-    return load_tensors(model, read_tensors(path), path)
+    return _load_tensors(model, read_tensors(path), path)
 
 
 class _Stored(NamedTuple):
@@ -138,7 +138,7 @@ def _read(source: str | PathLike | Mapping[str, Any], what: str) -> tuple[Any, d
     return _averaged(content) if isinstance(content, Mapping) else content, {}
 
 
-def read_weights(source: str | PathLike | Mapping[str, Any]) -> _Stored:
+def _read_weights(source: str | PathLike | Mapping[str, Any]) -> _Stored:
     """Whatever holds weights, in our names; no code in it is executed.
 
     Args:

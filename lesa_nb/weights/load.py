@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from lesa_nb.data.transforms import eval_transform
 from lesa_nb.models.registry import CLASSIFIERS, DETECTOR_NETWORKS, build_classifier, build_detector
 from lesa_nb.weights._grafted import PREFIX, build_grafted, graft_metadata
-from lesa_nb.weights.files import load_tensors, read_weights
+from lesa_nb.weights.files import _load_tensors, _read_weights
 
 __all__ = ["Loaded", "Kind", "register_kind", "load"]
 
@@ -271,7 +271,7 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
             fit the network it describes.
     """
     what = os.fspath(path)
-    tensors, said, stripped, published = read_weights(path)
+    tensors, said, stripped, published = _read_weights(path)
     metadata = dict(said) if said else _described(tensors, what)
     arch = metadata.get("arch")
     found = _kind_of(arch)
@@ -285,8 +285,8 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     except Exception as error:  # anything can be wrong with what a file says
         raise ValueError(f"{what}: its metadata do not describe a network that can be built "
                          f"({type(error).__name__}: {error})") from error
-    load_tensors(ghost, {key: tensor.to("meta") for key, tensor in tensors.items()}, what)
-    model = load_tensors(found.build(metadata), tensors, what)
+    _load_tensors(ghost, {key: tensor.to("meta") for key, tensor in tensors.items()}, what)
+    model = _load_tensors(found.build(metadata), tensors, what)
     if stripped:
         metadata["stripped"] = list(stripped)
         if not published:

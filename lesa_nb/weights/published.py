@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..io.tensors import read_pth
 from ..layers.lesa import LESA
 from ..layers.position import FlatTable
-from .names import TABLES_OF_NAMES, translate, unwrap
+from ._names import TABLES_OF_NAMES, translate, unwrap
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -17,7 +17,7 @@ from lesa_nb.models.resnet import ResNet
 from lesa_nb.weights._grafted import PREFIX
 from lesa_nb.weights._matching import Match, is_table, middles_of, table_kind
 from lesa_nb.weights._resnets import RESNETS, resnet_name
-from lesa_nb.weights.files import load_tensors, read_weights
+from lesa_nb.weights.files import _load_tensors, _read_weights
 
 __all__ = ["Started", "start_backbone", "start_classifier", "start_detector", "start_metadata", "graft_network"]
 
@@ -104,7 +104,7 @@ def _stored(source: _Source) -> tuple[str, dict[str, Tensor], dict[str, Any], tu
     """What a source is called, its tensors in our names, its metadata, and what was taken out of the names."""
     if isinstance(source, nn.Module):
         return f"the given {type(source).__name__}", source.state_dict(), {}, ()
-    stored = read_weights(source)
+    stored = _read_weights(source)
     what = "the given state dict" if isinstance(source, Mapping) else os.fspath(source)
     return what, stored.tensors, stored.metadata, stored.stripped
 
@@ -144,7 +144,7 @@ def start_backbone(detector: nn.Module, source: _Source, *, convert: str | None 
 
     Args:
         detector: A detector, a `Pyramid` or a `Backbone`.
-        source: A file that `read_weights` can read, what it holds, or a network of this library; a detector's
+        source: A file that `_read_weights` can read, what it holds, or a network of this library; a detector's
             backbone is taken out of it.
         convert: For a checkpoint with flat tables: what becomes of its norms of scores and sums, which have other
             widths. "drop" starts them afresh, "slice" keeps the part that has a counterpart, eq. (23.8).
@@ -183,7 +183,7 @@ def start_backbone(detector: nn.Module, source: _Source, *, convert: str | None 
     match.keep_built(_ends(match, ".conv_offset.", f".{_COUNT}"))
     fresh = {key: match.wanted[key] for key in match.fresh}
     if match.differences():
-        load_tensors(backbone, fresh | match.left, what)  # whose sentence lists them all
+        _load_tensors(backbone, fresh | match.left, what)  # whose sentence lists them all
     match.fill()  # (23.7)
     return _report(match, stripped, converted)
 
@@ -213,7 +213,7 @@ def start_detector(detector: nn.Module, source: _Source, *, convert: str | None 
 
     Args:
         detector: A detector of this library.
-        source: A file that `read_weights` can read, what it holds, or a network.
+        source: A file that `_read_weights` can read, what it holds, or a network.
         convert: For a classifier with flat tables, see `start_backbone`.
 
     Raises:
@@ -301,7 +301,7 @@ def start_classifier(model: nn.Module, source: _Source, *, classes: Sequence[str
     Args:
         model: A classifier of this library, or a grafted one, built for the classes and image size of the task; on
             the device "meta" it is only checked.
-        source: A file that `read_weights` can read, what it holds, or a network.
+        source: A file that `_read_weights` can read, what it holds, or a network.
         classes: Names of the task's classes: a file that names others, as many as they may be, gives no head.
 
     Raises:

@@ -122,11 +122,12 @@ def layers(side, C, args, bf16):
 
 def training(steps):
     "The study's small networks, three seeds each, on the generated task that needs both terms."
-    from lesa_nb.study.small import train_terms, twin_problem
+    from lesa_nb.study.small import train_small, twin_problem
+    from lesa_nb.tasks.side_by_side import train_terms
 
     rows = []
     for seed in range(1 if steps < 10 else 3):
-        for _, run in train_terms(twin_problem(), steps=steps, seed=seed):
+        for _, run in train_terms(train_small, twin_problem(), steps=steps, seed=seed):
             rows.append(run.metadata)
             print({k: run.metadata[k] for k in ("net", "seed", "accuracy", "seconds")}, flush=True)
     return rows

@@ -10,21 +10,18 @@ benchmarks/runs/, so an interrupted study goes on where it stopped. What the net
 afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
 """
 
-import json
-
 import torch
 import torch.nn.functional as F
-from common import RESULTS, arguments, machine_metadata, save, start
+from common import RESULTS, arguments, save, start
+from kept_runs import finished, kept_row, stem, train_and_keep
 
 from lesa_nb.data.pictures import Samples, find_twin
-from lesa_nb.io.atomic import atomic_json
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study import small as study
 from lesa_nb.study.inside import study_row
 from lesa_nb.study.report import LIMITS, name_of, score_table
 from lesa_nb.study.seeds import verdicts
-from lesa_nb.weights.files import save_weights
-from lesa_nb.weights.load import load
+from lesa_nb.tasks.side_by_side import train_terms
 
 QUESTION = "Convolution, plain attention, LESA: who learns what, and where does each fail?"
 VARIANTS = {  # name -> knobs of find_twin; None: the digits
@@ -88,71 +85,21 @@ def recipe(variant, term, net, seed, args):
     ) | ({} if args.quick else RECIPES.get(variant, {}))
 
 
-def stem(folder, variant, term, net, seed):
-    "The files of a run, without suffix."
-    words = f"{variant} {term.replace('+', ' then ')} {' '.join(f'{k} {v}' for k, v in net.items())} seed {seed}"
-    return folder / "-".join(words.replace(",", "").split())
-
-
-def finished(path, wanted):
-    "The metadata of a run that was made by this recipe, or None."
-    if not path.with_suffix(".json").exists() or not path.with_suffix(".safetensors").exists():
-        return None
-    found = json.loads(path.with_suffix(".json").read_text())
-    return found if found["recipe"] == wanted else None
-
-
 def train(path, wanted, args):
-    "One run, and its two files: the weights first, so that a JSON file means that all is there."
-    run = study.train_small(
-        problem_of(wanted["variant"], args.quick),
-        wanted["term"],
-        steps=wanted["steps"],
-        batch_size=wanted["batch_size"],
-        lr=wanted.get("lr", 1.5e-3),
-        seed=wanted["seed"],
-        checks=wanted["checks"],
-        device=args.device,
-        net=wanted["net"],
-    )
-    window = max(1, wanted["steps"] // 40)  # curves are thinned: means of 40 stretches
-    losses = [
-        round(sum(part) / len(part), 4)
-        for part in (run.losses[i : i + window] for i in range(0, len(run.losses), window))
-    ]
-    save_weights(run.model, path.with_suffix(".safetensors"), **run.metadata)
-    where = {
-        key: value
-        for key, value in machine_metadata(args.device).items()
-        if key in ("date", "commit", "torch", "device", "threads")
-    }
-    atomic_json(
-        path.with_suffix(".json"),
-        dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window),
-        indent=None,
-    )
+    "One run, kept in its two files."
+    train_and_keep(path, wanted, problem_of(wanted["variant"], args.quick), args.device)
 
 
 def measured(path, found):
     "The row of a finished run: its metadata and what is found inside, kept beside it."
-    kept = path.with_suffix(".row")
-    if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime:
-        return json.loads(kept.read_text())
-    knobs, loaded = found["recipe"]["knobs"], load(path.with_suffix(".safetensors"))
-    model, metadata = loaded.model, loaded.metadata
-    held = (
-        study.digit_problem().valid
-        if knobs is None
-        else find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
-    )
-    row = study_row(study.Trained(model, metadata, [], found["curve"]), held)
-    row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
-    right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
-    if abs(right - row["accuracy"] * row["pictures"]) > 2:
-        raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
-    row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
-    atomic_json(kept, row, indent=None)
-    return row
+    knobs = found["recipe"]["knobs"]
+
+    def held(metadata):
+        if knobs is None:
+            return study.digit_problem().valid
+        return find_twin(metadata["pictures"], torch.Generator().manual_seed(2**31), **knobs)
+
+    return kept_row(path, found, held, study_row)
 
 
 def gather(runs, args):
@@ -221,7 +168,7 @@ def full(args):
     rows, problem = [], large_problem(side, valid, args.device)
     recipe = dict(steps=steps, batch_size=batch, lr=1e-3, checks=12, device=args.device)
     for seed in range(seeds):
-        for term, run in study.train_terms(problem, train=train, seed=seed, **recipe):
+        for term, run in train_terms(train, problem, seed=seed, **recipe):
             row = dict(run.metadata, variant=problem.name, name=study.TERM_NAMES[term])
             rows.append(row | dict(curve=run.curve, losses=run.losses[:: max(1, steps // 40)]))
             save("study-full", QUESTION, rows, args, side=side, steps=steps)

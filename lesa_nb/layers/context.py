@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import pair_scores, split_qkv, weighted_sum
+from .tracing import Proxy, as_one_step
 from .ways import OffsetTable, Way, find_way, register_way
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-10
@@ -87,6 +88,7 @@ class Context(nn.Module):
     def forward(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map, of any size
     ) -> Float[Tensor, "B C H W"]: # context term
+        if isinstance(x_BCHW, Proxy): return as_one_step(self, x_BCHW)
         q_BGKN, k_BGKN, v_BGVN = self._split(x_BCHW)
         size, S = (x_BCHW.shape[2], x_BCHW.shape[3]), 1 + self.position.n_values
         y_BCN = self.attend(q_BGKN, k_BGKN, v_BGVN, self.position, self.norm_scores, size)  # (5.1) to (5.5)

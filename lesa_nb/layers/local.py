@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
+from .tracing import Proxy, as_one_step
+
 # %% ../../nbs/1_layer/03_local.ipynb #cell-15
 def _two(at, n):
     "The two pixels around each coordinate on an axis of n, and their shares, (3.4); off the map the share is 0."
@@ -70,6 +72,7 @@ class DeformableConv2d(nn.Conv2d):
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H2 W2"]:
         "Read at the moved taps, then weigh and sum."
+        if isinstance(x_BCHW, Proxy): return as_one_step(self, x_BCHW)
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.in_channels:
             raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
         delta_BTHW = self.conv_offset(x_BCHW)                         # T = 2 taps: down, right, down, right, ...

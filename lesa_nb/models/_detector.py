@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .foreign import settle
 from .ops import Sampler, random_sampler
 from .pyramid import Pyramid, prepare
 from .rpn import RPN, RPNOutput, rpn_losses
@@ -32,7 +33,9 @@ class Detector(nn.Module):
     `image_size` is the side of the square that images are brought to, or with `keep_ratio` the longer side. With
     `resize_in_training=False` images come at the network's size in training. `masks=False` leaves out the mask heads:
     such a detector learns and answers boxes only. `sampler` decides who is taken when a sample is full.
-    `pre_nms_top_n` and `post_nms_top_n` change how many proposals there are, see `RPN`.
+    `pre_nms_top_n` and `post_nms_top_n` change how many proposals there are, see `RPN`. `others` are arguments of other
+    libraries: what asks for nothing (`weights=None`) is taken, the rest is answered with the name it has here.
+    `num_classes` counts no background, where torchvision's detectors count one class more.
     """
 
     uses_semantic = False  # whether targets need a semantic map
@@ -50,7 +53,9 @@ class Detector(nn.Module):
         sampler: Sampler = random_sampler,
         pre_nms_top_n: Mapping[str, int] | None = None,
         post_nms_top_n: Mapping[str, int] | None = None,
+        **others: Any,
     ):
+        settle(others, known=())
         super().__init__()
         self.pyramid, self.num_classes, self.image_size, self.keep_ratio = pyramid, num_classes, image_size, keep_ratio
         self.resize_in_training, self.sampler, self.masks = resize_in_training, sampler, masks

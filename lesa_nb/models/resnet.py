@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..layers.lesa import LESA, build_context
 from ..layers.local import DeformableConv2d
 from ..layers.ways import Way
+from .foreign import settle
+from .images import check_batch
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-08
 class PlainAttention(nn.Module):
@@ -50,6 +52,7 @@ def _conv(channels, *, stride=1, deformable=False, **unused):
     return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels)
 
 _OF_LESA = {"deformable", "local_groups", "gate", "gate_shrink", "gate_kernels"}
+_OPTIONS = _OF_LESA - {"deformable"} | {"heads", "position", "attend"}  # what a network hands on to its terms
 
 def _attention(channels, **options):
     "Plain attention, which normalises inside; a local term and a gate belong to LESA."
@@ -112,14 +115,6 @@ def _as_pair(image_size):
         raise ValueError(f"image_size must be a positive int or (height, width), got {image_size!r}")
     return size
 
-def _check_images(x_BCHW):
-    "Say what is wrong with an input, and how to mend it."
-    if x_BCHW.ndim != 4 or x_BCHW.shape[1] != 3 or 0 in x_BCHW.shape[2:]:
-        hint = ("; add the batch axis with x[None]" if x_BCHW.ndim == 3
-                else "; move the channels to the front with x.permute(0, 3, 1, 2)" if x_BCHW.shape[-1] == 3 else "")
-        found = f"{tuple(x_BCHW.shape)}{hint}"
-        raise ValueError(f"need images of shape (B, 3, H, W) with at least one pixel, got {found}")
-    if not x_BCHW.is_floating_point(): raise ValueError(f"need normalised floating-point images, got {x_BCHW.dtype}")
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
 #: the blocks of LESA-ResNet-50 and LESA-WRN-50, stage by stage: C keeps its convolution, L gets the term
@@ -145,9 +140,10 @@ class ResNet(nn.Module):
             raise ValueError(f"need one stride per stage, got {len(stages)} stages and {len(strides)} strides")
         if extra := set("".join(stages)) - set("CL"):
             raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
-        size = _as_pair(image_size)
+        size, term_options = _as_pair(image_size), settle(term_options, known=_OPTIONS)
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
+        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.depth, channels, size = len(stages), base, strided(size, 4)                           # (10.3)
         for i, (letters, stride) in enumerate(zip(stages, strides), 1):
@@ -168,8 +164,7 @@ class ResNet(nn.Module):
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
     ) -> list[Float[Tensor, "B D h w"]]: # the output of every stage
         "The maps after each stage, for whoever needs more than a class."
-        _check_images(x_BCHW)
-        x_BCHW = self.maxpool(self.bn1(self.conv1(x_BCHW)).relu_())
+        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(check_batch(x_BCHW)))))
         maps: list[Tensor] = []
         for i in range(1, self.depth + 1):
             maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))

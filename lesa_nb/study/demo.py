@@ -22,9 +22,9 @@ from lesa_nb.study.small import (
     digit_problem,
     findings,
     train_small,
-    train_terms,
     twin_problem,
 )
+from lesa_nb.tasks.side_by_side import train_terms
 from lesa_nb.weights.files import save_weights
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def train_demo(
     for problem in (digit_problem(), twin_problem(valid=valid)):
         runs = results[problem.name] = {}
         recipe: dict[str, Any] = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-        for term, run in train_terms(problem, train=train, **recipe):
+        for term, run in train_terms(train, problem, **recipe):
             runs[term] = run
             save_weights(run.model, out/f"{problem.name.split()[-1]}_{term}.safetensors", **run.metadata)
     metadata = {name: {term: run.metadata for term, run in runs.items()} for name, runs in results.items()}

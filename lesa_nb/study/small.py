@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INNER', 'TERM_NAMES', 'SmallNet', 'Problem', 'twin_problem', 'digit_problem', 'Trained', 'train_network',
-           'train_small', 'train_terms', 'differ', 'findings', 'result_table']
+           'train_small', 'differ', 'findings', 'result_table']
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-02
 import math
@@ -21,6 +21,7 @@ from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, f
 from ..engine.loop import seed_everything
 from ..models.resnet import Bottleneck
 from ._onecycle import accuracy, adamw_onecycle, train_steps
+from ..tasks.side_by_side import THREE_TERMS
 from ..weights.load import Kind, register_kind
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-06
@@ -28,8 +29,7 @@ from ..weights.load import Kind, register_kind
 INNER = dict(conv=32, attention=56, lesa=32)
 #: the same and the ungated control
 _WIDTHS = INNER | dict(ungated=40)
-TERM_NAMES = {"conv": "convolution", "attention": "plain attention", "lesa": "LESA",
-              "ungated": "LESA without gate", "conv+attention": "convolution, then attention"}
+TERM_NAMES = THREE_TERMS | {"ungated": "LESA without gate", "conv+attention": "convolution, then attention"}
 
 class _Open(nn.Module):
     "A gate that lets all of the context through, whatever it sees: no weights."
@@ -168,17 +168,6 @@ def train_small(
     "Train one small network on one problem."
     net = dict(problem.net, term=term, **(net or {}))
     return train_network(lambda: SmallNet(**net), problem, arch="small", net=net, **recipe)
-
-# %% ../../nbs/3_training/19_three_networks.ipynb #cell-20
-def train_terms(
-    problem: Problem,
-    terms: Iterable[str] = tuple(INNER), # as `SmallNet` wants them
-    train: Callable[..., Trained] = train_small, # (problem, term, **recipe) -> a run
-    **recipe: Any, # the same for all
-) -> Iterator[tuple[str, Trained]]: # each term with its run
-    "Train one network for each term, all by the same recipe."
-    for term in terms:
-        yield term, train(problem, term, **recipe)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-24
 def differ(

@@ -1,0 +1,78 @@
+"""Runs of small networks that are kept: each leaves weights, metadata and a row, and a study goes on where it stopped.
+
+What every study of small networks shares; which runs there are, and on what, is the study's own.
+"""
+
+import json
+
+from common import machine_metadata
+
+from lesa_nb.io.atomic import atomic_json
+from lesa_nb.study.small import Trained, train_small
+from lesa_nb.weights.files import save_weights
+from lesa_nb.weights.load import load
+
+
+def stem(folder, variant, term, net, seed):
+    "The files of a run, without suffix."
+    words = f"{variant} {term.replace('+', ' then ')} {' '.join(f'{k} {v}' for k, v in net.items())} seed {seed}"
+    return folder / "-".join(words.replace(",", "").split())
+
+
+def finished(path, wanted):
+    "The metadata of a run that was made by this recipe, or None."
+    if not path.with_suffix(".json").exists() or not path.with_suffix(".safetensors").exists():
+        return None
+    found = json.loads(path.with_suffix(".json").read_text())
+    return found if found["recipe"] == wanted else None
+
+
+def train_and_keep(path, wanted, problem, device):
+    "One run, and its two files: the weights first, so that a JSON file means that all is there."
+    run = train_small(
+        problem,
+        wanted["term"],
+        steps=wanted["steps"],
+        batch_size=wanted["batch_size"],
+        lr=wanted.get("lr", 1.5e-3),
+        seed=wanted["seed"],
+        checks=wanted["checks"],
+        device=device,
+        net=wanted["net"],
+    )
+    window = max(1, wanted["steps"] // 40)  # curves are thinned: means of 40 stretches
+    losses = [
+        round(sum(part) / len(part), 4)
+        for part in (run.losses[i : i + window] for i in range(0, len(run.losses), window))
+    ]
+    save_weights(run.model, path.with_suffix(".safetensors"), **run.metadata)
+    where = {
+        key: value
+        for key, value in machine_metadata(device).items()
+        if key in ("date", "commit", "torch", "device", "threads")
+    }
+    atomic_json(
+        path.with_suffix(".json"),
+        dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window),
+        indent=None,
+    )
+    return run.metadata
+
+
+def kept_row(path, found, held, row_of):
+    """The row of a finished run: its metadata and what is found inside, kept beside it.
+
+    held: called for the pictures of validation. row_of: (run, pictures) -> row, with the confusion among it.
+    """
+    kept = path.with_suffix(".row")
+    if kept.exists() and kept.stat().st_mtime > path.with_suffix(".json").stat().st_mtime:
+        return json.loads(kept.read_text())
+    loaded = load(path.with_suffix(".safetensors"))
+    row = row_of(Trained(loaded.model, loaded.metadata, [], found["curve"]), held(loaded.metadata))
+    row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
+    right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
+    if abs(right - row["accuracy"] * row["pictures"]) > 2:
+        raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
+    row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
+    atomic_json(kept, row, indent=None)
+    return row

@@ -1,0 +1,160 @@
+"""Fashion-MNIST from a folder: read, refused, disturbed, and a benchmark that goes on where it stopped."""
+import importlib
+import json
+import struct
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lesa_nb.data.pictures import Samples
+from lesa_nb.study.fashion import DISTURBANCES, FASHION_CLASSES, fashion_row, read_fashion
+from lesa_nb.study.small import train_small
+from lesa_nb.tasks.side_by_side import THREE_TERMS
+
+
+def write_idx(path, array):
+    "A file of bytes as MNIST's readers want it."
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(head + array.numpy().tobytes())
+
+
+@pytest.fixture(scope="session")
+def clothes(tmp_path_factory):
+    "A folder like Fashion-MNIST's: 320 and 80 pictures, a bar whose height is the class."
+    root, generator = tmp_path_factory.mktemp("clothes"), torch.Generator().manual_seed(0)
+    raw = root/"FashionMNIST"/"raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 320), ("t10k", 80)):
+        labels = torch.arange(count, dtype=torch.uint8) % 10
+        images = torch.randint(0, 60, (count, 28, 28), dtype=torch.uint8, generator=generator)
+        for image, label in zip(images, labels.tolist()):
+            image[3:5 + 2*label, 8:20] += 150
+        write_idx(raw/f"{name}-images-idx3-ubyte", images)
+        write_idx(raw/f"{name}-labels-idx1-ubyte", labels)
+    return root
+
+
+def test_read_whole_or_in_part(clothes):
+    problem, files = read_fashion(clothes)
+    assert (files["train"], files["valid"], len(files["sha256"])) == (320, 80, 64)
+    assert problem.valid.images.shape == (80, 1, 28, 28) and len(FASHION_CLASSES) == 10
+    assert problem.valid.labels.bincount().tolist() == [8]*10
+    whole = torch.cat([images for images, _ in problem.batches(320, 1, torch.Generator())])
+    assert whole.mean().abs() < 1e-5 and (whole.std() - 1).abs() < 1e-5
+    some = read_fashion(clothes, train=100, valid=20)
+    assert (some.files["train"], some.files["valid"]) == (100, 20)
+    assert some.problem.valid.images.equal(read_fashion(clothes, train=100, valid=20).problem.valid.images)
+    assert some.files["sha256"] == files["sha256"]
+
+
+def test_refusals(clothes, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Fashion-MNIST's four files, .*found no train-images-.*: name"):
+        read_fashion(tmp_path)
+    for count in (0, -1, 321):
+        with pytest.raises(ValueError, match=f"train: expected 1 to 320 pictures.*got {count}"):
+            read_fashion(clothes, train=count)
+    raw = tmp_path/"FashionMNIST"/"raw"
+    raw.mkdir(parents=True)
+    for path in (clothes/"FashionMNIST"/"raw").iterdir():
+        (raw/path.name).write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="torchvision cannot read these files"):
+        read_fashion(tmp_path)
+
+
+def test_disturbances_do_what_they_say():
+    images = torch.full((6, 1, 28, 28), -1.)
+    images[:, :, 10:18, 4:24] = torch.rand(6, 1, 8, 20, generator=torch.Generator().manual_seed(1))
+
+    def disturbed(name):
+        return DISTURBANCES[name](images.clone(), torch.Generator().manual_seed(0), -1.)
+
+    for name in DISTURBANCES:
+        found = disturbed(name)
+        assert found.shape == images.shape and found.equal(disturbed(name)) and not found.equal(images), name
+    for before, after in zip(images, disturbed("shifted")):
+        moved = [torch.roll(before, move, (1, 2)) for move in ((3, 0), (-3, 0), (0, 3), (0, -3))]
+        assert any(after.equal(one) for one in moved)
+    assert (disturbed("occluded") != images).flatten(1).sum(1).max() <= 100
+    assert torch.where(disturbed("occluded") != images, disturbed("occluded"), -1.).eq(-1).all()
+    for kind in (images, disturbed("patches shuffled")):
+        assert kind.flatten(1).sort().values.equal(images.flatten(1).sort().values)
+    corner, patches = images[0, 0, :7, 7:14], disturbed("patches shuffled")[0, 0].view(4, 7, 4, 7).transpose(1, 2)
+    assert any(patch.equal(corner) for patch in patches.flatten(0, 1))
+    assert (disturbed("noisy") - images).std().sub(.5).abs() < .02
+    assert (disturbed("rotated").sum((1, 2, 3)) - images.sum((1, 2, 3))).abs().max() < .05*28*28
+
+
+def test_a_row_holds_everything_and_fits_into_json(clothes):
+    problem, _ = read_fashion(clothes)
+    for term in THREE_TERMS:
+        row = fashion_row(train_small(problem, term, steps=2, device="cpu"), problem.valid, looked_at=40)
+        assert json.loads(json.dumps(row)) == row
+        inside = row["inside"]
+        assert inside["disturbed"].keys() == {"none", *DISTURBANCES}
+        assert [len(block) for block in inside["gate_by_class"]] == ([10, 10] if term == "lesa" else [])
+        assert all(0 < gate < 1 for block in inside["gate_by_class"] for gate in block)
+        assert sum(map(sum, inside["mistakes"]["confusion"])) == 80
+        right = sum(inside["mistakes"]["confusion"][i][i] for i in range(10))/80
+        assert right == pytest.approx(row["accuracy"])
+        first = train_small(problem, term, steps=2, device="cpu").model(problem.valid.images[:40]).argmax(1)
+        share = (first == problem.valid.labels[:40]).float().mean().item()
+        assert inside["disturbed"]["none"] == pytest.approx(share)
+
+
+@pytest.fixture(scope="module")
+def script(root):
+    "benchmarks/fashion.py as a module."
+    sys.path.insert(0, str(root/"benchmarks"))
+    yield importlib.import_module("fashion")
+    sys.path.remove(str(root/"benchmarks"))
+
+
+@pytest.fixture
+def args(clothes, tmp_path, monkeypatch, script):
+    "A quick run that writes into a folder of its own."
+    monkeypatch.setattr(script, "RESULTS", tmp_path/"results")
+    monkeypatch.setattr(sys.modules["common"], "RESULTS", tmp_path/"results")
+    return SimpleNamespace(data=clothes, train=128, valid=40, seeds=1, steps=2, batch_size=32, lr=1e-3, device="cpu",
+                           quick=True, collect=False, split="every tenth picture")
+
+
+def test_the_benchmark_trains_measures_and_goes_on(script, args, tmp_path, monkeypatch, capsys):
+    tried, train = [], script.train_and_keep
+
+    def counted(path, *rest):
+        if len(tried) == 2: raise KeyboardInterrupt
+        tried.append(path.name)
+        return train(path, *rest)
+
+    monkeypatch.setattr(script, "train_and_keep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(args)
+    assert len(json.loads((tmp_path/"results"/"fashion-cpu-quick.json").read_text())["not_run"]) == 1
+    monkeypatch.setattr(script, "train_and_keep", lambda path, *rest: (tried.append(path.name), train(path, *rest))[1])
+    script.main(args)
+    assert len(tried) == len(set(tried)) == 3
+    found = json.loads((tmp_path/"results"/"fashion-cpu-quick.json").read_text())
+    assert {"question", "date", "commit", "torch", "device", "threads", "limits", "not_run", "rows"} <= found.keys()
+    assert found["not_run"] == [] and [row["name"] for row in found["rows"]] == list(THREE_TERMS.values())
+    assert found["data"]["split"] == "every tenth picture" and found["data"]["train"] == 128
+    assert "one seed decides nothing" in capsys.readouterr().out
+    args.steps = 3  # another recipe is another run
+    script.main(args)
+    assert len(tried) == 6
+
+
+def test_the_benchmark_refuses_before_it_makes_anything(script, args, tmp_path, capsys):
+    args.data = tmp_path/"nothing"
+    with pytest.raises(SystemExit) as stopped:
+        script.main(args)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: expected Fashion-MNIST's four files, unpacked, in")
+    assert not (tmp_path/"runs").exists() and not (tmp_path/"results").exists()
+
+
+def test_samples_keep_their_order(clothes):
+    "The first pictures of a part are the first of the whole."
+    few, all_of_it = (read_fashion(clothes, train=64, valid=count).problem.valid for count in (10, None))
+    assert isinstance(few, Samples) and few.labels.equal(all_of_it.labels[:10])

@@ -66,7 +66,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(input)
         channels, others = input.shape[1], [d for d in range(input.ndim) if d != 1]
         x = input.double()
-        count = x.new_tensor([x.numel()/channels])
+        count = x.new_full((1,), x.numel()/channels)
         sums = all_reduce_sum(torch.cat([x.sum(others), x.square().sum(others), count]), self.process_group)
         count = sums[-1].detach()
         mean = sums[:channels]/count

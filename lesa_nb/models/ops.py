@@ -1,6 +1,6 @@
-"""What several parts of a detector compute with: precision, distance, samplers, and thinning out within groups."""
-from collections.abc import Callable
-from functools import lru_cache
+"""What several parts of a detector compute with: precision, distance, overlap, samplers, thinning out within groups."""
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,27 @@ def smooth_l1(a: Tensor, b: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(a, b, reduction="sum", beta=beta) if beta else F.l1_loss(a, b, reduction="sum")
 
 
-@lru_cache(maxsize=80)
-def constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers as a tensor, brought to a device once and not at every step. Do not write into it."""
-    with torch.inference_mode(False):  # what is kept must serve in training too
-        return torch.tensor(numbers, device=device, dtype=dtype)
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes (m, 4) and others (n, 4): (m, n), to the bit what torchvision's `box_iou` says.
+
+    Never more than three tensors of the result's size exist, where `box_iou` makes a dozen.
+    """
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = boxes[:, :, None].unbind(1), others.unbind(1)
+    width, aside = torch.minimum(x1, u1), torch.maximum(x0, u0)
+    width.sub_(aside).clamp_(min=0)
+    height = torch.minimum(y1, v1)
+    height.sub_(torch.maximum(y0, v0, out=aside)).clamp_(min=0)
+    both = width.mul_(height)
+    union = torch.add((x1 - x0)*(y1 - y0), (u1 - u0)*(v1 - v0), out=height).sub_(both)
+    return both.div_(union)
+
+
+def places_of(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Where each mask (n,) is true, in order: `nonzero` of all of them, for one wait for the device instead of many."""
+    if not masks:
+        return []
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()  # the wait
+    return [mask.nonzero_static(size=count)[:, 0] for mask, count in zip(masks, counts)]
 
 
 def random_sampler(places: Tensor, number: int) -> Tensor:
@@ -47,7 +63,7 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -
     `overlap` goes. Returns the places of those that stay, best first. Below 10,000 boxes all groups share one pass,
     moved aside so that they do not touch, with the published system's rounding.
     """
-    if not 0 < len(boxes) < 10_000:
+    if not len(boxes) or (len(boxes) < 10_000 and boxes.device.type == "cpu"):  # elsewhere it would send a number
         return batched_nms(boxes, scores, groups, overlap)
     aside = groups.to(boxes.dtype)*(boxes.max() + 1)
     return nms(boxes + aside[:, None], scores, overlap)
@@ -74,3 +90,23 @@ def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
     """
     precise = full_precision(maps)
     return roi_align(precise, [boxes.to(precise.dtype)], size, scale, aligned=True).to(maps.dtype)
+
+
+def cut_levels(
+    maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, levels: Tensor, size: int
+) -> Tensor:
+    """Cut each of the boxes (n, 4) out of the map of its own level (n,): (n, C, size, size), in the boxes' order.
+
+    On a CPU each level cuts its own boxes. On other devices nobody asks how many those are: every level cuts all boxes,
+    those of other levels shrunk to no area, which take no work and give zeros. The sum over the levels is the same to
+    the bit.
+    """
+    if boxes.device.type != "cpu":
+        cuts = [roi_cuts(level_map, boxes*(levels == level)[:, None], size, 1/stride)
+                for level, (level_map, stride) in enumerate(zip(maps, strides))]
+        return reduce(torch.add, cuts)
+    order = levels.argsort(stable=True)
+    counts = (levels == torch.arange(len(maps))[:, None]).sum(1).tolist()
+    cuts = [roi_cuts(level_map, part, size, 1/stride)
+            for level_map, stride, part in zip(maps, strides, boxes[order].split(counts))]
+    return torch.cat(cuts)[order.argsort()]

@@ -262,7 +262,7 @@ def test_an_unknown_layout_is_one_sentence(tmp_path, capsys, monkeypatch, words)
     (tmp_path / "set" / "labels").mkdir(parents=True)
     (tmp_path / "set" / "data.yaml").write_text("nc: 3")
     (tmp_path / "set" / "notes.json").write_text('{"images": 3}')
-    assert main([*words, "set"]) == 1
+    assert main([*words, "set"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
     for word in "looked for annotations/instances_SPLIT.json", "found labels/, data.yaml, notes.json", "--train-images":
@@ -275,9 +275,9 @@ def test_an_unknown_layout_is_one_sentence(tmp_path, capsys, monkeypatch, words)
     [
         ([], 2, "name a folder, or --train-images"),
         (["--data", "set", "--val-images", "x"], 2, "not both"),
-        (["--data", "set", "--val-fraction", "1.5"], 1, "between 0 and 1"),
-        (["--data", "set"], 1, "--val-fraction 0.2"),
-        (["--val-images", "set/images"], 1, "val_annotations is missing"),
+        (["--data", "set", "--val-fraction", "1.5"], 2, "between 0 and 1"),
+        (["--data", "set"], 2, "--val-fraction 0.2"),
+        (["--val-images", "set/images"], 2, "val_annotations is missing"),
     ],
 )
 def test_refusals_before_anything_is_written(source, tmp_path, capsys, monkeypatch, words, status, message):

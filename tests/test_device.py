@@ -82,7 +82,7 @@ def test_every_trip_is_counted(device):
         assert [name for name, _ in trips] == [kind] * (len(did) if isinstance(did, list) else 1), trips
     for kind, act in {
         "copy to the host": lambda: [x.tolist(), x.cpu(), x.to("cpu")],
-        "copy from the host": lambda: [x.new_tensor([1.0]), torch.tensor([1, 2], device=PLACE), torch.ones(2).to(PLACE)],
+        "copy from the host": lambda: [x.new_tensor([1]), torch.tensor([1, 2], device=PLACE), torch.ones(2).to(PLACE)],
         "index of booleans": lambda: [x[x > 2], x[None, :][:, x > 2]],
         "index from the host": lambda: [x[torch.tensor([0, 1])]],
     }.items():

@@ -15,7 +15,6 @@ from lesa_nb.models.ops import (
     full_precision,
     grouped_nms,
     pairwise_iou,
-    places_of,
     random_sampler,
     smooth_l1,
 )
@@ -112,7 +111,8 @@ import torch
 from peak_memory import peak_mib, reset_peak
 from test_proposals import boxes_of
 from lesa_nb.models.rpn import _grid_anchors, assign
-anchors, truth = torch.cat(_grid_anchors([(256 >> level, 256 >> level) for level in range(5)])), boxes_of(900, longest=700)
+anchors = torch.cat(_grid_anchors([(256 >> level, 256 >> level) for level in range(5)]))
+truth = boxes_of(900, longest=700)
 assert (len(anchors), len(truth)) == (261_888, 900)
 assign(truth[:1], anchors, .7, .3, .3)
 reset_peak()

@@ -7,6 +7,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from lesa_nb.cli._common import (
     CocoPaths,
     check_image_size,
+    check_new_folder,
     check_new_json,
     echo,
     open_classifier,
@@ -27,8 +28,9 @@ def eval_imagenet(
     workers: int | None = None,
     device: str | None = None,
     out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
+    confusion: Annotated[Path | None, arg(metavar="DIR")] = None,
 ) -> int:
-    """Score weights on the validation pictures of a folder in ImageNet's layout.
+    """Score weights on the validation pictures of a folder in ImageNet's layout, in all and class by class.
 
     Args:
         data: Folder that holds val/, or the folders of the classes themselves. Pictures are turned upright by their
@@ -39,18 +41,21 @@ def eval_imagenet(
         batch_size: Pictures at once.
         workers: Processes that read pictures ahead.
         device: cpu, cuda or cuda:N. Default: a GPU if there is one.
-        out: Also write the scores there.
+        out: Also write the scores there, with the accuracy of every class.
+        confusion: Also write into this folder what was taken for what: confusion.png, confusion.csv, and classes.csv
+            with the accuracies.
     """
     positive(batch_size=batch_size)
     check_image_size(image_size)
     check_new_json("--out", out, weights)
-    from lesa_nb.tasks.classify import score_folder
+    check_new_folder("--confusion", confusion)
+    from lesa_nb.tasks.confusion import score_by_class, write_class_scores
 
     classifier = open_classifier(weights)
     metadata = classifier.metadata
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
-    scores = score_folder(
+    scores, by_class = score_by_class(
         classifier,
         data,
         image_size=image_size,
@@ -60,10 +65,16 @@ def eval_imagenet(
         device=device,
         watch=lambda batches: progress(batches, "batch"),
     )
-    percent = f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
+    percent = ", ".join(f"top-{name[3:]} {scores[name]:.2f} %" for name in ("top1", "top5") if name in scores)
     echo(f"{scores['samples']:,} pictures: {percent}, loss {scores['loss']:.4f}")
-    if out and is_main_process():
-        write_json(out, dict(scores, weights=str(weights), data=str(data)), "the scores")
+    echo(by_class.format())
+    if not is_main_process():
+        return 0
+    if out:
+        numbers = dict(scores, classes=by_class.accuracy(), weights=str(weights), data=str(data))
+        write_json(out, numbers, "the scores")
+    if confusion:
+        print(f"confusion matrix: {', '.join(map(str, write_class_scores(by_class, confusion)))}")
     return 0
 
 
@@ -78,7 +89,7 @@ def eval_coco(
     device: str | None = None,
     out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
 ) -> int:
-    """Score a detector on a split of a detection set: boxes and masks, COCO's twelve numbers.
+    """Score a detector on a split of a detection set: boxes and masks, COCO's numbers, and AP class by class.
 
     Args:
         data: Folder in COCO's own layout, or as Roboflow, CVAT, labelme and label-studio export COCO.
@@ -92,6 +103,7 @@ def eval_coco(
     """
     positive(batch_size=batch_size)
     check_new_json("--out", out, weights)
+    from lesa_nb.tasks.class_ap import format_class_ap
     from lesa_nb.tasks.detect_eval import evaluate_detector
 
     layout = paths.layout(data)
@@ -106,8 +118,9 @@ def eval_coco(
         watch=lambda images: progress(images, "image"),
         say=echo,
     )
-    print(scores)
-    if out:
+    echo(scores)
+    echo(format_class_ap(scores))
+    if out and is_main_process():
         classes = {kind: scores.class_ap(kind) for kind in scores.precision}
         numbers = dict(box=scores.box, mask=scores.mask, classes=classes)
         write_json(out, dict(numbers, weights=str(weights), data=str(layout.folder), split=split), "the scores")

@@ -37,7 +37,8 @@ _IMAGE_FAULTS = FaultKinds({
 #: what can be wrong with a set as a whole
 _SET_FAULTS = FaultKinds({
     "unused supercategory": "left out, gets no label", "no split to train on": "fatal",
-    "no split to validate on": "fatal", "other categories": "fatal"})
+    "no split to validate on": "fatal", "other categories": "fatal", "too few to split": "fatal",
+    "missing package": "fatal"})
 #: everything that can be wrong with a COCO folder
 _COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | _IMAGE_FAULTS | _SET_FAULTS)
 

@@ -63,10 +63,23 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -
     `overlap` goes. Returns the places of those that stay, best first. Below 10,000 boxes all groups share one pass,
     moved aside so that they do not touch, with the published system's rounding.
     """
-    if not len(boxes) or (len(boxes) < 10_000 and boxes.device.type == "cpu"):  # elsewhere it would send a number
+    if torch.compiler.is_exporting():
+        return _nms_of_a_graph(boxes, scores, groups, overlap)
+    if not 0 < len(boxes) < 10_000:
         return batched_nms(boxes, scores, groups, overlap)
     aside = groups.to(boxes.dtype)*(boxes.max() + 1)
     return nms(boxes + aside[:, None], scores, overlap)
+
+
+def _nms_of_a_graph(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
+    """The same for an exporter, which may not ask how many boxes there are: all groups share one pass.
+
+    torchvision promises an exporter that at least two boxes stay. Two that are alone and last make that true.
+    """
+    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # 0 is below all, and there may be none
+    aside = groups.to(boxes.dtype)*(largest + 1)
+    alone, last = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]]), scores.new_tensor([-1, -2])
+    return nms(torch.cat([boxes + aside[:, None], alone]), torch.cat([scores, last]), overlap)[:-2]
 
 
 def best_boxes(boxes: Tensor, probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,21 +105,33 @@ def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
     return roi_align(precise, [boxes.to(precise.dtype)], size, scale, aligned=True).to(maps.dtype)
 
 
-def cut_levels(
-    maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, levels: Tensor, size: int
+def cuts_by_level(
+    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
 ) -> Tensor:
-    """Cut each of the boxes (n, 4) out of the map of its own level (n,): (n, C, size, size), in the boxes' order.
+    """Cut every box out of the map of its own level: (n, C, size, size), in the order of the boxes.
 
-    On a CPU each level cuts its own boxes. On other devices nobody asks how many those are: every level cuts all boxes,
-    those of other levels shrunk to no area, which take no work and give zeros. The sum over the levels is the same to
-    the bit.
+    `maps` (1, C, h, w) and `strides` have one for each level, `boxes` (n, 4) lie on `levels` (n,). On a CPU each level
+    cuts its own boxes. On other devices nobody waits to hear how many those are: every level cuts all boxes, those of
+    other levels shrunk to no area, which take no work and give zeros. The sum over levels is the same to the bit.
     """
+    if torch.compiler.is_exporting():
+        return _cuts_of_a_graph(maps, boxes, levels, size, strides)
     if boxes.device.type != "cpu":
-        cuts = [roi_cuts(level_map, boxes*(levels == level)[:, None], size, 1/stride)
-                for level, (level_map, stride) in enumerate(zip(maps, strides))]
-        return reduce(torch.add, cuts)
+        return reduce(torch.add, (roi_cuts(level_map, boxes*(levels == level)[:, None], size, 1/stride)
+                                  for level, (level_map, stride) in enumerate(zip(maps, strides))))
     order = levels.argsort(stable=True)
     counts = (levels == torch.arange(len(maps))[:, None]).sum(1).tolist()
     cuts = [roi_cuts(level_map, part, size, 1/stride)
             for level_map, stride, part in zip(maps, strides, boxes[order].split(counts))]
     return torch.cat(cuts)[order.argsort()]
+
+
+def _cuts_of_a_graph(
+    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
+) -> Tensor:
+    """The same for an exporter, which may not ask how many boxes a level has either."""
+    cuts = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], size, size)
+    for level, (level_map, stride) in enumerate(zip(maps, strides)):
+        places = (levels == level).nonzero()[:, 0]
+        cuts = cuts.index_copy(0, places, roi_cuts(level_map, boxes[places], size, 1/stride))
+    return cuts

@@ -161,7 +161,6 @@ def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal:
         raise ValueError(f"{out}: {refusal}")
     if out.exists() and out.samefile(photo):
         raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -244,6 +243,7 @@ def explain_photo(
     shape = f"{image.shape[2]}x{image.shape[1]}"
     title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
     fig = maps.explain_figure(photo_tensor(picture), seen, _reduced_pixel((row, column), opened), title)
+    out.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110, bbox_inches="tight")  # a title may be wider than a narrow picture
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
@@ -300,6 +300,7 @@ def explore_photo(
         images[name] = _as_input(network, picture, size or network.size)[None]
     layers = [layer] if layer else None
     page = explorer(picture, networks, images, layers=layers, heads=not mean, pixel=start, title=photo.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
     width, height = opened.full_size
     print(f"picture  {photo}: {width}x{height}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.tasks.predict import predict
     from lesa_nb.weights.folding import fold_norms
     from lesa_nb.weights.graft import graft
+    from lesa_nb.weights.hub import from_pretrained, push_to_hub, save_pretrained
     from lesa_nb.weights.load import load
     from lesa_nb.weights.published import load_published
 
@@ -30,6 +31,7 @@ _OWNERS = {
     "LESA": "layers.lesa",
     "attend_with": "layers.lesa",
     "fold_norms": "weights.folding",
+    "from_pretrained": "weights.hub",
     "graft": "weights.graft",
     "htc_lesa_wrn50": "models.htc",
     "lesa_resnet50": "models.resnet",
@@ -38,12 +40,15 @@ _OWNERS = {
     "load_published": "weights.published",
     "mask_rcnn_lesa_resnet50": "models.htc",
     "predict": "tasks.predict",
+    "push_to_hub": "weights.hub",
+    "save_pretrained": "weights.hub",
 }
 
 __all__ = [
     "LESA",
     "attend_with",
     "fold_norms",
+    "from_pretrained",
     "graft",
     "htc_lesa_wrn50",
     "lesa_resnet50",
@@ -52,6 +57,8 @@ __all__ = [
     "load_published",
     "mask_rcnn_lesa_resnet50",
     "predict",
+    "push_to_hub",
+    "save_pretrained",
 ]
 
 

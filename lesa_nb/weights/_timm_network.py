@@ -10,8 +10,8 @@ from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
-from lesa_nb.models.images import check_batch
 from lesa_nb.models.foreign import refuse_pretrained
+from lesa_nb.models.images import check_batch
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.weights._names import in_our_names, is_published, unwrap
 

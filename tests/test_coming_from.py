@@ -94,7 +94,7 @@ def test_the_new_call(old, call, workplace, monkeypatch):
     # what would be downloaded is left as it was built; what would be sent or fetched is not
     monkeypatch.setattr(torchvision.models, "resnet50", lambda weights=None: resnet50())
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **more: create_model(name, **more))
-    monkeypatch.setattr(huggingface_hub.ModelHubMixin, "push_to_hub", lambda self, repo_id, **more: f"sent to {repo_id}")
+    monkeypatch.setattr(huggingface_hub.ModelHubMixin, "push_to_hub", lambda self, repo_id, **more: f"at {repo_id}")
     monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda repo_id, *names, **more: "best.safetensors")
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", lambda **more: write("config.json"))
     names = dict(lesa_nb=lesa_nb, torchvision=torchvision, timm=timm, torch=torch)

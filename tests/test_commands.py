@@ -209,11 +209,11 @@ def test_eval_gives_what_the_run_reported(trained, tmp_path):
 
 def test_an_exported_program_takes_any_size(trained, tmp_path):
     _, out = trained
-    assert export.export_network(out / "best.safetensors", tmp_path / "small.pt2", min_size=48, max_size=96) == 0
+    assert export.export_classifier(out / "best.safetensors", tmp_path / "small.pt2", min_size=48, max_size=96) == 0
     program = torch.export.load(tmp_path / "small.pt2").module()
     assert program(torch.rand(1, 3, 60, 90)).shape == (1, 2)
     with pytest.raises(UsageError, match="must end in .onnx or .pt2"):
-        export.export_network(out / "best.safetensors", tmp_path / "small.bin")
+        export.export_classifier(out / "best.safetensors", tmp_path / "small.bin")
 
 
 def test_a_torn_picture_is_named(trained):

@@ -55,12 +55,6 @@ def check_image_size(size: int | None) -> None:
         raise UsageError(f"--image-size must be at most {_LARGEST_IMAGE}, got {size}")
 
 
-def check_threshold(threshold: float) -> None:
-    "Refuse a least score that no score can be."
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
-
-
 def worker_count(asked: int | None) -> int:
     "Processes that read ahead for each process that trains; None shares the cores that there are."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError, check_new_json, check_threshold, positive, progress, write_json
+from lesa_nb.cli._common import UsageError, check_new_json, positive, progress, write_json
 
 if TYPE_CHECKING:
     from lesa_nb.weights.load import Loaded
@@ -46,12 +46,14 @@ def _draw(answer: dict, classes: list[str], out: Path) -> None:
 def _sentence(answer: dict) -> str:
     "An answer on one line."
     from lesa_nb.data.report import printable
-    from lesa_nb.look.answers import format_answer
 
     name = printable(answer["file"])
     if "error" in answer:
         return answer["error"] if name in answer["error"] else f"{name}: {answer['error']}"
-    return f"{name}: {format_answer(answer)}"
+    if "classes" in answer:
+        return f"{name}: " + ", ".join(f"{found['name']} {found['score']:.1%}" for found in answer["classes"])
+    objects = ", ".join(f"{found['name']} {found['score']:.2f}" for found in answer["objects"])
+    return f"{name}: {objects or 'no objects'}"
 
 
 def _describe(loaded: "Loaded", weights: Path) -> str:
@@ -88,7 +90,8 @@ def predict_images(
     positive(top=top, batch_size=batch_size)
     if not paths:
         raise UsageError("name at least one picture, folder or pattern")
-    check_threshold(threshold)
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
     from lesa_nb.engine.group import pick_device
     from lesa_nb.tasks.predict import find_images, iter_predictions
     from lesa_nb.weights.load import load

@@ -59,7 +59,7 @@ def row_attention(
     return out
 
 @row_attention.register_fake
-def _(q, k, v, h, w, budget): return q.new_empty(q.shape[0], q.shape[2], v.shape[1])
+def _(q, k, v, h, w, budget): return q.new_empty(len(q), q.shape[2], v.shape[1])
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-14
 @torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
@@ -87,7 +87,7 @@ def _fused(q, k, v, h, w):
     H, W = h.shape[-1], w.shape[-1]
     rows_NH = torch.eye(H, dtype=q.dtype, device=q.device).repeat_interleave(W, 0)
     cols_NW = torch.eye(W, dtype=q.dtype, device=q.device).repeat(H, 1)
-    places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(q.shape[0], -1, -1)
+    places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(len(q), -1, -1)
     query, key, value = (tools.side_by_side(*parts) for parts in ((q.mT, h, w), (k.mT, places_PNX), (v.mT,)))  # (7.4)
     return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.)[0, ..., :v.shape[1]]
 

@@ -195,7 +195,7 @@ class HTC(MaskRCNN):
     def predict_masks(self, features: ImageFeatures, boxes_d4: Tensor, class_d: Tensor) -> Tensor:
         "Probabilities (d, 28, 28): the mean of what the mask heads draw, eq. (26.6)."
         of_stages = _mask_features(self.mask_head, _cut_boxes(features, boxes_d4, 14))
-        places_d = torch.arange(class_d.shape[0], device=class_d.device)
+        places_d = torch.arange(len(class_d), device=class_d.device)
         drawn = [head(h_dCSS)[places_d, class_d].sigmoid() for head, h_dCSS in zip(self.mask_head, of_stages)]
         return sum(drawn)/len(drawn)                                                               # (26.6)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ._detector import Detector, ImageFeatures
-from .ops import Sampler, best_boxes, cuts_by_level, full_precision, random_sampler, roi_cuts, smooth_l1
+from .ops import Sampler, best_boxes, full_precision, random_sampler, roi_cuts, smooth_l1
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample
 
@@ -33,7 +33,6 @@ def roi_features(
 ) -> Float[Tensor, "n C S S"]:
     "Cut every box out of its level and bring it to S x S, eqs. (25.1) and (25.2)."
     level_n = _roi_levels(boxes_n4)
-    if torch.compiler.is_exporting(): return cuts_by_level(maps, boxes_n4, level_n, size, STRIDES[:4])
     order_n = level_n.argsort(stable=True)
     counts = (level_n == torch.arange(4, device=level_n.device)[:, None]).sum(1).tolist()
     cuts = [roi_cuts(map_1CHW, part_n4, size, 1/stride)                                            # (25.2)
@@ -220,7 +219,7 @@ class MaskRCNN(Detector):
     def predict_masks(self, features: ImageFeatures, boxes_d4: Tensor, class_d: Tensor) -> Tensor:
         "Probabilities (d, 28, 28): the mask of each found box and its class from 0, eq. (25.6)."
         logits_dCSS = self.mask_head(self.mask_head.features(roi_features(features.maps, boxes_d4, 14)))
-        return logits_dCSS[torch.arange(class_d.shape[0], device=class_d.device), class_d].sigmoid()
+        return logits_dCSS[torch.arange(len(class_d), device=class_d.device), class_d].sigmoid()
 
     def predict(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, Tensor]:
         "What is in a picture of this size: boxes, labels from 1, scores and pasted masks (d, 1, H, W)."

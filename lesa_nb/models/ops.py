@@ -1,7 +1,6 @@
 """What several parts of a detector compute with: precision, distance, samplers, and thinning out within groups."""
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -22,27 +21,11 @@ def smooth_l1(a: Tensor, b: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(a, b, reduction="sum", beta=beta) if beta else F.l1_loss(a, b, reduction="sum")
 
 
-def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of hashable arguments to make each tensor once, not at every step. Do not write into them.
-
-    What an exporter makes is not kept: it is part of a graph.
-    """
-    @lru_cache(maxsize=80)
-    def remembered(*arguments: Any) -> Tensor:
-        with torch.inference_mode(False):  # what is kept must serve in training too
-            return make(*arguments)
-
-    @wraps(make)
-    def made(*arguments: Any) -> Tensor:
-        return make(*arguments) if torch.compiler.is_exporting() else remembered(*arguments)
-
-    return made
-
-
-@kept
+@lru_cache(maxsize=80)
 def constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers as a tensor, brought to a device once."""
-    return torch.tensor(numbers, device=device, dtype=dtype)
+    """Numbers as a tensor, brought to a device once and not at every step. Do not write into it."""
+    with torch.inference_mode(False):  # what is kept must serve in training too
+        return torch.tensor(numbers, device=device, dtype=dtype)
 
 
 def random_sampler(places: Tensor, number: int) -> Tensor:
@@ -64,23 +47,10 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -
     `overlap` goes. Returns the places of those that stay, best first. Below 10,000 boxes all groups share one pass,
     moved aside so that they do not touch, with the published system's rounding.
     """
-    if torch.compiler.is_exporting():
-        return _nms_of_a_graph(boxes, scores, groups, overlap)
     if not 0 < len(boxes) < 10_000:
         return batched_nms(boxes, scores, groups, overlap)
     aside = groups.to(boxes.dtype)*(boxes.max() + 1)
     return nms(boxes + aside[:, None], scores, overlap)
-
-
-def _nms_of_a_graph(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float) -> Tensor:
-    """The same for an exporter, which may not ask how many boxes there are: all groups share one pass.
-
-    torchvision promises an exporter that at least two boxes stay. Two that are alone and last make that true.
-    """
-    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # 0 is below all, and there may be none
-    aside = groups.to(boxes.dtype)*(largest + 1)
-    alone, last = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]]), scores.new_tensor([-1, -2])
-    return nms(torch.cat([boxes + aside[:, None], alone]), torch.cat([scores, last]), overlap)[:-2]
 
 
 def best_boxes(boxes: Tensor, probabilities: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,17 +74,3 @@ def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
     """
     precise = full_precision(maps)
     return roi_align(precise, [boxes.to(precise.dtype)], size, scale, aligned=True).to(maps.dtype)
-
-
-def cuts_by_level(
-    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
-) -> Tensor:
-    """`roi_features` of notebook 25 for an exporter: every box from its level, without asking how many a level has.
-
-    `maps` (1, C, h, w) has one for each level, `boxes` (n, 4) lie on `levels` (n,); returns (n, C, size, size).
-    """
-    cuts = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], size, size)
-    for level, (level_map, stride) in enumerate(zip(maps, strides)):
-        places = (levels == level).nonzero()[:, 0]
-        cuts = cuts.index_copy(0, places, roi_cuts(level_map, boxes[places], size, 1/stride))
-    return cuts

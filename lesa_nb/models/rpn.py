@@ -8,6 +8,7 @@ __all__ = ['STRIDES', 'BoxCoder', 'assign', 'sample', 'RPNOutput', 'RPN', 'rpn_l
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-02
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from .ops import Sampler, constant, full_precision, grouped_nms, kept, random_sampler, smooth_l1
+from .ops import Sampler, constant, full_precision, grouped_nms, random_sampler, smooth_l1
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
@@ -33,12 +34,13 @@ def _base_anchors(
     sides_A2 = torch.stack([1/root_A, root_A], 1)*stride*scale
     return torch.cat([-sides_A2/2, sides_A2/2], 1)                        # (24.1)
 
-@kept
+@lru_cache(maxsize=80)
 def _grid(H, W, stride, device):
-    y_H, x_W = torch.arange(H, device=device)*stride, torch.arange(W, device=device)*stride
-    y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
-    shift_HW14 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)[:, :, None]
-    return (shift_HW14 + _base_anchors(stride).to(device)).reshape(-1, 4)                       # (24.2)
+    with torch.inference_mode(False): # what is kept must serve in training too
+        y_H, x_W = torch.arange(H, device=device)*stride, torch.arange(W, device=device)*stride
+        y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+        shift_HW14 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)[:, :, None]
+        return (shift_HW14 + _base_anchors(stride).to(device)).reshape(-1, 4)                       # (24.2)
 
 def _grid_anchors(
     sizes: Sequence[tuple[int, int]], # height and width of each level's map

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from lesa_nb.cli import app as cli
-from lesa_nb.cli import check, see
+from lesa_nb.cli import check
+from lesa_nb.cli._network import open_network
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 from lesa_nb.study.small import SmallNet
@@ -106,22 +107,61 @@ def test_every_command_has_help(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, says",
     [
-        [],
-        ["dmeo"],
-        ["demo", "--stpes", "3"],
-        ["demo", "--steps", "many"],
-        ["demo", "--steps", "0"],
-        ["demo", "--seed", "-1"],
-        ["explain"],
-        ["explain", "a.jpg", "--size", "0"],
-        ["check", "--all"],
+        ("", "name a command: check, demo, eval"),
+        ("dmeo", "no command 'dmeo'; did you mean demo?"),
+        ("xyz", "no command 'xyz'; there are check, demo"),
+        ("train", "say which: lesa train imagenet or lesa train coco"),
+        ("train imgnet", "no command 'train imgnet'; did you mean imagenet?"),
+        ("eval xyz", "no command 'eval xyz'; there is lesa eval imagenet and lesa eval coco"),
+        ("demo --stpes 3", "lesa demo has no option --stpes; did you mean --steps?"),
+        ("train imagenet --data x --epoch 3 --batchsize 4", "mean --epochs? and no option --batchsize; did you"),
+        ("demo --steps many", "--steps wants a whole number, got 'many'"),
+        ("train imagenet --data x --epochs few", "--epochs wants a whole number, got 'few'"),
+        ("train coco --data x --lr fast", "--lr wants a number, got 'fast'"),
+        ("train imagenet --data x --recipe secret", "--recipe must be one of 'published', 'modern', got 'secret'"),
+        ("train imagenet --data", "--data wants a value, found none"),
+        ("train imagenet", "lesa train imagenet needs --data DIR; lesa train imagenet --help says more"),
+        ("eval imagenet", "needs --data DIR and --weights FILE"),
+        ("explain", "lesa explain needs PHOTO"),
+        ("verify-data coco a b", "more words than lesa verify-data coco takes: b"),
+        ("demo --steps 0", "--steps must be at least 1"),
+        ("demo --seed -1", "--seed must be at least 0"),
+        ("explain a.jpg --size 0", "--size must be at least 1"),
+        ("check --all", "lesa check has no option --all"),
+        ("train imagenet --data=", "--data is empty"),
     ],
 )
-def test_wrong_use_ends_with_2(words, capsys):
+def test_wrong_use_is_one_sentence_and_ends_with_2(words, says, capsys):
+    status, out, err = run(capsys, *words.split())
+    assert (status, out, err.count("\n")) == (2, "", 1) and says in err and err.startswith("lesa: "), err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "imagenet", "--data", "", "--out", "run"],
+        ["train", "imagenet", "--data", "x", "--out", ""],
+        ["train", "coco", "--data", "x", "--out", " "],
+        ["predict", "", "--weights", "x"],
+        ["predict", "x", "--weights", "x", "--json", ""],
+        ["verify-data", "coco", ""],
+        ["make-data", "imagenet", ""],
+        ["export", "--weights", "x", "--out="],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     status, out, err = run(capsys, *words)
-    assert status == 2 and err.strip() and "Traceback" not in err
+    assert (status, out, err.count("\n")) == (2, "", 1) and "is empty: expected a name" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_given_and_no_sentence(capsys):
+    for words in (["--help"], ["train", "--help"], ["train", "coco", "-h"]):
+        status, out, err = run(capsys, *words)
+        assert (status, err) == (0, "") and out.startswith("usage: lesa")
 
 
 def test_interrupted_ends_with_130(monkeypatch, capsys):
@@ -154,7 +194,7 @@ def test_a_reader_that_has_seen_enough_is_no_mistake():
 def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys):
     (tmp_path / "file").touch()
     status, out, err = run(capsys, "demo", "--quick", "--out", tmp_path / "file")
-    assert status == 1 and err == f"lesa: {tmp_path / 'file'}: File exists\n"
+    assert status == 2 and err == f"lesa: {tmp_path / 'file'}: File exists\n"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
@@ -227,7 +267,7 @@ def test_explain_without_weights_says_untrained(photo, tmp_path, monkeypatch, ca
     import lesa_nb.look.maps as maps
 
     draw = maps.explain_figure
-    monkeypatch.setattr(maps, "explain_figure", lambda *args: titles.append(args[-1]) or draw(*args))
+    monkeypatch.setattr(maps, "explain_figure", lambda *args, **more: titles.append(args[-1]) or draw(*args, **more))
     status, said, err = run(capsys, "explain", photo, "--size", "64")
     assert status == 0 and said.count("UNTRAINED") == 2 and "UNTRAINED" in titles[0]
     assert (tmp_path / "a $b$ c;d_lesa.png").is_file()
@@ -239,7 +279,7 @@ def test_explain_builds_the_network_that_a_published_file_holds(build, position,
     net = build(num_classes=7, image_size=96, position=position)
     path = tmp_path / "theirs.pth"
     torch.save({"net": {f"module.{k}": v for k, v in to_published(net).items()}, "epoch": 3}, path)
-    opened = see._open_network(path)
+    opened = open_network(path)
     for k, v in net.state_dict().items():
         assert opened.model.state_dict()[k].equal(v), k
     status, said, err = run(capsys, "explain", photo, "--weights", path, "--size", "96", "--out", tmp_path / "f.png")
@@ -268,7 +308,7 @@ def test_explain_turns_a_picture_upright(weights, tmp_path, capsys):
     status, said, err = run(
         capsys, "explain", tmp_path / "lying.jpg", "--weights", weights, "--out", tmp_path / "f.png", "--pixel", "79,39"
     )
-    assert status == 1 and "40 wide and 80 high" in err
+    assert status == 2 and "40 wide and 80 high" in err
 
 
 def test_a_page_holds_every_layer_of_a_small_classifier(photo, tmp_path, capsys):
@@ -363,7 +403,7 @@ def test_a_mistake_is_one_line(mistakes, capsys, tmp_path, photo):
     before = photo.read_bytes()
     for name, (words, parts) in mistakes.items():
         status, out, err = run(capsys, "explain", *words)
-        assert (status, err.count("\n"), out) == (1, 1, ""), (name, status, out, err)
+        assert (status, err.count("\n"), out) == (2, 1, ""), (name, status, out, err)
         for part in ["lesa: ", *parts]:
             assert part in err, (name, err)
     assert not (tmp_path / "it ran").exists()
@@ -381,7 +421,7 @@ def test_explain_into_a_folder_that_takes_nothing(error, photo, weights, tmp_pat
 
     monkeypatch.setattr(Figure, "savefig", refuse)
     status, out, err = run(capsys, "explain", photo, "--weights", weights, "--out", tmp_path / "f.png")
-    assert (status, err.count("\n"), out) == (1, 1, "") and error.strerror in err
+    assert (status, err.count("\n"), out) == (2, 1, "") and error.strerror in err
 
 
 def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_path):
@@ -395,8 +435,8 @@ def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_pat
     done = lesa("explain", photo, "--weights", weights, "--out", tmp_path / "figure é.png", **home)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "figure é.png").is_file()
-    one_line(lesa("explain", tmp_path / "fort; né.jpg", **home), 1, "no such file")
-    one_line(lesa("explain", photo, "--weights", weights, "--out", "/proc/nowhere/f.png", **home), 1, "/proc/nowhere")
+    one_line(lesa("explain", tmp_path / "fort; né.jpg", **home), 2, "no such file")
+    one_line(lesa("explain", photo, "--weights", weights, "--out", "/proc/nowhere/f.png", **home), 2, "/proc/nowhere")
 
 
 def test_interrupting_the_process(tmp_path):

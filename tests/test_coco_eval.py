@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from coco_folders import edit
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lesa_nb.data.coco import CocoFolder, collate_detection
+from lesa_nb.data.coco import Categories, CocoFolder, collate_detection
 from lesa_nb.data.drawn_coco import _SHAPES, make_coco
-from lesa_nb.tasks.coco_eval import score_results
+from lesa_nb.data.verify_coco import verify_coco
+from lesa_nb.tasks.class_ap import format_class_ap
+from lesa_nb.tasks.coco_eval import Scores, score_results
 from lesa_nb.tasks.coco_results import _gather_results, _predict_results, to_results, write_testdev
+from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task
 
 edit_val = partial(edit, split="val2017")
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +68,7 @@ def answers(dataset, seed, amount=2.0, classes_wrong=0.1):
     return results
 
 
-def official(dataset, results, kind):
+def official_run(dataset, results, kind):
     "pycocotools reading both files itself, as the papers do."
     import contextlib
     import io
@@ -77,7 +81,12 @@ def official(dataset, results, kind):
         truth = COCO(str(dataset.path))
         run = COCOeval(truth, truth.loadRes(found), kind)
         run.evaluate(), run.accumulate(), run.summarize()
-    return run.stats
+    return run
+
+
+def official(dataset, results, kind):
+    "Its twelve numbers."
+    return official_run(dataset, results, kind).stats
 
 
 def direct(dataset, results, kind):
@@ -109,6 +118,47 @@ def test_three_evaluators_agree(source, seed):
         assert 0.05 < numbers["AP"] < 0.95
     assert abs(np.nanmean(list(scores.class_ap("mask").values())) - scores.mask["AP"]) < 1e-6
     assert set(scores.class_ap()) == {"disc", "square", "triangle"} and "box" in str(scores)
+
+
+@pytest.mark.parametrize("left_out", [(), ("square",)])
+def test_ap_of_each_class_is_pycocotools(folder, left_out):
+    "Class by class, as its users take it from its precision array; a class without objects has none."
+    def drop(content):
+        ids = {c["id"] for c in content["categories"] if c["name"] in left_out}
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] not in ids]
+
+    edit_val(folder, drop)
+    dataset = CocoFolder(folder, "val2017")
+    results = answers(dataset, 5)
+    scores = score_results(dataset, results)
+    for kind, name in ("bbox", "box"), ("segm", "mask"):
+        run = official_run(dataset, results, kind)
+        found = scores.class_ap(name)
+        for k, category_id in enumerate(run.params.catIds):
+            precision = run.eval["precision"][:, :, k, 0, -1]
+            ap = precision[precision > -1].mean() if (precision > -1).any() else math.nan
+            own = found[dataset.categories.name(dataset.categories.label(category_id))]
+            assert own == pytest.approx(ap, abs=1e-12, nan_ok=True)
+        assert {name for name, ap in found.items() if math.isnan(ap)} == set(left_out)
+    said = format_class_ap(scores).splitlines()
+    assert said[0].split() == ["class,", "the", "worst", "first", "box", "AP", "mask", "AP"]
+    shown = [float(line.split()[1]) for line in said[1:4 - len(left_out)]]
+    assert shown == sorted(shown) and len(shown) == 3 - len(left_out)
+    assert (said[-1] == "1 class without objects") == bool(left_out)
+
+
+def test_of_many_classes_the_worst_and_the_best_are_shown():
+    names = [f"class {i}" for i in range(80)]
+    precision = np.tile(np.arange(80) / 80, (10, 101, 1))
+    precision[..., 7] = np.nan
+    categories = Categories([dict(id=i + 1, name=name) for i, name in enumerate(names)])
+    scores = Scores(1, 1, {}, None, categories, dict(box=precision), Counter())
+    lines = format_class_ap(scores).splitlines()
+    assert len(lines) == 23 and lines[11] == "... 59 more classes ..." and lines[-1] == "1 class without objects"
+    shown = [" ".join(line.split()[:2]) for line in lines[1:11] + lines[12:22]]
+    assert shown == [name for name in names[:11] if name != "class 7"] + names[70:]
+    assert lines[1].endswith(" 0.00") and lines[-2].endswith(" 98.75")
+    assert "box AP" in lines[0] and "mask" not in lines[0]
 
 
 def test_scores_do_not_go_through_dense_masks(source):
@@ -399,6 +449,49 @@ def test_scores_follow_labels_of_another_file(source, folder):
     )
 
 
+BAD_BOXES = [[9, math.nan, 20, 20], [9, 9, math.inf, 20], None, [1, 2, 3], ["1", "2", "3", "4"]]
+
+
+@pytest.mark.parametrize("bbox", BAD_BOXES, ids=str)
+def test_a_truth_with_a_box_that_is_none_is_refused(folder, bbox):
+    "COCO's own tools raise on it, and take a NaN for a hit: nobody is measured by it, and the check says so."
+    entry = {}
+
+    def change(content):
+        entry.update(content["annotations"][3])
+        content["annotations"][3]["bbox"] = bbox
+
+    edit_val(folder, change)
+    dataset = CocoFolder(folder, "val2017")
+    where = f"image {entry['image_id']}, annotation {entry['id']}: box not finite .*four finite numbers in every bbox"
+    with pytest.raises(ValueError, match=where):
+        score_results(dataset, {i: [] for i in dataset.image_ids})
+    with pytest.raises(ValueError, match=where):  # before the run, not at its first validation
+        detection_task(folder, DETECTION_RECIPES["small"], network="small")
+    report = verify_coco(folder, progress=False)
+    assert not report.ok and "nothing to score by" in str(report) and str(entry["id"]) in str(report)
+
+
+@pytest.mark.parametrize("outline, kept", [
+    ([[1, 1, 30, 1, 30, 30, 7]], True), ([["1", "1", "30", "1", "30", "30"]], True),
+    ([[1, 1, 30, 1, 30, 30], [5, 5]], True), ([[5, 5, 20, 20], [1, 1, 30, 1, 30, 30]], False),
+    (dict(size=[96, 97], counts=[96 * 97]), True), (dict(size=[9.0, 9.0], counts=[81]), False),
+    ([[1, 1, 30, 1, 30, None]], False), ([[1, 1, 30, 1, 30, 1e9]], False),
+], ids=str)
+def test_an_outline_means_what_it_means_to_cocos_own_tools(folder, outline, kept):
+    "What those draw is scored, even where training leaves it out; what stops them is left out and said."
+    edit_val(folder, lambda content: [a.update(segmentation=outline) for a in content["annotations"][:1]])
+    dataset = CocoFolder(folder, "val2017")
+    scores = score_results(dataset, answers(CocoFolder(folder, "val2017"), 1))
+    assert ("broken segmentation" in scores.left_out) != kept
+    assert ("nothing can match" in str(scores)) == isinstance(outline, dict) * kept
+    if not kept:
+        edit_val(folder, lambda content: content["annotations"].pop(0))
+    results = answers(CocoFolder(folder, "val2017"), 1)
+    ours = score_results(CocoFolder(folder, "val2017"), results)
+    np.testing.assert_allclose(filled(ours.mask), official(dataset, results, "segm"), rtol=0, atol=1e-9)
+
+
 # ---- results
 
 
@@ -497,12 +590,12 @@ def test_two_processes_gather_every_image_once(source, tmp_path):
         import os, sys, torch.distributed as dist
         from lesa_nb.data.coco import CocoFolder
         from lesa_nb.tasks.coco_eval import score_results
-        from lesa_nb.tasks.coco_results import gather_results
+        from lesa_nb.tasks.coco_results import _gather_results
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
         dataset = CocoFolder(sys.argv[2], "val2017")
         mine = {i: [] for i in (dataset.image_ids + dataset.image_ids[:1])[rank::2]}  # padded: one comes twice
-        every = gather_results(mine)
+        every = _gather_results(mine)
         assert sorted(every) == dataset.image_ids, every
         if rank == 0: print(score_results(dataset, every).box["AP"])
         dist.destroy_process_group()

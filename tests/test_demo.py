@@ -111,12 +111,12 @@ def test_a_longer_run_reports_findings_from_its_numbers(monkeypatch, capsys):
 
 def test_demo_without_scikit_learn_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert cli.main(["demo", "--quick", "--out", str(tmp_path/"out")]) == 1
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path/"out")]) == 2
     assert "pip install 'lesa_nb[demo]'" in capsys.readouterr().err
 
 
 def test_demo_into_a_file_is_refused(tmp_path, capsys):
     (tmp_path/"out").write_text("in the way")
-    assert cli.main(["demo", "--quick", "--out", str(tmp_path/"out")]) == 1
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path/"out")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and str(tmp_path/"out") in err

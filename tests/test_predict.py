@@ -185,12 +185,12 @@ def test_command_for_a_detector_draws(detector, photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, says, status", [
-    (["--weights", "gone.pth"], "gone.pth", 1),
+    (["--weights", "gone.pth"], "gone.pth", 2),
     (["--weights", "WEIGHTS", "--top", "0"], "--top must be at least 1", 2),
     (["--weights", "WEIGHTS", "--threshold", "2"], "--threshold must lie in 0..1", 2),
     (["--weights", "WEIGHTS", "--out", "folder"], "--out is for detectors", 2),
-    (["--weights", "WEIGHTS", "--json", "no/such/folder.json"], "its folder does not exist", 1),
-    (["--weights", "WEIGHTS", "--device", "tpu"], "tpu", 1),
+    (["--weights", "WEIGHTS", "--json", "no/such/folder.json"], "its folder does not exist", 2),
+    (["--weights", "WEIGHTS", "--device", "tpu"], "tpu", 2),
 ])
 def test_mistakes_are_sentences(classifier, photos, tmp_path, capsys, monkeypatch, words, says, status):
     monkeypatch.chdir(tmp_path)
@@ -237,5 +237,5 @@ def test_a_detector_answers_what_eval_scores(detector, tmp_path):
 
 def test_a_wrong_device_leaves_no_folder(detector, photos, tmp_path, capsys):
     words = ["predict", str(photos/"a b.jpg"), "--weights", str(detector), "--out", str(tmp_path/"drawn")]
-    assert main([*words, "--device", "tpu"]) == 1
+    assert main([*words, "--device", "tpu"]) == 2
     assert "tpu" in capsys.readouterr().err and not (tmp_path/"drawn").exists()

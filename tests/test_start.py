@@ -321,6 +321,11 @@ def test_another_backbone_is_refused(sources):
 # ---- runs
 
 
+def test_a_graft_needs_a_file(tmp_path):
+    with pytest.raises(ValueError, match="say which with start="):
+        classification_task(tmp_path, find_recipe("published"), graft=True)
+
+
 def test_a_started_run_resumes_to_the_bit(sources, tmp_path):
     data = make_image_folder(tmp_path / "data", task="corner", train=8, val=4, size=32, seed=0)
     recipe = find_recipe("published", epochs=2, batch_size=8, augment="gentle", warmup_epochs=0)
@@ -387,9 +392,9 @@ def test_the_command_starts_from_a_run(home):
     assert resumed.returncode == 0, resumed.stderr  # the same file: the same run
     other = *SMALL, "--start", home / "first" / "last.pt", "--image-size", 96
     refused = train(home / "digits", home / "second", *other, "--resume", "auto")
-    assert refused.returncode == 1 and "a checkpoint of another run (start: " in refused.stderr
+    assert refused.returncode == 2 and "a checkpoint of another run (start: " in refused.stderr
     refused = train(home / "digits", home / "third", "--start", start)
-    assert refused.returncode == 1 and "--network small" in refused.stderr and not (home / "third").exists()
+    assert refused.returncode == 2 and "--network small" in refused.stderr and not (home / "third").exists()
 
 
 def train_detector(data, out, *more):
@@ -425,7 +430,7 @@ def test_the_command_starts_detectors(home):
     done = lesa("predict", next((data / "val2017").iterdir()), "--weights", weights, "--out", home / "seen")
     assert done.returncode == 0, done.stderr
     refused = train_detector(data, home / "none", "--start", start)
-    assert refused.returncode == 1 and "a detector with another backbone" in refused.stderr
+    assert refused.returncode == 2 and "a detector with another backbone" in refused.stderr
     assert not (home / "none").exists()
 
 

@@ -169,30 +169,30 @@ def test_refusals(run, data, tmp_path, capsys):
     other = make_image_folder(tmp_path / "other", task="twin", train=4, val=2, size=64)
     os.rename(other / "val" / "red", other / "val" / "rot")
     before = (out / "last.pt").read_bytes()
-    for words, status, parts in (
-        ([*train, "--out", out], 1, ["holds a run already"]),
-        ([*train, "--out", out, "--resume", "auto", "--seed", "5"], 1, ["seed: 0 there, 5 now"]),
-        ([*train, "--out", out, "--resume", "auto", "--term", "conv"], 1, ["term: 'lesa' there, 'conv' now"]),
-        ([*train, "--out", tmp_path / "file" / "run"], 1, ["cannot write there"]),
+    for words, parts in (
+        ([*train, "--out", out], ["holds a run already"]),
+        ([*train, "--out", out, "--resume", "auto", "--seed", "5"], ["seed: 0 there, 5 now"]),
+        ([*train, "--out", out, "--resume", "auto", "--term", "conv"], ["term: 'lesa' there, 'conv' now"]),
+        ([*train, "--out", tmp_path / "file" / "run"], ["cannot write there"]),
         (
             ["train", "imagenet", "--data", tmp_path / "empty", "--out", tmp_path / "x", *SMALL],
-            1,
             ["expected train/ and val/"],
         ),
-        (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], 1, ["classes differ", "red", "rot"]),
-        ([*train, "--out", tmp_path / "x", "--batch-size", "800"], 1, ["48 samples cannot fill one batch of 800"]),
-        ([*train, "--out", tmp_path / "x", "--accumulate", "3"], 1, ["choose a batch size that 3 divides"]),
-        ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], 1, ["cuda:7"]),
+        (["train", "imagenet", "--data", other, "--out", tmp_path / "x", *SMALL], ["classes differ", "red", "rot"]),
+        ([*train, "--out", tmp_path / "x", "--image-size", "7"], ["image_size must be at least 9 for small"]),
+        ([*train, "--out", tmp_path / "x", "--epochs", "99999999999"], ["--epochs must be at most 10,000,000"]),
+        ([*train, "--out", tmp_path / "x", "--epochs", "200000"], ["epochs of a recipe must be whole, at least 1 and"]),
+        ([*train, "--out", tmp_path / "x", "--accumulate", "3"], ["choose a batch size that 3 divides"]),
+        ([*train, "--out", tmp_path / "x", "--device", "cuda:7"], ["cuda:7"]),
         (
             ["eval", "imagenet", "--data", other, "--weights", out / "best.safetensors"],
-            1,
             ["3 classes, but the network knows 2"],
         ),
     ):
         found = cli.main([str(word) for word in words])
         said = capsys.readouterr()
-        one_line(subprocess.CompletedProcess(words, found, said.out, said.err), status, *parts)
-    assert (out / "last.pt").read_bytes() == before and not (tmp_path / "x" / "last.pt").exists()
+        one_line(subprocess.CompletedProcess(words, found, said.out, said.err), 2, *parts)
+    assert (out / "last.pt").read_bytes() == before and not (tmp_path / "x").exists()
 
 
 def test_verify_and_make_data(tmp_path):

@@ -21,7 +21,7 @@ def test_what_was_held_out_is_what_is_scored(tmp_path, capsys):
     assert "factored tables" in said
 
     ask = ["eval", "imagenet", "--data", mine, "--weights", str(run/"last.safetensors"), "--workers", "0"]
-    assert main(ask) == 1
+    assert main(ask) == 2
     refusal = capsys.readouterr().err
     assert "trained on a part of such a folder" in refusal and "val_fraction=0.25" in refusal
     assert main([*ask, "--val-fraction", "0.25"]) == 0

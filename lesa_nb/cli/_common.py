@@ -17,11 +17,19 @@ if TYPE_CHECKING:
 
 _MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the finger must not fill the memory
 
+_LARGEST_NUMBER = 10_000_000  # epochs, pictures, classes: more is a slip of the finger
+
 _LARGEST_IMAGE = 4096  # pixels of a side: a slip of the finger must not fill the memory
 
 
 class UsageError(Exception):
     "A command line that makes no sense: exit status 2."
+
+
+class Work:
+    "Whether a command has begun its work: what goes wrong before is a refusal, status 2; after it a failure, 1."
+
+    begun = False
 
 
 def echo(*words: object) -> None:
@@ -31,10 +39,13 @@ def echo(*words: object) -> None:
 
 
 def positive(**numbers: float | None) -> None:
-    "Refuse numbers below one, by the name of their flag; None is a flag that was not given."
+    "Refuse numbers below one, and slips of the finger, by the name of their flag; None is a flag that was not given."
     for name, number in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
         if number is not None and number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+            raise UsageError(f"{flag} must be at least 1, got {number}")
+        if number is not None and number > _LARGEST_NUMBER:
+            raise UsageError(f"{flag} must be at most {_LARGEST_NUMBER:,}, got {number}")
 
 
 def check_image_size(size: int | None) -> None:
@@ -42,6 +53,12 @@ def check_image_size(size: int | None) -> None:
     positive(image_size=size)
     if size is not None and size > _LARGEST_IMAGE:
         raise UsageError(f"--image-size must be at most {_LARGEST_IMAGE}, got {size}")
+
+
+def check_threshold(threshold: float) -> None:
+    "Refuse a least score that no score can be."
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
 
 
 def worker_count(asked: int | None) -> int:
@@ -59,6 +76,7 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     "The items, with a bar in the process that talks."
     from tqdm import tqdm
 
+    Work.begun = True
     return tqdm(items, unit=unit, total=total, disable=not is_main_process())
 
 
@@ -76,12 +94,48 @@ def check_new_json(flag: str, path: Path | None, *inputs: Path) -> None:
         raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
 
 
+def check_new_folder(flag: str, path: Path | None) -> None:
+    "Refuse, before any work is done, a folder for answers that could not be made or written to."
+    if path is None:
+        return
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"{flag} wants the name of a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there}: this folder may not be written to; choose another {flag}")
+
+
 def write_json(path: Path, numbers: dict | list, what: str) -> None:
     "Numbers as JSON, which has no nan: it says null where there was nothing to measure. Errors say `what` they are."
     from lesa_nb.io.atomic import atomic_json
 
     finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
     atomic_json(path, finite, what=what)
+
+
+@dataclass
+class ScoreOptions:
+    "How pictures go through a network that only answers."
+
+    batch_size: int = 1
+    "Pictures at once."
+    workers: int | None = None
+    "Processes that read pictures ahead."
+    device: str | None = None
+    "cpu, cuda or cuda:N. Default: a GPU if there is one."
+
+    def __post_init__(self) -> None:
+        positive(batch_size=self.batch_size)
+        worker_count(self.workers)  # refuses what cannot be
+
+    def words(self, unit: str) -> dict[str, Any]:
+        "The arguments of what scores; `unit` is what its bar counts."
+        return dict(
+            batch_size=self.batch_size,
+            workers=worker_count(self.workers),
+            device=self.device,
+            watch=lambda items: progress(items, unit),
+        )
 
 
 @dataclass

@@ -1,14 +1,15 @@
 """The command `lesa`: every command by its name, and the one place that turns mistakes into sentences."""
+import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tyro
 from tyro.extras import SubcommandApp
 
-from lesa_nb.cli import check, data, eval, export, predict, see, train
-from lesa_nb.cli._common import UsageError
+from lesa_nb.cli import _usage, check, data, eval, export, predict, see, train
+from lesa_nb.cli._common import UsageError, Work
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
@@ -20,7 +21,7 @@ _COMMANDS: dict[str, Callable] = {
     "demo": see.run_demo,
     "explain": see.explain_photo,
     "explore": see.explore_photo,
-    "export": export.export_classifier,
+    "export": export.export_network,
     "export-testdev": export.testdev_file,
     "predict": predict.predict_images,
 }
@@ -45,12 +46,22 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable]]] = {
 }
 
 #: what a user can do wrong
-_MISTAKES = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError)
+_MISTAKES = (UsageError, ValueError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError)
 
 
 def _is_memory(mistake: Exception) -> bool:
     "Whether torch had too little memory; on a CPU it says so in words only."
     return type(mistake).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(mistake)
+
+
+def _later(function: Callable) -> Callable:
+    "A command that is only chosen: it returns what is to be run, so that reading the words is one step of its own."
+
+    @functools.wraps(function)
+    def choose(*words, **options):
+        return functools.partial(function, *words, **options)
+
+    return choose
 
 
 def _build_app() -> SubcommandApp:
@@ -59,18 +70,38 @@ def _build_app() -> SubcommandApp:
     for first, (summary, functions) in _GROUPS.items():
         group = SubcommandApp()
         for second, function in functions.items():
-            group.command(name=second)(function)
+            group.command(name=second)(_later(function))
         app.command(group, name=first, help=summary)
     for name, function in _COMMANDS.items():
-        app.command(name=name)(function)
+        app.command(name=name)(_later(function))
     return app
+
+
+def _choose(words: Sequence[str]) -> Callable[[], int | None]:
+    "The command that these words ask for, with its options; words that make no sense are a UsageError."
+    command = _usage.find_command(words, {name: list(second) for name, (_, second) in _GROUPS.items()}, [*_COMMANDS])
+    _usage.refuse_empty(words)
+
+    def read(words: Sequence[str]) -> Callable[[], int | None]:
+        config = (tyro.conf.FlagCreatePairsOff,)
+        return _build_app().cli(args=words, prog="lesa", description=_DESCRIPTION, config=config)
+
+    return _usage.read_words(read, words, command)
+
+
+def _sentence(mistake: Exception) -> str:
+    "What a mistake says, on one line."
+    words = str(mistake)
+    if isinstance(mistake, OSError) and mistake.filename and mistake.strerror:  # the system's own, without a number
+        words = f"{mistake.filename}: {mistake.strerror}"
+    return " ".join(words.split()) or type(mistake).__name__
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a mistake becomes one line on stderr. LESA_DEBUG=1 shows the traceback instead.
 
-    `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine, 1 a
-    mistake in the matter, 2 in the use, 130 interrupted, 143 taken away.
+    `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine; 1 the work
+    was begun and something is wrong with it; 2 refused before anything was done; 130 interrupted; 143 taken away.
     """
     if "matplotlib" not in sys.modules:
         os.environ["MPLBACKEND"] = "Agg"  # figures go to files: no display is needed
@@ -78,10 +109,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
+    Work.begun = False
     try:
-        config = (tyro.conf.FlagCreatePairsOff,)
-        return _build_app().cli(args=argv, prog="lesa", description=_DESCRIPTION, config=config) or 0
-    except SystemExit as stop:  # tyro has answered already: help, or a wrong flag
+        return _choose(sys.argv[1:] if argv is None else argv)() or 0
+    except SystemExit as stop:  # help was asked for, and is written
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("\nlesa: interrupted", file=sys.stderr)
@@ -93,13 +124,11 @@ def main(argv: list[str] | None = None) -> int:
         if is_main_process():
             print(f"lesa: {stopped}", file=sys.stderr)
         return stopped.status
-    except (UsageError, RuntimeError, *_MISTAKES) as mistake:
-        if os.environ.get("LESA_DEBUG") or not (_is_memory(mistake) or isinstance(mistake, (UsageError, *_MISTAKES))):
+    except (RuntimeError, *_MISTAKES) as mistake:
+        if os.environ.get("LESA_DEBUG") or not (_is_memory(mistake) or isinstance(mistake, _MISTAKES)):
             raise
         if _is_memory(mistake):
             mistake = MemoryError(f"not enough memory; choose smaller pictures or batches ({mistake})")
-        words = str(mistake)
-        if isinstance(mistake, OSError) and mistake.filename and mistake.strerror:  # the system's own, without a number
-            words = f"{mistake.filename}: {mistake.strerror}"
-        print(f"{process_name('lesa')}: {' '.join(words.split()) or type(mistake).__name__}", file=sys.stderr)
-        return 2 if isinstance(mistake, UsageError) else 1
+        print(f"{process_name('lesa')}: {_sentence(mistake)}", file=sys.stderr)
+        failed = Work.begun or isinstance(mistake, (FloatingPointError, MemoryError))
+        return 1 if failed and not isinstance(mistake, UsageError) else 2

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import CocoPaths, UsageError, check_image_size, echo, positive, worker_count
+from lesa_nb.cli._common import CocoPaths, UsageError, Work, check_image_size, echo, positive, worker_count
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -22,6 +22,7 @@ class _Display:
     def start(self, event: dict) -> None:
         from tqdm import tqdm
 
+        Work.begun = True
         where = "a new run"
         if event["resumed"]:
             where = f"resumed in epoch {event['epoch'] + 1} after step {event['step']} of {event['steps']}"
@@ -98,7 +99,8 @@ class RunOptions:
     epochs: int | None = None
     "Instead of the recipe's."
     batch_size: int | None = None
-    "Pictures in one step, all processes together, instead of the recipe's; the learning rate follows."
+    """Pictures in one step, all processes together, instead of the recipe's; the learning rate follows. Where there are
+    fewer pictures, a step takes them all."""
     accumulate: int | None = None
     "Micro-batches that each process cuts its images of one step into: less memory, the same step."
     lr: float | None = None
@@ -223,7 +225,7 @@ def train_imagenet(
     if graft and (start is None or network != "resnet50" or term != "lesa"):
         raise UsageError("--graft makes the network of the ResNet in --start FILE: give one, no --network or --term")
     with Stop() as stop:  # listens while the rest is still being imported
-        from lesa_nb.data.listing import describe_split
+        from lesa_nb.data.listing import case_twins, describe_split
         from lesa_nb.engine.recipe import describe_recipe
         from lesa_nb.tasks.classify import classification_task, find_recipe
         from lesa_nb.tasks.speed import describe_speeds, speeds
@@ -249,7 +251,9 @@ def train_imagenet(
             f"seed {run.seed}, {run.readers} worker(s)"
         )
         echo(describe_split(len(task.train), len(task.valid), task.train.skipped, val_fraction))
-        echo(describe_recipe(chosen, len(task.train), world_size()))
+        for one, other in case_twins(task.train.classes):
+            echo(f"classes {one!r} and {other!r} differ in case only: two here, one on file systems that ignore case")
+        echo(describe_recipe(task.recipe, len(task.train), world_size()))
         if measure:
             echo(describe_speeds(speeds(task, workers=run.readers, device=run.device), run.readers))
         else:
@@ -326,6 +330,6 @@ def train_coco(
             f"{model}, {network}, term {term}, pictures at {net['image_size']} px, {net['num_classes']} classes, "
             f"seed {run.seed}, {run.readers} worker(s)"
         )
-        echo(describe_recipe(chosen, len(task.train), world_size(), frozen=True))
+        echo(describe_recipe(task.recipe, len(task.train), world_size(), frozen=True))
         run.train(task, out, stop)
     return 0

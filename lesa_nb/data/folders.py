@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .listing import PICTURE_FORMATS, _list_entries, _list_pictures, find_layout, is_picture
+from .listing import _ONE_CLASS, PICTURE_FORMATS, _list_entries, _list_pictures, find_layout, is_picture
 from .photos import MAX_PIXELS, open_image
 from .report import printable
 from .seeding import seeded
@@ -134,7 +134,8 @@ def class_folders(
 ) -> tuple[ClassFolder, ClassFolder]: # for training, for validation
     "Both splits of a folder, ready for training: the same classes, none of them empty."
     layout = find_layout(folder, val_fraction)
-    same_classes(class_names(layout.train), class_names(layout.val))
+    classes = same_classes(class_names(layout.train), class_names(layout.val))
+    if len(classes) < 2: raise ValueError(f"{printable(layout.train)}: one class: {_ONE_CLASS}")
 
     def validates(names: list[str]) -> list[bool]:
         return held_out(names, val_fraction or 0.)

@@ -35,6 +35,9 @@ with warnings.catch_warnings():
 #: names of the folders beside train/ that count as validation, the first that exists
 _VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
+#: what is wrong with a folder of a single class
+_ONE_CLASS = "expected two or more to tell apart, found one; add a folder of pictures for another class"
+
 _LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found",
            "system volume information", "__pycache__"}
 
@@ -132,6 +135,12 @@ def list_files(folder: str | os.PathLike) -> _Listing:
     folder = os.fspath(folder)
     files = [os.path.join(at, name) for at, names in sorted(walk(folder, _above(folder))) for name in names]
     return _Listing(files, skipped)
+
+
+def case_twins(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in capital and small letters: many file systems take them for one."""
+    first: dict[str, str] = {}
+    return [(first[name.casefold()], name) for name in names if first.setdefault(name.casefold(), name) != name]
 
 
 def _kind_of_file(path: str) -> str | None:

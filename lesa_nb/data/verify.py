@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lesa_nb.data.folders import class_names, held_out, same_classes
 from lesa_nb.data.listing import (
+    _ONE_CLASS,
     PICTURE_FORMATS,
     Layout,
     _expected_layout,
     _kind_of_file,
     _list_entries,
     _validation_folder,
+    case_twins,
     find_layout,
     is_picture,
     list_files,
@@ -25,8 +27,9 @@ from lesa_nb.data.report import FATAL, Fault, FaultKinds, Report, printable
 #: what can be wrong with a folder of classes: kind -> "fatal", or what becomes of it
 FOLDER_FAULTS = FaultKinds({
     **_PHOTO_FAULTS,
-    "missing folder": FATAL, "no classes": FATAL, "classes differ": FATAL, "empty class": FATAL,
+    "missing folder": FATAL, "no classes": FATAL, "one class": FATAL, "classes differ": FATAL, "empty class": FATAL,
     "class too small": FATAL, "wrong extension": "read as what it is", "format not read": "left out",
+    "names differ in case only": "two classes, but one on file systems that ignore case",
     "other file": "ignored", "system file": "skipped",
     "link to a folder above": "skipped"})
 _MEND = "mend what is fatal (download those files again, or remove them)"
@@ -147,6 +150,8 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
             if classes is None:
                 continue
             names[split] = classes
+            for one, other in case_twins(classes):
+                report.add_fault("names differ in case only", os.path.join(half, other), f"and {printable(one)}")
             files = _list_classes(report, half, classes)
             pictures = {name: [path for path in paths if is_picture(path)] for name, paths in files.items()}
             if layout:
@@ -161,6 +166,8 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
                     for fault in (fault for faults in group for fault in faults):
                         report.add(fault)
     first, *rest = names or [""]
+    if len(names.get(first, ())) == 1:
+        report.add_fault("one class", halves[first], _ONE_CLASS)
     for split in rest:
         try:
             same_classes(names[first], names[split])

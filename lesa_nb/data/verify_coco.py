@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from .coco import Categories, read_split
-from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _check_image, _check_stuff_map
+from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _check_image, _check_stuff_map, coco_tools
 from .coco_index import CocoSplit, _take_part
 from .coco_layout import CocoLayout, SplitFiles, _short_name, find_coco_layout
 from .report import Fault, Report, printable
@@ -50,6 +50,14 @@ def _verify_masks(report: Report, split: str, content: CocoSplit):
     elif not all(drawn):
         report.add_line(f"{split}: {sum(drawn):,} of {len(drawn):,} objects have a mask: masks are learned from these, "
                         "boxes from all")
+
+
+def _verify_truth(report: Report, split: str, content: CocoSplit):
+    """Whether scores can be counted on a split: a box that is none would be missing from the truth."""
+    none = [fault for fault in content.faults if fault.kind == "box not finite"]
+    if none:
+        report.add_fault("nothing to score by", split, f"{len(none):,} x box not finite, first: {none[0]}: scores need "
+                         "four finite numbers in every bbox; correct them, or take these annotations out")
 
 
 def _verify_splits(report: Report, layout: CocoLayout, categories: dict[str, Categories]):
@@ -105,15 +113,23 @@ def verify_coco(
     categories: dict[str, Categories] = {}
     for split in sorted(names):
         files = layout.files(split)
+        kind = "unreadable annotation file"
         try:
-            content = _take_part(read_split(files.annotations, training=True), files)
+            content, kind = read_split(files.annotations, training=True), "too few to split"
+            content = _take_part(content, files)
         except (OSError, ValueError) as error:
-            report.add_fault("unreadable annotation file", _short_name(files.annotations), str(error))
+            report.add_fault(kind, _short_name(files.annotations), str(error))
             continue
         categories[files.split] = content.categories
         _verify_annotations(report, split, content)
         _verify_masks(report, split, content)
+        if files.split != layout.split_name("train"):
+            _verify_truth(report, split, content)
         _verify_files(report, split, files, content, semantic, workers, progress)
     if splits is None:
         _verify_splits(report, layout, categories)
+        try:
+            coco_tools("faster_coco_eval")
+        except ModuleNotFoundError as error:
+            report.add_fault("missing package", layout.folder, str(error))
     return report

@@ -53,6 +53,26 @@ def default_position(network: str) -> str:
     return inspect.signature(CLASSIFIERS[network]).parameters["position"].default
 
 
+#: pixels to one position of the coarsest map: of classifiers, grafted ones as in a ResNet, and of detectors
+_STRIDES = dict(small=8, resnet50=16, wrn50=16)
+_COARSEST = 32
+
+
+def require_image_size(image_size: int | tuple[int, int], network: str | None = None) -> None:
+    """Refuse images whose coarsest map would be a single position: nothing is left to attend to, or to normalise over.
+
+    `network` is a key of `CLASSIFIERS`, any other is refused, too; None stands for a detector.
+    """
+    if network is not None:
+        _one_of("network", network, CLASSIFIERS)
+    least = 1 + (_COARSEST if network is None else _STRIDES.get(network, _COARSEST))
+    shorter = image_size if isinstance(image_size, int) else min(image_size)
+    if shorter < least:
+        what = "a detector" if network is None else network
+        raise ValueError(f"image_size must be at least {least} for {what}, whose coarsest map would be a single "
+                         f"position, got {image_size} (on the command line: --image-size)")
+
+
 #: detectors: model -> network -> builder
 DETECTORS: Mapping[str, Mapping[str, Callable[..., MaskRCNN]]] = dict(
     mask_rcnn=dict(published=mask_rcnn_lesa_resnet50, small=partial(_small_detector, MaskRCNN)),
@@ -79,12 +99,15 @@ def build_classifier(
     """A classification network.
 
     `network` is a key of `CLASSIFIERS`, `term` a key of `TERMS`: "lesa", or a control, "attention" or "conv".
-    `image_size` is the size the position tables are made for; None stands for 224, or 64 for the small network.
+    `image_size` is the size the position tables are made for; None stands for 224, or 64 for the small network. One
+    whose coarsest map would be a single position is refused.
     `position` is "flat" or "factored"; None stands for "flat", as published, or "factored" for the small network.
     A name that is not known raises ValueError and lists the known ones.
     """
     _one_of("network", network, CLASSIFIERS)
     _one_of("term", term, TERMS)
+    if image_size is not None:
+        require_image_size(image_size, network)
     given = {name: value for name, value in (("image_size", image_size), ("position", position)) if value is not None}
     return CLASSIFIERS[network](num_classes=num_classes, term=term, **given)
 
@@ -117,6 +140,7 @@ def build_detector(
     options = dict(num_classes=num_classes, term=term, keep_ratio=keep_ratio, masks=masks,
                    resize_in_training=resize_in_training)
     if image_size is not None:
+        require_image_size(image_size)
         options["image_size"] = image_size
     if model == "htc":
         options["semantic"] = semantic

@@ -24,9 +24,9 @@ from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
-from ..engine.recipe import Recipe
+from ..engine.recipe import Recipe, fit_batch
 from ..engine.task import Task
-from ..models.registry import CLASSIFIERS, build_classifier, default_position
+from ..models.registry import build_classifier, default_position, require_image_size
 from ..weights.load import Loaded
 from ..weights.start import Started, graft_network, start_classifier, start_metadata
 
@@ -84,26 +84,24 @@ def classification_scores(
     batches: Iterable[Batch], # of this process
     *,
     classes: int,
-) -> dict[str, float]: # top1, top5 in percent, loss
+    more: Sequence[Any] = (), # metrics of torchmetrics that are updated along: to count class by class, for instance
+) -> dict[str, float]: # top1, top5 (of more than five classes) in percent, loss
     "Accuracies over the images of all processes, each counted once."
     from torchmetrics import MeanMetric
     from torchmetrics.classification import MulticlassAccuracy
     if classes < 2:
         raise ValueError(f"scores need at least 2 classes to tell apart, got {classes}: add a folder for another class")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    top = {f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro").to(device) for k in (1, 5)}
+    top = {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro").to(device) for k in (1, 5) if k < classes}
     loss = MeanMetric().to(device)
     for images, labels, _ in batches:
         logits = model(images).float()
-        for metric in top.values():
+        for metric in (*top.values(), *more):
             metric.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels), weight=len(labels))
     return {name: 100*metric.compute().item() for name, metric in top.items()} | dict(loss=loss.compute().item())
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-12
-def _paths(batch):
-    return batch.paths
-
 def _started(build, start, classes) -> tuple[Callable[[], nn.Module], Started]:
     "A builder whose networks begin with a file's weights, and what becomes of every tensor; no numbers are needed yet."
     def begin():
@@ -135,9 +133,9 @@ def classification_task(
         if start is None:
             raise ValueError("graft=True makes the network of a file's ResNet: say which with start=")
         network = graft_network(start)
-    if network not in CLASSIFIERS:
-        raise ValueError(f"network must be one of {', '.join(CLASSIFIERS)}, got {network!r}")
+    require_image_size(image_size, network)
     train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
+    recipe = fit_batch(recipe, len(train), say)
     position = position or default_position(network)
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
@@ -150,7 +148,7 @@ def classification_task(
     return Task(
         metadata=metadata, recipe=recipe, build=build, train=train, valid=valid, collate=collate_classification,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
-        validate=partial(classification_scores, classes=count), batch_names=_paths, score="top1",
+        validate=partial(classification_scores, classes=count), batch_names=lambda batch: batch.paths, score="top1",
         valid_batch=valid_batch)
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
@@ -174,7 +172,8 @@ def score_folder(
     workers: int = 0,
     device: str | None = None,
     watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, # gets the batches: a progress bar, for instance
-) -> dict[str, float]: # top1, top5 in percent, loss, and how many samples
+    more: Sequence[Any] = (), # see `classification_scores`
+) -> dict[str, float]: # what that returns, and how many samples
     "Accuracy on the images of a folder; under torchrun the processes share them."
     if classifier.kind != "classifier":
         raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
@@ -187,5 +186,5 @@ def score_folder(
     with process_group(on) as ranks:
         batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)
         scores = evaluate(classifier.model.to(on), checked_batches(watch(batches)),
-                          partial(classification_scores, classes=len(names)), as_it_is, on)
+                          partial(classification_scores, classes=len(names), more=more), as_it_is, on)
     return dict(scores, samples=len(images))

@@ -22,11 +22,11 @@ from torchvision.transforms import v2
 
 from ..data.coco import CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
-from ..data.coco_index import require_stuff_maps
+from ..data.coco_index import require_scorable, require_stuff_maps
 from ..data.coco_layout import CocoLayout, require_splits
 from ..data.seeding import seeded
 from ..engine.group import from_main_process, is_main_process
-from ..engine.recipe import Recipe
+from ..engine.recipe import Recipe, fit_batch
 from ..engine.task import Task
 from ..models.mask_rcnn import MaskRCNN
 from ..models.pyramid import prepare
@@ -163,8 +163,11 @@ def detection_task(
     pictures = CocoFolder(layout, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
                           transforms=DETECT_AUGMENTS[recipe.augment](side))
     held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
+    require_scorable(held)
     if semantic:
         require_stuff_maps(pictures)
+    train = TrainSamples(pictures, seed, repeat=repeat)
+    recipe = fit_batch(recipe, len(train), say)
     net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
         num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio,
         masks=pictures.has_masks)
@@ -184,7 +187,6 @@ def detection_task(
 
     metadata = dict(arch="detector", net=net, classes=pictures.categories.names, category_ids=pictures.categories.ids,
                     **start_metadata(start))
-    return Task(metadata, recipe, build, TrainSamples(pictures, seed, repeat=repeat), _ValidSamples(held),
-                collate_detection, detection_losses, validate,
+    return Task(metadata, recipe, build, train, _ValidSamples(held), collate_detection, detection_losses, validate,
                 lambda batch: [f"{t['file']} (image {t['image_id']})" for t in batch[1]],
                 "mask AP" if held.has_masks and pictures.has_masks else "box AP", 8 if network == "small" else 1)

@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
 from ..engine.loop import seed_everything
 from ..models.resnet import Bottleneck
+from ._onecycle import accuracy, adamw_onecycle, train_steps
 from ..tasks.side_by_side import THREE_TERMS
 from ..weights.load import Kind, register_kind
-from ._onecycle import accuracy, adamw_onecycle, train_steps
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-06
 #: inner width I of the bottlenecks, chosen so that the three networks have about as many weights

@@ -114,6 +114,31 @@ def write_json(path: Path, numbers: dict | list, what: str) -> None:
 
 
 @dataclass
+class ScoreOptions:
+    "How pictures go through a network that only answers."
+
+    batch_size: int = 1
+    "Pictures at once."
+    workers: int | None = None
+    "Processes that read pictures ahead."
+    device: str | None = None
+    "cpu, cuda or cuda:N. Default: a GPU if there is one."
+
+    def __post_init__(self) -> None:
+        positive(batch_size=self.batch_size)
+        worker_count(self.workers)  # refuses what cannot be
+
+    def words(self, unit: str) -> dict[str, Any]:
+        "The arguments of what scores; `unit` is what its bar counts."
+        return dict(
+            batch_size=self.batch_size,
+            workers=worker_count(self.workers),
+            device=self.device,
+            watch=lambda items: progress(items, unit),
+        )
+
+
+@dataclass
 class CocoPaths:
     "Where a detection set lies, if no folder holds it all, and how it is split, if it is not."
 

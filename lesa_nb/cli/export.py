@@ -2,9 +2,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import UsageError, check_new_json, positive, progress, worker_count
+from lesa_nb.cli._common import ScoreOptions, UsageError, check_new_json
 
 _LARGEST_SIDE = 4096  # pixels: a slip of the finger must not fill the memory
 
@@ -87,9 +87,7 @@ def testdev_file(
     weights: Annotated[Path, arg(metavar="FILE")],
     out: Annotated[Path, arg(metavar="FILE.json")] = Path("detections_test-dev2017_lesa_results.json"),
     split: str = "test-dev2017",
-    batch_size: int = 1,
-    workers: int | None = None,
-    device: str | None = None,
+    options: Annotated[ScoreOptions, OmitArgPrefixes] = ScoreOptions(),
 ) -> int:
     """Search COCO's test pictures and write the file that its server wants.
 
@@ -98,11 +96,8 @@ def testdev_file(
         weights: A .safetensors of lesa train coco, or a .pth of the authors.
         out: The file; the server wants it zipped.
         split: Which pictures.
-        batch_size: Pictures at once.
-        workers: Processes that read pictures ahead.
-        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        options: How pictures go through the network.
     """
-    positive(batch_size=batch_size)
     from lesa_nb.tasks.detect_eval import export_testdev
 
     path = export_testdev(
@@ -110,10 +105,7 @@ def testdev_file(
         weights,
         out,
         split=split,
-        device=device,
-        batch_size=batch_size,
-        workers=worker_count(workers),
-        watch=lambda images: progress(images, "image"),
+        **options.words("image"),
     )
     size = path.stat().st_size / 1e6
     print(f"{path}: {size:.1f} MB, in the original category numbers, at most 100 detections for each picture")

@@ -89,6 +89,7 @@ def predict_images(
     if not paths:
         raise UsageError("name at least one picture, folder or pattern")
     check_threshold(threshold)
+    from lesa_nb.data.coco_file import coco_tools
     from lesa_nb.engine.group import pick_device
     from lesa_nb.tasks.predict import find_images, iter_predictions
     from lesa_nb.weights.load import load
@@ -100,6 +101,7 @@ def predict_images(
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")
     where, folder = pick_device(device), out or Path("lesa_predictions")
     if loaded.kind == "detector":
+        coco_tools("faster_coco_eval.core.mask")  # speaks up before there is a folder
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out wants the name of a folder, {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,6 @@ def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal:
         raise ValueError(f"{out}: {refusal}")
     if out.exists() and out.samefile(photo):
         raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -151,6 +150,7 @@ def explain_photo(
     title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
     pixel_seen, says = _reduced_pixel((row, column), opened), drawn_answer(answers)
     fig = maps.explain_figure(photo_tensor(picture), seen, pixel_seen, title, answer=says)
+    out.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110, bbox_inches="tight")  # a title may be wider than a narrow picture
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
@@ -217,6 +217,7 @@ def explore_photo(
     page = explorer(
         picture, networks, images, answers=says, layers=layers, heads=not mean, pixel=start, title=photo.name
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
     width, height = opened.full_size
     print(f"picture  {photo}: {width}x{height}")

@@ -278,7 +278,8 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     found = _kind_of(arch)
     if found is None or kind not in (None, found.kind):
         wanted = kind or "network of a known kind"
-        raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r})")
+        from_where = dict(classifier="; choose one of lesa train imagenet", detector="; choose one of lesa train coco")
+        raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r}){from_where.get(wanted, '')}")
     try:
         with torch.device("meta"):  # what the file says about sizes may be wrong: look before memory is asked for
             ghost = found.build(metadata)

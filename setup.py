@@ -9,7 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "export", "coco", "train")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "export", "coco", "train", "hub", "timm")}
 extras["dev"] = sum(extras.values(), cfg["dev_requirements"].split())
 
 setup(

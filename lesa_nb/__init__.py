@@ -13,6 +13,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lesa_nb.weights.timm_registry import watch as _watch_for_timm
+
 if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.layers.lesa import LESA, attend_with
     from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from lesa_nb.tasks.predict import predict
     from lesa_nb.weights.folding import fold_norms
     from lesa_nb.weights.graft import graft
+    from lesa_nb.weights.hub import from_pretrained, push_to_hub, save_pretrained
     from lesa_nb.weights.load import load
     from lesa_nb.weights.published import load_published
 
@@ -28,6 +31,7 @@ _OWNERS = {
     "LESA": "layers.lesa",
     "attend_with": "layers.lesa",
     "fold_norms": "weights.folding",
+    "from_pretrained": "weights.hub",
     "graft": "weights.graft",
     "htc_lesa_wrn50": "models.htc",
     "lesa_resnet50": "models.resnet",
@@ -36,12 +40,15 @@ _OWNERS = {
     "load_published": "weights.published",
     "mask_rcnn_lesa_resnet50": "models.htc",
     "predict": "tasks.predict",
+    "push_to_hub": "weights.hub",
+    "save_pretrained": "weights.hub",
 }
 
 __all__ = [
     "LESA",
     "attend_with",
     "fold_norms",
+    "from_pretrained",
     "graft",
     "htc_lesa_wrn50",
     "lesa_resnet50",
@@ -50,6 +57,8 @@ __all__ = [
     "load_published",
     "mask_rcnn_lesa_resnet50",
     "predict",
+    "push_to_hub",
+    "save_pretrained",
 ]
 
 
@@ -62,6 +71,8 @@ def _one_thread_each() -> None:
 
 if os.environ.get("IN_TEST"):  # set by nbdev_test
     _one_thread_each()
+
+_watch_for_timm()  # its registry gets lesa_resnet50 and lesa_wrn50 as soon as it is imported
 
 
 def __getattr__(name: str) -> Any:

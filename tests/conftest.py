@@ -1,6 +1,7 @@
 """Shared by all tests: no display, nothing written to the home folder, GPU tests only where there is a GPU."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,20 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         config.hook.pytest_deselected(items=on_gpu)
         items[:] = [item for item in items if item not in on_gpu]
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    "A drawn folder of three classes, to read from; tests of other data have a `source` of their own."
+    from lesa_nb.data.drawn import make_image_folder
+
+    return make_image_folder(tmp_path_factory.mktemp("a; ü folder") / "pictures", train=8, val=3, size=74)
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    "A copy of it, to spoil."
+    return Path(shutil.copytree(source, tmp_path / "two words; größe"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lesa_nb.layers._blocks import Scratch, _even, blocks, can_be_deep, side_by_side
+from lesa_nb.layers._blocks import Scratch, _even, blocks, can_be_deep, half_of_a_gpu, side_by_side
 from lesa_nb.layers._unknown_sizes import row_and_column_parts
 from lesa_nb.layers.blockwise import auto, channel_attention, choose, explicit_rows, row_attention, streaming
 from lesa_nb.layers.context import Context, explicit, head_widths
@@ -142,19 +142,98 @@ def test_fused_kernels_get_operands_they_take(monkeypatch):
         return real(query, key, value, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    sizes = [(n, 7 + (5*n) % 11) for n in range(7, 161, 9)] + [(9, 160), (13, 13), (32, 64)]
+    sizes = [(n, n) for n in range(7, 161)] + [(n, 7 + (67*n) % 154) for n in range(7, 161)]
     for height, width in sizes:
-        for K, V in ((4, 8), (5, 10), (16, 32)):
+        for K, V, half in ((5, 10, None), (16, 32, torch.bfloat16)):
             n = height*width
             shapes = [(1, K, n), (1, K, n), (1, V, n), (1, n, height), (1, n, width)]
             with torch.device("meta"):
                 inputs = [torch.empty(*s).requires_grad_() for s in shapes]
-            assert channel_attention(*inputs).shape == (1, n, V)
-    assert len(seen) == 3*len(sizes) and all(operand == (1, 0, True) for operands in seen for operand in operands)
+            out = channel_attention(*inputs, half)
+            assert out.shape == (1, n, V) and out.dtype == torch.float32
+    assert len(seen) == 2*len(sizes) and all(operand == (1, 0, True) for operands in seen for operand in operands)
     inputs = row_inputs(K=5, V=10)
     torch.testing.assert_close(channel_attention(*inputs), explicit_rows(*inputs), rtol=1e-12, atol=1e-12)
     joined = side_by_side(torch.ones(2, 3, 5), torch.ones(2, 3, 4))
     assert joined.shape == (2, 3, 16) and joined.sum() == 2*3*9
+
+
+SIZES_OF_MAPS = [(7, 9), (16, 16), (21, 34), (40, 25), (64, 43), (80, 80)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES_OF_MAPS)
+def test_channels_rows_and_explicit_agree(height, width):
+    "Outputs and every gradient, to 1e-5 in float32 and 1e-10 in float64."
+    n = height*width
+    torch.manual_seed(0)
+    shapes = [(1, 2, n), (1, 2, n), (1, 4, n), (1, n, height), (1, n, width)]
+    for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        inputs = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+        g = torch.randn(1, n, 4, dtype=dtype)
+        found = []
+        for kernel in (explicit_rows, channel_attention, lambda *t: row_attention(*t, 1 << 21)):
+            out = kernel(*inputs)
+            found.append([out.detach(), *torch.autograd.grad(out, inputs, g)])
+        for other in found[1:]:
+            for got, want in zip(other, found[0], strict=True):
+                assert (got - want).abs().max() <= limit*want.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize("loud", [1, 3, 10])
+def test_two_halves_of_a_query(loud):
+    "Products in bfloat16 stay within 2e-2 of float32, gradients too, for logits of any size; rounded once they do not."
+    torch.manual_seed(0)
+    shapes = [(2, 16, N), (2, 16, N), (2, 32, N), (2, N, H), (2, N, W)]
+    q, k, v, h, w = (torch.randn(*shape) for shape in shapes)
+    k, v = k.bfloat16().float(), v.bfloat16().float()  # as a network under autocast gives them
+    inputs = [t.requires_grad_() for t in (loud/4*q, k, v, loud*h, loud*w)]
+    want, got = explicit_rows(*inputs), channel_attention(*inputs, torch.bfloat16)
+    g = torch.randn_like(want)
+
+    def off(a, b):
+        return ((a - b).abs().max()/b.abs().max()).item()
+
+    assert got.dtype == torch.float32 and off(got, want) < 5e-3
+    for a, b in zip(torch.autograd.grad(got, inputs, g), torch.autograd.grad(want, inputs, g), strict=True):
+        assert off(a, b) < 2e-2
+    if loud == 10:
+        assert off(explicit_rows(*(t.detach().bfloat16().float() for t in inputs)), want) > 1e-2
+
+
+def test_only_a_gpu_gets_halves():
+    q = torch.zeros(1, 1, 4, 4)
+    assert [half_of_a_gpu(t) for t in (q, q.bfloat16(), q.half())] == [None]*3
+
+
+def gpu_parameters(dtype, half, side, K, V):
+    "What PyTorch's own checks of its fused kernels are asked with."
+    from torch.backends.cuda import SDPAParams
+
+    n, seen, real = side*side, [], F.scaled_dot_product_attention
+
+    def spy(query, key, value, **options):
+        seen.append((query, key, value))
+        return real(query, key, value, **options)
+
+    shapes = [(1, K, n), (1, K, n), (1, V, n), (1, n, side), (1, n, side)]
+    F.scaled_dot_product_attention = spy
+    try:
+        channel_attention(*(torch.randn(*s, device="cuda", dtype=dtype, requires_grad=True) for s in shapes), half)
+    finally:
+        F.scaled_dot_product_attention = real
+    return SDPAParams(*seen[0], None, 0., False, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+@pytest.mark.parametrize("side", [7, 14, 20, 33, 64, 80])
+def test_pytorch_says_its_fused_kernel_takes_them(side, half):
+    "The memory-efficient one for all; the flash one wants queries and values of one width, so it is not counted on."
+    from torch.backends.cuda import can_use_efficient_attention, can_use_flash_attention
+
+    params = gpu_parameters(torch.float32, half, side, 16, 32)
+    assert can_use_efficient_attention(params, debug=True)
+    can_use_flash_attention(params)
 
 
 # ---- ways by name

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from lesa_nb.cli import app as cli
-from lesa_nb.cli import check, see
+from lesa_nb.cli import check
+from lesa_nb.cli._network import open_network
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.models.resnet import lesa_resnet50, lesa_wrn50
 from lesa_nb.study.small import SmallNet
@@ -266,7 +267,7 @@ def test_explain_without_weights_says_untrained(photo, tmp_path, monkeypatch, ca
     import lesa_nb.look.maps as maps
 
     draw = maps.explain_figure
-    monkeypatch.setattr(maps, "explain_figure", lambda *args: titles.append(args[-1]) or draw(*args))
+    monkeypatch.setattr(maps, "explain_figure", lambda *args, **more: titles.append(args[-1]) or draw(*args, **more))
     status, said, err = run(capsys, "explain", photo, "--size", "64")
     assert status == 0 and said.count("UNTRAINED") == 2 and "UNTRAINED" in titles[0]
     assert (tmp_path / "a $b$ c;d_lesa.png").is_file()
@@ -278,7 +279,7 @@ def test_explain_builds_the_network_that_a_published_file_holds(build, position,
     net = build(num_classes=7, image_size=96, position=position)
     path = tmp_path / "theirs.pth"
     torch.save({"net": {f"module.{k}": v for k, v in to_published(net).items()}, "epoch": 3}, path)
-    opened = see._open_network(path)
+    opened = open_network(path)
     for k, v in net.state_dict().items():
         assert opened.model.state_dict()[k].equal(v), k
     status, said, err = run(capsys, "explain", photo, "--weights", path, "--size", "96", "--out", tmp_path / "f.png")

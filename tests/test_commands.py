@@ -22,6 +22,7 @@ from lesa_nb.cli.train import RunOptions, show_progress, train_coco, train_image
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.recipe import Recipe
 
+AT_ONCE = _common.ScoreOptions(batch_size=4, workers=0)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -201,7 +202,7 @@ def test_a_run_ends_and_goes_on(trained):
 
 def test_eval_gives_what_the_run_reported(trained, tmp_path):
     data, out = trained
-    assert eval_imagenet(data, out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    assert eval_imagenet(data, out / "last.safetensors", options=AT_ONCE, out=tmp_path / "scores.json") == 0
     again = json.loads((tmp_path / "scores.json").read_text())
     reported = json.loads((out / "last.json").read_text())["scores"]
     assert [again["top1"], again["loss"]] == pytest.approx([reported["top1"], reported["loss"]], abs=1e-4)
@@ -209,11 +210,11 @@ def test_eval_gives_what_the_run_reported(trained, tmp_path):
 
 def test_an_exported_program_takes_any_size(trained, tmp_path):
     _, out = trained
-    assert export.export_classifier(out / "best.safetensors", tmp_path / "small.pt2", min_size=48, max_size=96) == 0
+    assert export.export_network(out / "best.safetensors", tmp_path / "small.pt2", min_size=48, max_size=96) == 0
     program = torch.export.load(tmp_path / "small.pt2").module()
     assert program(torch.rand(1, 3, 60, 90)).shape == (1, 2)
     with pytest.raises(UsageError, match="must end in .onnx or .pt2"):
-        export.export_classifier(out / "best.safetensors", tmp_path / "small.bin")
+        export.export_network(out / "best.safetensors", tmp_path / "small.bin")
 
 
 def test_a_torn_picture_is_named(trained):
@@ -223,7 +224,7 @@ def test_a_torn_picture_is_named(trained):
     try:
         assert verify_imagenet(data) == 1
         with pytest.raises(ValueError, match="torn.png"):
-            eval_imagenet(data, out / "last.safetensors", workers=0)
+            eval_imagenet(data, out / "last.safetensors", options=AT_ONCE)
     finally:
         torn.unlink()
 
@@ -249,11 +250,11 @@ def test_the_same_for_coco(tmp_path):
     assert verify_coco_folder(folder) == 0
     run = RunOptions(epochs=1, workers=0, no_tensorboard=True)
     assert train_coco(folder, run=run, out=out, network="small", image_size=96) == 0
-    assert eval_coco(folder, weights=out / "last.safetensors", workers=0, out=tmp_path / "scores.json") == 0
+    assert eval_coco(folder, weights=out / "last.safetensors", options=AT_ONCE, out=tmp_path / "scores.json") == 0
     scored = json.loads((tmp_path / "scores.json").read_text())
     reported = json.loads((out / "last.json").read_text())["scores"]
     assert 100 * (scored["mask"]["AP"] or 0) == pytest.approx(reported["mask AP"], abs=1e-3)
-    assert export.testdev_file(folder, out / "last.safetensors", tmp_path / "testdev.json", workers=0) == 0
+    assert export.testdev_file(folder, out / "last.safetensors", tmp_path / "testdev.json", options=AT_ONCE) == 0
     found = json.loads((tmp_path / "testdev.json").read_text())
     assert {r["category_id"] for r in found} <= {2, 17, 90}
     (folder / "val2017" / "000000200000.jpg").unlink()

@@ -10,33 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from class_folders import look
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision import datasets
 
 from lesa_nb.data import speed
-from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.data.folders import ClassFolder, class_folders, class_names, held_out, same_classes
 from lesa_nb.data.listing import _VALIDATION_NAMES, _describe_skipped, _list_entries, find_layout, is_litter, list_files
 from lesa_nb.data.speed import loader_speed
 from lesa_nb.data.transforms import CLASSIFY_AUGMENTS
-from lesa_nb.data.verify import verify_image_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def look(folder, **options):
-    return verify_image_folder(folder, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return make_image_folder(tmp_path_factory.mktemp("a; ü folder") / "pictures", train=8, val=3, size=74)
-
-
-@pytest.fixture
-def folder(source, tmp_path):
-    return Path(shutil.copytree(source, tmp_path / "two words; größe"))
 
 
 # Reading

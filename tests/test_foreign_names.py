@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lesa_nb
-from lesa_nb.models._foreign import settle
+from lesa_nb.models.foreign import settle
 from lesa_nb.models.registry import build_classifier, build_detector
 
 CLASSIFIERS = (lesa_nb.lesa_resnet50, lesa_nb.lesa_wrn50)

@@ -13,8 +13,8 @@ import lesa_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = """
-    LESA attend_with fold_norms graft htc_lesa_wrn50 lesa_resnet50 lesa_wrn50 load load_published
-    mask_rcnn_lesa_resnet50 predict
+    LESA attend_with fold_norms from_pretrained graft htc_lesa_wrn50 lesa_resnet50 lesa_wrn50 load load_published
+    mask_rcnn_lesa_resnet50 predict push_to_hub save_pretrained
 """.split()
 
 

@@ -1,6 +1,7 @@
 """Offset tables at their edges: what does not fit, one row, one position, resizing to itself, the first scale."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lesa_nb.layers.position import (
     FactoredTable,
@@ -61,3 +62,16 @@ def test_scale_at_the_start():
     assert FactoredTable((14, 14), 16).height.std().item() == pytest.approx(16**-.5, abs=.05)
     steps = [dy*14 + dx for dy in range(-13, 14) for dx in range(-13, 14)]
     assert len(set(steps)) == 391 and {steps.count(step) for step in steps} == {1, 2}
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (14, 28), (28, 14), (7, 5), (64, 80), (1, 4)])
+def test_the_stretch_is_pytorchs_own(m, n):
+    "A product with a matrix, deterministic on a GPU, in place of an interpolation, which is not; gradients too."
+    table = torch.randn(3, 5, 2*m - 1, requires_grad=True)
+    rows = F.interpolate(table.flatten(0, 1)[None], size=2*n - 1, mode="linear", align_corners=True)
+    want = rows[0].unflatten(0, (3, 5))
+    got, g = _stretch_offsets(table, n), torch.randn(3, 5, 2*n - 1)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(got, table, g)[0], torch.autograd.grad(want, table, g)[0],
+                               rtol=1e-4, atol=1e-4)
+    assert torch.equal(got[..., n - 1], table[..., m - 1])  # zero on zero

@@ -31,9 +31,10 @@ STAIRS = Recipe("detector", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_
     (dict(batch_size=10**8), "at most 1,048,576"),
     (dict(batch_size=0), "batch_size"), (dict(lr_batch=0), "lr_batch"), (dict(accumulate=0), "accumulate"),
     (dict(accumulate=True), "accumulate"), (dict(momentum=True), "momentum"),
-    (dict(precision="half"), "precision must be float32, bfloat16 or float64, got 'half'"),
+    (dict(precision="half"), "precision must be float32, bfloat16, float16 or float64, got 'half'"),
     (dict(optimizer="lion"), "optimizer must be sgd or adamw, got 'lion'"),
     (dict(milestones=(3, 2)), "milestones of a recipe must be epochs in rising order"), (dict(milestones=(0,)), "mil"),
+    (dict(tf32=1), "tf32 of a recipe must be True or False"), (dict(deterministic="yes"), "deterministic of a recipe"),
     (dict(compile=1), "compile of a recipe must be True or False, got 1"),
     (dict(nesterov=True, momentum=0), "momentum of a recipe must be more than 0"),
 ])

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from lesa_nb.data.photos import sample_photo
 from lesa_nb.data.seeding import seeded
-from lesa_nb.data.transforms import CLASSIFY_AUGMENTS, _resized_side, eval_transform, train_transform
+from lesa_nb.data.transforms import CLASSIFY_AUGMENTS, eval_transform, resized_side, train_transform
 from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 NORMALIZE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
@@ -57,7 +57,7 @@ def test_transforms_take_any_picture():
                 result = transform(Image.new("RGB", size, "red"))
                 assert result.shape == (3, 32, 32) and result.dtype == torch.float32 and result.isfinite().all()
     resize = next(step for step in eval_transform(32).transforms if isinstance(step, v2.Resize))
-    assert resize.size == [37] == [_resized_side(32)] and _resized_side(224) == 256
+    assert resize.size == [37] == [resized_side(32)] and resized_side(224) == 256
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 50_000)])

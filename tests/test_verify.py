@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_folders import look
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets
@@ -21,24 +22,10 @@ from lesa_nb.data.folders import ClassFolder, class_folders, class_names
 from lesa_nb.data.listing import PICTURE_FORMATS
 from lesa_nb.data.photos import open_image
 from lesa_nb.data.report import printable
-from lesa_nb.data.verify import FOLDER_FAULTS, verify_image_folder
+from lesa_nb.data.verify import FOLDER_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 BAD_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06"  # says it has five entries, ends in the first
-
-
-def look(folder, **options):
-    return verify_image_folder(folder, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return make_image_folder(tmp_path_factory.mktemp("a; ü folder") / "pictures", train=8, val=3, size=74)
-
-
-@pytest.fixture
-def folder(source, tmp_path):
-    return Path(shutil.copytree(source, tmp_path / "two words; größe"))
 
 
 def rewritten(path, name, **options):

@@ -55,6 +55,12 @@ def check_image_size(size: int | None) -> None:
         raise UsageError(f"--image-size must be at most {_LARGEST_IMAGE}, got {size}")
 
 
+def check_threshold(threshold: float) -> None:
+    "Refuse a least score that no score can be."
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
+
+
 def worker_count(asked: int | None) -> int:
     "Processes that read ahead for each process that trains; None shares the cores that there are."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -105,6 +111,31 @@ def write_json(path: Path, numbers: dict | list, what: str) -> None:
 
     finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
     atomic_json(path, finite, what=what)
+
+
+@dataclass
+class ScoreOptions:
+    "How pictures go through a network that only answers."
+
+    batch_size: int = 1
+    "Pictures at once."
+    workers: int | None = None
+    "Processes that read pictures ahead."
+    device: str | None = None
+    "cpu, cuda or cuda:N. Default: a GPU if there is one."
+
+    def __post_init__(self) -> None:
+        positive(batch_size=self.batch_size)
+        worker_count(self.workers)  # refuses what cannot be
+
+    def words(self, unit: str) -> dict[str, Any]:
+        "The arguments of what scores; `unit` is what its bar counts."
+        return dict(
+            batch_size=self.batch_size,
+            workers=worker_count(self.workers),
+            device=self.device,
+            watch=lambda items: progress(items, unit),
+        )
 
 
 @dataclass

@@ -21,7 +21,7 @@ _COMMANDS: dict[str, Callable] = {
     "demo": see.run_demo,
     "explain": see.explain_photo,
     "explore": see.explore_photo,
-    "export": export.export_classifier,
+    "export": export.export_network,
     "export-testdev": export.testdev_file,
     "predict": predict.predict_images,
 }

@@ -18,6 +18,8 @@ _PURPOSES = {
     "faster-coco-eval": "training and scoring detectors",
     "pycocotools": "a second opinion on COCO scores",
     "onnx": "`lesa export` to ONNX",
+    "timm": "`timm.create_model(\"lesa_resnet50\")`",
+    "huggingface_hub": "networks on the Hugging Face Hub",
     "jupyterlab": "reading and running the notebooks",
     "nbdev": "turning notebooks into the package",
     "pytest": "running the tests",

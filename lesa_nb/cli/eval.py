@@ -6,15 +6,13 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from lesa_nb.cli._common import (
     CocoPaths,
+    ScoreOptions,
     UsageError,
     check_image_size,
     check_new_folder,
     check_new_json,
     echo,
     open_classifier,
-    positive,
-    progress,
-    worker_count,
     write_json,
 )
 from lesa_nb.engine.group import is_main_process
@@ -25,9 +23,7 @@ def eval_imagenet(
     weights: Annotated[Path, arg(metavar="FILE")],
     image_size: int | None = None,
     val_fraction: float | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | None = None,
+    options: Annotated[ScoreOptions, OmitArgPrefixes] = ScoreOptions(batch_size=64),
     out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
     confusion: Annotated[Path | None, arg(metavar="DIR")] = None,
 ) -> int:
@@ -39,14 +35,11 @@ def eval_imagenet(
         weights: A .safetensors of `lesa train`, or a .pth of the authors.
         image_size: Pixels of a side. Default: what the network was made for.
         val_fraction: As in training, where no folder holds what validates: only that part is scored.
-        batch_size: Pictures at once.
-        workers: Processes that read pictures ahead.
-        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        options: How pictures go through the network.
         out: Also write the scores there, with the accuracy of every class.
         confusion: Also write into this folder what was taken for what: confusion.png, confusion.csv, and classes.csv
             with the accuracies.
     """
-    positive(batch_size=batch_size)
     check_image_size(image_size)
     check_new_json("--out", out, weights)
     check_new_folder("--confusion", confusion)
@@ -63,10 +56,7 @@ def eval_imagenet(
         data,
         image_size=image_size,
         val_fraction=val_fraction,
-        batch_size=batch_size,
-        workers=worker_count(workers),
-        device=device,
-        watch=lambda batches: progress(batches, "batch"),
+        **options.words("batch"),
     )
     percent = ", ".join(f"top-{name[3:]} {scores[name]:.2f} %" for name in ("top1", "top5") if name in scores)
     echo(f"{scores['samples']:,} pictures: {percent}, loss {scores['loss']:.4f}")
@@ -87,9 +77,7 @@ def eval_coco(
     weights: Annotated[Path, arg(metavar="FILE")],
     paths: Annotated[CocoPaths, OmitArgPrefixes] = CocoPaths(),
     split: str = "val",
-    batch_size: int = 1,
-    workers: int | None = None,
-    device: str | None = None,
+    options: Annotated[ScoreOptions, OmitArgPrefixes] = ScoreOptions(),
     out: Annotated[Path | None, arg(metavar="FILE.json")] = None,
 ) -> int:
     """Score a detector on a split of a detection set: boxes and masks, COCO's numbers, and AP class by class.
@@ -99,12 +87,9 @@ def eval_coco(
         weights: A .safetensors of lesa train coco, or a .pth of the authors.
         paths: Where the set lies otherwise, and how it is split: as in training.
         split: Which pictures: val, train, or the set's own name for a split.
-        batch_size: Pictures at once.
-        workers: Processes that read pictures ahead.
-        device: cpu, cuda or cuda:N. Default: a GPU if there is one.
+        options: How pictures go through the network.
         out: Also write the scores there, with AP class by class.
     """
-    positive(batch_size=batch_size)
     check_new_json("--out", out, weights)
     from lesa_nb.tasks.class_ap import format_class_ap
     from lesa_nb.tasks.detect_eval import evaluate_detector
@@ -115,10 +100,7 @@ def eval_coco(
         layout,
         weights,
         split=split,
-        device=device,
-        batch_size=batch_size,
-        workers=worker_count(workers),
-        watch=lambda images: progress(images, "image"),
+        **options.words("image"),
         say=echo,
     )
     echo(scores)

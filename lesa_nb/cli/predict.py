@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError, check_new_json, positive, progress, write_json
+from lesa_nb.cli._common import UsageError, check_new_json, check_threshold, positive, progress, write_json
 
 if TYPE_CHECKING:
     from lesa_nb.weights.load import Loaded
@@ -46,14 +46,12 @@ def _draw(answer: dict, classes: list[str], out: Path) -> None:
 def _sentence(answer: dict) -> str:
     "An answer on one line."
     from lesa_nb.data.report import printable
+    from lesa_nb.look.answers import format_answer
 
     name = printable(answer["file"])
     if "error" in answer:
         return answer["error"] if name in answer["error"] else f"{name}: {answer['error']}"
-    if "classes" in answer:
-        return f"{name}: " + ", ".join(f"{found['name']} {found['score']:.1%}" for found in answer["classes"])
-    objects = ", ".join(f"{found['name']} {found['score']:.2f}" for found in answer["objects"])
-    return f"{name}: {objects or 'no objects'}"
+    return f"{name}: {format_answer(answer)}"
 
 
 def _describe(loaded: "Loaded", weights: Path) -> str:
@@ -90,8 +88,8 @@ def predict_images(
     positive(top=top, batch_size=batch_size)
     if not paths:
         raise UsageError("name at least one picture, folder or pattern")
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
+    check_threshold(threshold)
+    from lesa_nb.data.coco_file import coco_tools
     from lesa_nb.engine.group import pick_device
     from lesa_nb.tasks.predict import find_images, iter_predictions
     from lesa_nb.weights.load import load
@@ -103,6 +101,7 @@ def predict_images(
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")
     where, folder = pick_device(device), out or Path("lesa_predictions")
     if loaded.kind == "detector":
+        coco_tools("faster_coco_eval.core.mask")  # speaks up before there is a folder
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out wants the name of a folder, {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,14 @@
 """`lesa demo`, `lesa explain`, `lesa explore`: see it learn, and what it looks at."""
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError
+from lesa_nb.cli._common import UsageError, check_threshold
+from lesa_nb.cli._network import as_input, distinct_names, drawn_answer, network_answers, open_network
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
     from lesa_nb.data.photos import Photo
 
 _MOST_PIXELS = 2**22  # of a picture that is looked at; a larger one is reduced while it is read
@@ -63,73 +61,6 @@ def run_demo(
     return 0
 
 
-class _Network(NamedTuple):
-    "A network with LESA layers, and what one must know to show it a photograph."
-
-    model: "torch.nn.Module"
-    title: str  # what it is, for the output and the figure
-    channels: int  # of the pictures that it takes
-    mean: tuple
-    std: tuple
-    stride: int  # pixels to one position of its LESA layers
-    size: int  # longer side of a picture if the user does not choose
-    pair_floats: int  # numbers that it holds at once for each pair of positions
-
-
-def _untrained() -> _Network:
-    import torch
-
-    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
-    from lesa_nb.models.resnet import lesa_resnet50
-
-    torch.manual_seed(0)
-    title = "UNTRAINED lesa_resnet50 (random weights, seed 0)"
-    return _Network(lesa_resnet50().eval(), title, 3, IMAGENET_MEAN, IMAGENET_STD, 16, 448, 120)
-
-
-def _describe(metadata: dict[str, Any], file: str) -> str:
-    "What a trained network is, for the output and the figure."
-    if metadata["arch"] == "small":
-        from lesa_nb.study.small import TERM_NAMES
-
-        run = f"trained {metadata['steps']} steps on {metadata['task']}, {metadata['accuracy']:.1%} right there"
-        return f"small {TERM_NAMES[metadata['net']['term']]} network {run}"
-    from lesa_nb.models.registry import CLASSIFIERS
-
-    network = metadata["network"]  # "graft:NAME" is a grafted network of that name
-    title = f"{getattr(CLASSIFIERS.get(network), '__name__', network).lstrip('_')} from {file}"
-    if metadata["term"] != "lesa":
-        title += f", term {metadata['term']}"
-    if metadata.get("scores"):
-        title += f", top-1 {metadata['scores']['top1']:.1f} %"
-    return title
-
-
-def _open_network(weights: Path | None) -> _Network:
-    "The network in a file, whichever kind it is; of a detector its backbone."
-    if weights is None:
-        return _untrained()
-    from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
-    from lesa_nb.weights.load import load
-
-    model, _, _, metadata, kind = load(weights)
-    if kind == "detector":
-        net = metadata["net"]
-        title = f"{net['model']} from {weights.name}, its backbone"
-        patch, pair_floats = (8, 30) if net["network"] == "small" else (16, 200)
-        backbone = model.get_submodule("pyramid.backbone")
-        return _Network(backbone, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, 28 * patch, pair_floats)
-    title = _describe(metadata, weights.name)
-    if metadata["arch"] == "small":
-        net, mean, std = metadata["net"], (metadata["mean"],), (metadata["std"],)
-        return _Network(model, title, net["channels"], mean, std, net["patch"], 32 * net["patch"], 30)
-    patch = 8 if metadata["network"] == "small" else 16
-    size, pair_floats = metadata["image_size"], dict(small=30, resnet50=120).get(metadata["network"], 200)
-    longer = max(size) if isinstance(size, list) else size
-    seen_at = max(longer, min(2 * longer, 28 * patch))  # twice as fine as in training, while a page can hold the maps
-    return _Network(model, title, 3, IMAGENET_MEAN, IMAGENET_STD, patch, seen_at, pair_floats)
-
-
 def _pixel(text: str | None, size: tuple[int, int]) -> tuple[int, int]:
     "Read 'X,Y' as row and column; the middle of a picture of this width and height if nothing was chosen."
     from lesa_nb.look.maps import cell_of
@@ -161,7 +92,6 @@ def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal:
         raise ValueError(f"{out}: {refusal}")
     if out.exists() and out.samefile(photo):
         raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -173,39 +103,6 @@ def _figure_file(out: Path | None, photo: Path) -> Path:
     return _new_file(out, photo, ".png", formats, f"figures can be written as {', '.join(sorted(formats))}")
 
 
-def _free_memory() -> int:
-    "Bytes that are free, as far as the system tells."
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 8 * 2**30
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 8 * 2**30)
-
-
-def _as_input(network: _Network, picture: "Image.Image", size: int) -> "torch.Tensor":
-    "The picture as the network wants it, in whole patches; refused if too small for it, or too large for this machine."
-    import torch
-
-    from lesa_nb.data.photos import fitted, photo_tensor
-
-    if size < network.stride:
-        patch = f"{network.stride}x{network.stride}"
-        raise ValueError(f"one patch of this network has {patch} pixels: choose a larger --size than {size}")
-    width, height = fitted(picture.size, size, network.stride)
-    positions = height * width // network.stride**2
-    need, free = 4 * network.pair_floats * positions**2, _free_memory()
-    if need > free:
-        raise ValueError(
-            f"at {width}x{height} each of {positions:,} positions looks at all others, which takes about "
-            f"{need / 2**30:.0f} GiB, but {free / 2**30:.0f} GiB are free: choose a smaller --size"
-        )
-    image = photo_tensor(picture, size, network.stride)
-    if network.channels == 1:
-        image = image.mean(0, keepdim=True)
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (network.mean, network.std))
-    return (image - mean) / std
-
-
 def explain_photo(
     photo: Annotated[Positional[Path], arg(metavar="PHOTO")],
     weights: Annotated[Path | None, arg(metavar="FILE")] = None,
@@ -213,8 +110,11 @@ def explain_photo(
     out: Annotated[Path | None, arg(metavar="FILE.png")] = None,
     layer: Annotated[str | None, arg(metavar="NAME")] = None,
     size: Annotated[int | None, arg(metavar="N")] = None,
+    threshold: float = 0.5,
 ) -> int:
-    """Draw what one attention layer makes of a photograph: local term, gate, and what one pixel attends to.
+    """Draw what one attention layer makes of a photograph: local term, gate, what one pixel attends to, and the answer.
+
+    A classifier answers with its three most probable classes, a detector with the objects that it finds.
 
     Args:
         photo: Any picture. Turned pictures, grey ones, CMYK, palettes and transparency are understood.
@@ -225,25 +125,32 @@ def explain_photo(
         layer: The attention layer to look into. Default: the last one.
         size: Longer side in pixels at which the network sees the picture, rounded to whole patches.
             The aspect ratio stays.
+        threshold: Least score of an object that a detector names.
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
+    check_threshold(threshold)
     from lesa_nb.data.photos import open_photo, photo_tensor
+    from lesa_nb.data.report import printable
     from lesa_nb.look import capture, maps
+    from lesa_nb.look.answers import format_answer
 
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     row, column = _pixel(pixel, opened.full_size)
     out = _figure_file(out, photo)
-    network = _open_network(weights)
-    image = _as_input(network, picture, size or network.size)
+    network = open_network(weights)
+    image = as_input(network, picture, size or network.size)
     seen = capture.capture_layer(network.model, image[None], layer)
 
     import matplotlib.pyplot as plt  # last: what goes wrong before needs no plotting
 
+    answers = network_answers(network, opened, photo, image, threshold)
     shape = f"{image.shape[2]}x{image.shape[1]}"
     title = f"{network.title}; layer {seen.layer}, picture seen at {shape}"
-    fig = maps.explain_figure(photo_tensor(picture), seen, _reduced_pixel((row, column), opened), title)
+    pixel_seen, says = _reduced_pixel((row, column), opened), drawn_answer(answers)
+    fig = maps.explain_figure(photo_tensor(picture), seen, pixel_seen, title, answer=says)
+    out.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110, bbox_inches="tight")  # a title may be wider than a narrow picture
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
@@ -252,6 +159,8 @@ def explain_photo(
     print(f"picture  {photo}: {width}x{height}, the network sees it at {shape}")
     print(f"layer    {seen.layer} of {layers}: {seen.size[1]}x{seen.size[0]} positions")
     print(f"pixel    {column},{row}" + ("" if pixel else " (the middle; choose another with --pixel X,Y)"))
+    for where, answer in answers:
+        print(f"answer   {printable(format_answer(answer))} ({where})")
     print(f"figure   {out}")
     if weights is None:
         print(_UNTRAINED)
@@ -266,11 +175,12 @@ def explore_photo(
     layer: Annotated[str | None, arg(metavar="NAME")] = None,
     size: Annotated[int | None, arg(metavar="N")] = None,
     mean: bool = False,
+    threshold: float = 0.5,
 ) -> int:
     """Write a page on which every pixel of a photograph can be clicked.
 
-    It shows what each head attends to from there, the gate and the local term. One file, for any browser, without
-    server or network.
+    It shows what each head attends to from there, the gate, the local term, and what each network answers: the most
+    probable classes, or objects with their boxes. One file, for any browser, without server or network.
 
     Args:
         photo: Any picture. Turned pictures, grey ones, CMYK, palettes and transparency are understood.
@@ -282,29 +192,39 @@ def explore_photo(
         size: Longer side in pixels at which the networks see the picture, rounded to whole patches.
             The aspect ratio stays.
         mean: Keep only the mean of the heads: smaller files, larger pictures.
+        threshold: Least score of an object that a detector names.
     """
     if size is not None and size < 1:
         raise UsageError(f"--size must be at least 1, got {size}")
+    check_threshold(threshold)
     from lesa_nb.data.photos import open_photo
+    from lesa_nb.data.report import printable
+    from lesa_nb.look.answers import format_answer
     from lesa_nb.look.explorer import explorer
 
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     start = _reduced_pixel(_pixel(pixel, opened.full_size), opened)
     out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
-    networks, images = {}, {}
-    for file in weights or (None,):
-        network = _open_network(file)
-        name = network.title if network.title not in networks else f"{network.title} ({file})"
-        networks[name] = network.model
-        images[name] = _as_input(network, picture, size or network.size)[None]
+    networks, images, answers = {}, {}, {}
+    for file, called in zip(weights or (None,), distinct_names(weights) or (None,)):
+        network = open_network(file, called)
+        networks[network.title] = network.model
+        images[network.title] = as_input(network, picture, size or network.size)[None]
+        answers[network.title] = network_answers(network, opened, photo, images[network.title][0], threshold)
     layers = [layer] if layer else None
-    page = explorer(picture, networks, images, layers=layers, heads=not mean, pixel=start, title=photo.name)
+    says = {name: said for name, found in answers.items() if (said := drawn_answer(found))}
+    page = explorer(
+        picture, networks, images, answers=says, layers=layers, heads=not mean, pixel=start, title=photo.name
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
     width, height = opened.full_size
     print(f"picture  {photo}: {width}x{height}")
     for name, image in images.items():
         print(f"network  {name}, sees it at {image.shape[3]}x{image.shape[2]}")
+        for where, answer in answers[name]:
+            print(f"answer   {printable(format_answer(answer))} ({where})")
     print(f"page     {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")
     if not weights:
         print(_UNTRAINED)

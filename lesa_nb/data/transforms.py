@@ -46,7 +46,7 @@ class _TrimEnds(v2.Transform):
         return inpt.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
-def _resized_side(size: int) -> int:
+def resized_side(size: int) -> int:
     """Pixels of the shorter side before the middle of `size` is cut out: 256 for 224, as published."""
     return round(256*size/224)
 
@@ -86,6 +86,6 @@ def train_transform(size: int = 224, augment: str = "published") -> v2.Compose:
 def eval_transform(size: int = 224) -> v2.Compose:
     """The middle of the picture, always the same: RGB Pillow picture -> float (3, size, size), standardised.
 
-    The shorter side comes to `_resized_side(size)` pixels and the middle `size` x `size` is cut out.
+    The shorter side comes to `resized_side(size)` pixels and the middle `size` x `size` is cut out.
     """
-    return v2.Compose([_TrimEnds(), v2.Resize(_resized_side(_checked(size))), v2.CenterCrop(size), *_standardised()])
+    return v2.Compose([_TrimEnds(), v2.Resize(resized_side(_checked(size))), v2.CenterCrop(size), *_standardised()])

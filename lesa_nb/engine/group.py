@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,6 +21,11 @@ __all__ = ["Ranks", "is_main_process", "world_size", "local_world_size", "proces
            "pick_device", "from_main_process", "gather", "shard"]
 
 _Thing = TypeVar("_Thing")
+
+_FOR_TENSORS = timedelta(minutes=10)  # a GPU's collective that takes longer hangs
+_FOR_WORDS = timedelta(hours=24)  # what processes tell each other: the main one may validate for hours before it speaks
+_TO_LEAVE = 20.  # seconds for PyTorch to close a group, and again to end after that
+_talk: Any = None  # the group that words go through, on every process's CPU; None: the only one there is
 
 
 class Ranks(NamedTuple):
@@ -36,7 +42,7 @@ class Ranks(NamedTuple):
         import torch.distributed as dist
 
         largest = torch.tensor(number)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_talk)
         return int(largest)
 
     def mean(self, values: list[float]) -> list[float]:
@@ -47,7 +53,7 @@ class Ranks(NamedTuple):
         import torch.distributed as dist
 
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=_talk)
         return (total/self.size).tolist()
 
     def gather(self, thing: _Thing) -> list[_Thing]:
@@ -57,7 +63,7 @@ class Ranks(NamedTuple):
         import torch.distributed as dist
 
         things: list[Any] = [None]*self.size
-        dist.all_gather_object(things, thing)
+        dist.all_gather_object(things, thing, group=_talk)
         return things
 
     def agree(self, problem: str) -> None:
@@ -95,42 +101,101 @@ def process_name(program: str) -> str:
     return program if is_main_process() else f"{program} (process {_current().rank or os.environ.get('RANK')})"
 
 
+def _share(thing: Any) -> Any:
+    """What the main process hands in, in all of them."""
+    import torch.distributed as dist
+
+    answer = [thing]
+    dist.broadcast_object_list(answer, group=_talk)
+    return answer[0]
+
+
+def _refuse_shared_gpus(device: torch.device, ranks: Ranks) -> None:
+    """Two processes on one GPU would wait for each other forever, or fail in NCCL's words."""
+    import socket
+
+    import torch
+
+    mine = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
+    everyone = ranks.gather(mine)
+    for rank, other in enumerate(everyone):
+        if other and other in everyone[:rank]:
+            raise ValueError(f"processes {everyone.index(other)} and {rank} were given the same GPU ({other}): start "
+                             "as many processes as there are GPUs, or show each its own with CUDA_VISIBLE_DEVICES")
+
+
+def _leave_group() -> None:
+    """Close the process group; where PyTorch cannot, since it waits for a GPU that waits for others, end all the same.
+
+    An error on its way still gets out, and has some seconds to be said.
+    """
+    import torch.distributed as dist
+
+    def leave() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):  # a group that is broken already
+            dist.destroy_process_group()
+
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    leaving.join(_TO_LEAVE)
+    if leaving.is_alive():
+        last = threading.Timer(_TO_LEAVE, os._exit, [1])
+        last.daemon = True
+        last.start()
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if it did; yields which of them this one is.
 
-    Inside a group that is open already, that one is used.
+    Inside a group that is open already, that one is used. If a process fails or is killed, the others end within a
+    minute, whatever they are waiting for. Validation in the main process may take as long as it likes.
 
     Args:
         device: What this process works on; its kind decides how tensors travel.
 
     Raises:
         ConnectionError: Another process has ended.
+        ValueError: Two processes have the same GPU.
     """
+    global _talk
     import torch.distributed as dist
 
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or dist.is_initialized():
         yield _current()
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
-    rank = dist.get_rank()
+    from lesa_nb.engine._watch import Watch
+
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # a collective that times out ends the process
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_FOR_TENSORS)
+    ranks = Ranks(dist.get_rank(), size)
+    gone = (f"process {ranks.rank} of {size}: another process has ended, so this one ends too; what happened stands in "
+            "its own output")
+    watch = None
     try:
-        yield Ranks(rank, size)
-        dist.barrier()
+        _talk = dist.new_group(backend="gloo", timeout=_FOR_WORDS)
+        watch = Watch(*ranks, host=os.environ.get("MASTER_ADDR", "localhost"), share=_share, sentence=gone)
+        _refuse_shared_gpus(device, ranks)
+        yield ranks
+        dist.barrier(group=_talk)
+        watch.close(in_order=True)
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("Connection", "onnection closed", "peer", "gloo")):
+        words = ("Connection", "onnection closed", "peer", "gloo", "remote process", "communicator was aborted")
+        if not any(word in str(error) for word in words):
             raise
-        raise ConnectionError(
-            f"process {rank} of {size}: another process has ended, so this one ends too; what happened stands in its "
-            "own output") from None
+        raise ConnectionError(gone) from None
     finally:
-        dist.destroy_process_group()
+        if watch:
+            watch.close()
+        _talk = None
+        _leave_group()
 
 
 def pick_device(name: str | None = None) -> torch.device:
     """The device of this process: with torchrun, each takes its own GPU.
+
+    A launcher that shows each process one GPU (CUDA_VISIBLE_DEVICES) has chosen already: that one is taken.
 
     Args:
         name: "cpu", "cuda" or "cuda:1"; None stands for a GPU if there is one.
@@ -154,8 +219,11 @@ def pick_device(name: str | None = None) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError(f"device {name}: PyTorch finds no GPU here; leave the device out, or choose cpu")
+    count = torch.cuda.device_count()
     index = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
-    device, count = torch.device("cuda", index), torch.cuda.device_count()
+    if device.index is None and count == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        index = 0
+    device = torch.device("cuda", index)
     if index >= count:
         raise ValueError(f"device {device}: there are {count} GPUs, counted from 0; start fewer processes")
     torch.cuda.set_device(device)
@@ -180,7 +248,7 @@ def from_main_process(function: Callable[[], _Thing]) -> _Thing:
             answer[0] = function()
         except (ValueError, OSError, ImportError) as error:
             answer[1], failed = str(error), error
-    dist.broadcast_object_list(answer)
+    dist.broadcast_object_list(answer, group=_talk)
     if failed is not None:
         raise failed
     if answer[1] is not None:

@@ -20,8 +20,8 @@ _RANGES = dict(
     warmup_epochs=(0., True, math.inf, False), warmup_from=(0., True, 1., True), label_smoothing=(0., True, 1., True),
     mixup=(0., True, math.inf, False), cutmix=(0., True, math.inf, False), ema=(0., True, 1., False),
     clip=(0., True, math.inf, False))
-_WORDS = dict(precision=("float32", "bfloat16", "float64"), optimizer=("sgd", "adamw"))
-_SWITCHES = ("nesterov", "decay_all", "channels_last", "compile", "sync_norm")
+_WORDS = dict(precision=("float32", "bfloat16", "float16", "float64"), optimizer=("sgd", "adamw"))
+_SWITCHES = ("nesterov", "decay_all", "channels_last", "compile", "sync_norm", "tf32", "deterministic")
 
 
 def _in_words(low: float, with_low: bool, high: float, with_high: bool) -> str:
@@ -55,7 +55,11 @@ class Recipe:
         mixup: Parameter of MixUp's Beta distribution; 0: off.
         cutmix: Likewise of CutMix.
         ema: Memory of the exponential moving average of the weights, per step; 0: none is kept.
-        precision: "float32"; "bfloat16": autocast; "float64": all of it, to compare runs.
+        precision: "float32"; "bfloat16": autocast; "float16": autocast with a scaled loss, for GPUs without bfloat16;
+            "float64": all of it, to compare runs.
+        tf32: On a GPU, float32 products and convolutions with 11 bits for each number: several times faster.
+        deterministic: PyTorch's deterministic forms of operators: the same run again gives the same bits on a GPU, too,
+            if the network has none of the operators without such a form; a run names those.
         channels_last: Memory format of images and weights.
         accumulate: Micro-batches that a process cuts its samples of one step into.
         clip: Longest gradient that is not shortened; 0: none is.
@@ -86,6 +90,8 @@ class Recipe:
     cutmix: float = 0.
     ema: float = 0.
     precision: str = "float32"
+    tf32: bool = False
+    deterministic: bool = False
     channels_last: bool = False
     accumulate: int = 1
     clip: float = 0.

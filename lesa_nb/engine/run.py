@@ -16,19 +16,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
 from ._errors import explain_errors, explain_step
 from ._folder import RunFolder
 from ._lock import run_lock
+from ._parallel import averaging_gradients
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
 from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
 from .recipe import Recipe
 from .signals import Stop, Stopped
 from .task import Task
-from ..layers.norms import convert_sync_batchnorm
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-06
 def sample_keys(
@@ -69,11 +68,8 @@ class Training:
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.average = ema(self.model, recipe.ema) if recipe.ema else None
-        self.optimizer, self.trained = build_optimizer(self.model, recipe), self.model
-        if ranks.size > 1:
-            self.trained = DistributedDataParallel(self.model, [device.index] if device.type == "cuda" else None)
-        if ranks.size > 1 and recipe.sync_norm:
-            convert_sync_batchnorm(self.model)
+        self.optimizer = build_optimizer(self.model, recipe)
+        self.trained = averaging_gradients(self.model, recipe, device, ranks)
         if recipe.compile:
             self.trained = torch.compile(self.trained) # type: ignore[assignment]  # behaves like a module
         seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process has its own random numbers

@@ -9,6 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: So many channels K + H + W at most go through a fused kernel on a GPU; beyond, row blocks do the work.
+#: What speaks for the kernel: row blocks write and read their scores, some 24 bytes for each forward and 56 backward,
+#: while the kernel keeps them on the chip. What speaks against it: H + W more multiply-adds for each score, and three
+#: times as many backward. A data-centre GPU does 10 (plain float32) to 25 multiply-adds (in three TF32 products, as the
+#: kernel does them) in the time of a byte, so both are even at about H + W = 250 to 600 forward and 200 to 450 backward
+#: if both run at their best, which narrow products do not. 256 stays below, and is also the widest that the flash
+#: kernels take; the published detectors have 144 to 224. benchmarks/gpu.py measures both sides of it.
+MOST_CHANNELS = 256
+
 #: A logit this far below the largest of its row has a weight of exp(-60) = 1e-26: nothing, but not denormal.
 _DEEP = 60.
 
@@ -51,11 +60,11 @@ class Scratch:
 
 
 def can_be_deep(q: Tensor, k: Tensor, h: Tensor, w: Tensor) -> bool:
-    """Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread says no; GPUs do not mind.
+    """Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread says no; only CPUs mind.
 
     q, k: (P, K, N) queries and keys; h, w: (P, N, H), (P, N, W) row and column part, see `row_attention`
     """
-    if q.is_cuda:
+    if q.device.type != "cpu":
         return False
     parts = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
     return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts > _DEEP).any())
@@ -139,6 +148,27 @@ def side_by_side(*parts: Tensor, multiple: int = 8) -> Tensor:
     """
     missing = -sum(part.shape[-1] for part in parts) % multiple
     return torch.cat([*parts, parts[0].new_zeros(*parts[0].shape[:-1], missing)], -1).contiguous()
+
+
+def half_of_a_gpu(q: Tensor) -> torch.dtype | None:
+    """bfloat16 where a GPU's network handed over bfloat16, so that its fused kernel may use what is built for it."""
+    return torch.bfloat16 if q.is_cuda and q.dtype == torch.bfloat16 else None
+
+
+def in_halves(queries: tuple[Tensor, ...], keys: tuple[Tensor, ...],
+              half: torch.dtype | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The parts of queries as sums of two numbers each, and the parts of keys twice: (q + dq).k = [q, dq].[k, k].
+
+    A bfloat16 has 8 bits: a logit of 10 would be off by 0.02, and its weight by 2 %. Two of them have 16, and products
+    of bfloat16 are exact in the float32 in which a kernel adds them up. The keys' numbers are bfloat16's already,
+    whatever their type. Without `half` both stay as they are.
+    """
+    if half is None:
+        return queries, keys
+    high = tuple(part.to(half) for part in queries)
+    low = tuple((part - whole).to(half).detach() for part, whole in zip(queries, high))  # its gradient is that of high
+    once = tuple(part.to(half) for part in keys)
+    return high + low, once + once
 
 
 def register_gradients(op: Any, backward_op: Any, written_out: Callable[..., Tensor], *, tensors: int) -> None:

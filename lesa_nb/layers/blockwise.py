@@ -7,6 +7,7 @@ __all__ = ['BUDGET', 'explicit_rows', 'row_attention', 'channel_attention', 'Cho
            'streaming', 'auto']
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-02
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def row_attention(
     return out
 
 @row_attention.register_fake
-def _(q, k, v, h, w, budget): return q.new_empty(len(q), q.shape[2], v.shape[1])
+def _(q, k, v, h, w, budget): return q.new_empty(q.shape[0], q.shape[2], v.shape[1])
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-14
 @torch.library.custom_op("lesa_nb::row_attention_backward", mutates_args=())
@@ -83,23 +84,22 @@ def _row_attention_backward(
 tools.register_gradients(row_attention, _row_attention_backward, explicit_rows, tensors=5)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-17
-def _fused(q, k, v, h, w):
+def _fused(q, k, v, h, w, half=None):
     H, W = h.shape[-1], w.shape[-1]
     rows_NH = torch.eye(H, dtype=q.dtype, device=q.device).repeat_interleave(W, 0)
     cols_NW = torch.eye(W, dtype=q.dtype, device=q.device).repeat(H, 1)
-    places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(len(q), -1, -1)
-    query, key, value = (tools.side_by_side(*parts) for parts in ((q.mT, h, w), (k.mT, places_PNX), (v.mT,)))  # (7.4)
-    return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.)[0, ..., :v.shape[1]]
+    places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(q.shape[0], -1, -1)
+    queries, keys = tools.in_halves((q.mT, h, w), (k.mT, places_PNX), half)
+    query, key, value = (tools.side_by_side(*parts) for parts in (queries, keys, (v.mT.to(half or v.dtype),)))  # (7.4)
+    out_PNV = F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.)[0, ..., :v.shape[1]]
+    return out_PNV.to(q.dtype)
 
 def channel_attention(
-    q: Tensor, # (P, K, N) scaled queries
-    k: Tensor, # (P, K, N) keys
-    v: Tensor, # (P, V, N) values
-    h: Tensor, # (P, N, H) row part
-    w: Tensor, # (P, N, W) column part
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `row_attention` takes them
+    half: torch.dtype | None = None, # that the products are made in, two numbers of it for one of q, h and w
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, as plain attention with extra channels, eq. (7.4)."
-    return tools.differentiable_again(_fused, explicit_rows, q, k, v, h, w)
+    return tools.differentiable_again(partial(_fused, half=half), explicit_rows, q, k, v, h, w)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-24
 class Choice(NamedTuple):
@@ -127,8 +127,8 @@ def _kernel(q, position, size):
     if isinstance(position, FlatTable):
         return "flat", "a flat table adds key scores and a value sum, which only the slanted products know", ()
     width = q.shape[2] + size[0] + size[1]
-    if q.device.type == "cuda" and width <= 256:
-        return "channels", "on a GPU, fused attention kernels take K + H + W = {} <= 256 channels", (width,)
+    if q.device.type == "cuda" and width <= tools.MOST_CHANNELS:
+        return "channels", "on a GPU, K + H + W = {} channels in a fused kernel are faster than blocks", (width,)
     return "rows", "row blocks stay in the cache, and work for any size", ()
 
 def _pick(q, position, norm, size):
@@ -184,7 +184,7 @@ def rows(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
 @register_way("channels", FactoredTable)
 def channels(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, as plain attention with extra channels, (7.4): for a GPU's fused kernels."
-    def sums(*call): return _factored(channel_attention, *call)
+    def sums(*call): return _factored(partial(channel_attention, half=tools.half_of_a_gpu(q_BGKN)), *call)
     return _stream("channels", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("flat", FlatTable)

@@ -184,7 +184,7 @@ def explicit_flat(q: Tensor, k: Tensor, v: Tensor, qp: Tensor, kp: Tensor, tq: T
 
 @flat_attention.register_fake
 def _(q, k, v, qp, kp, tq, tk, tv, H, W, pitch, budget):
-    return q.new_empty(len(q), v.shape[1], 2, q.shape[2])
+    return q.new_empty(q.shape[0], v.shape[1], 2, q.shape[2])
 
 
 register_gradients(flat_attention, _flat_attention_backward, explicit_flat, tensors=8)

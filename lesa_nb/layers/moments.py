@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from ._unknown_sizes import windows
-from .norms import SyncBatchNorm, all_reduce_sum, update_running_stats
+from .norms import SyncBatchNorm, all_reduce_sum, several_processes, update_running_stats
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-07
 class Moments(NamedTuple):
@@ -121,7 +121,7 @@ def needs_moments(
 def _over_processes(norm, sums, count):
     "Add the sums of all processes if the norm was converted to a SyncBatchNorm."
     if not isinstance(norm, nn.SyncBatchNorm): return sums, count
-    total = all_reduce_sum(torch.cat([sums, sums.new_tensor([count])]), norm.process_group)
+    total = all_reduce_sum(torch.cat([sums, sums.new_full((1,), count)]), norm.process_group)
     return total[:-1], total[-1].detach()
 
 def score_scale(
@@ -132,10 +132,10 @@ def score_scale(
     "All that a batch norm of scores leaves behind in a softmax, eq. (6.5)."
     if needs_moments(norm):
         sums = torch.cat([*(m.first for m in moments), *(m.second for m in moments)])
-        sums, count = _over_processes(norm, sums, count)
-        if count < 2:
+        if count < 2 and not (isinstance(norm, nn.SyncBatchNorm) and several_processes()): # each process has a pair
             raise ValueError("batch statistics need at least 2 pairs of pixels: "
                              "use a larger map or batch, or eval mode")
+        sums, count = _over_processes(norm, sums, count)
         mean, square = (sums/count).chunk(2)
         var = (square - mean**2).clamp_min(0)
         if norm.training and norm.track_running_stats:

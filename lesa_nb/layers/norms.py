@@ -1,16 +1,25 @@
 """Batch norms over several processes, on any device, and their running statistics.
 
-`torch.nn.SyncBatchNorm` works on GPUs only. `SyncBatchNorm` here is the same module that also adds up its sums on a
-CPU, so that what is tested on a laptop is what runs on eight GPUs.
+`torch.nn.SyncBatchNorm` works on GPUs only, picks processes out with a mask, and so makes the host wait for the GPU
+twice a layer and breaks a compiler's graph. `SyncBatchNorm` here does the same with sums in closed form and one
+all-reduce forward and one backward, so that what is tested on a laptop is what runs on eight GPUs.
 """
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _summed(x: Tensor, group: Any) -> Tensor:
+    """The sum of `x` over the processes of a group, in a tensor of its own."""
+    total = x.clone()
+    dist.all_reduce(total, group=group)
+    return total
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -19,13 +28,16 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
+        return _summed(x, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return _AllReduceSum.apply(grads[0], ctx.group), None
+
+
+def several_processes() -> bool:
+    """Whether a process group of more than one process is open."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
@@ -52,31 +64,74 @@ def update_running_stats(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Ten
     norm.running_var += share*(var*count/(count - 1) - norm.running_var)
 
 
+class _Normalize(torch.autograd.Function):
+    """Normalise x (B, C, ...) by mean and variance of all processes' samples; returns these and the count, too.
+
+    With n_r numbers per channel in process r, of mean m_r and variance v_r, and n = sum_r n_r:
+
+        m = sum_r n_r m_r/n,   v = sum_r n_r (v_r + m_r^2)/n - m^2,   y = (x - m) a + b,   a = weight/sqrt(v + eps)
+
+    and with g the gradient for y, and both sums over all numbers of all processes,
+
+        dx = a (g - sum g/n - (x - m)/(v + eps) * sum g (x - m)/n)
+
+    A process without samples adds zeros. The sums travel in float64, where the difference of two large numbers does no
+    harm; everything that is as large as x stays in float32 (or x's own float64).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any) -> Any:
+        C, axes, shape = x.shape[1], [d for d in range(x.ndim) if d != 1], [1, -1] + [1]*(x.ndim - 2)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        n = x.numel()//C
+        own = torch.zeros(2*C + 1, dtype=torch.float64, device=x.device)
+        if n:
+            v, m = (t.double() for t in torch.var_mean(wide, axes, correction=0))
+            own[:C], own[C:-1] = n*m, n*(v + m*m)
+            own[-1].fill_(n)
+        total = _summed(own, group)
+        count = total[-1]
+        mean = total[:C]/count
+        var = (total[C:-1]/count - mean*mean).clamp_min(0)
+        ctx.axes, ctx.shape, ctx.group = axes, shape, group
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt()*weight
+        y = (wide - mean.to(wide.dtype).view(shape))*scale.to(wide.dtype).view(shape)
+        return (y if bias is None else y + bias.to(wide.dtype).view(shape)).to(x.dtype), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> Any:
+        x, weight, mean, over, count = ctx.saved_tensors
+        wide, shape = torch.promote_types(x.dtype, torch.float32), ctx.shape
+        g, off = g.to(wide), x.to(wide) - mean.to(wide).view(shape)
+        own = torch.stack([g.sum(ctx.axes), (g*off).sum(ctx.axes)]).double()
+        s, t = (_summed(own, ctx.group)/count).unbind()
+        a = over if weight is None else over*weight
+        per_channel = (a, -a*s, -a*over*over*t)  # dx = a g - a s - a over^2 t (x - m)
+        a, c, d = (numbers.to(wide).view(shape) for numbers in per_channel)
+        dx = ((g*a).add_(c) + off*d).to(x.dtype) if ctx.needs_input_grad[0] else None
+        dw = (own[1]*over).to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
+        db = own[0].to(weight.dtype) if weight is not None and ctx.needs_input_grad[2] else None
+        return dx, dw, db, None, None
+
+
 class SyncBatchNorm(nn.SyncBatchNorm):
     """Batch norm over the samples of all processes, on any device, for inputs (B, C, ...).
 
-    With n_r numbers x per channel in process r: mean = sum_r sum x / sum_r n_r, and the variance is the mean square
-    less the squared mean. The sums are added in float64, where the difference of two large numbers does no harm. On a
-    GPU, in eval mode and in a single process PyTorch's own batch norm does the work.
+    In training, one all-reduce forward and one backward; a process may have no samples at all. In eval mode and in a
+    single process PyTorch's own batch norm does the work. Its gradient cannot be differentiated again.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if input.is_cuda or not self.training or alone:
+        if not (self.training and several_processes()):
             return super().forward(input)
-        channels, others = input.shape[1], [d for d in range(input.ndim) if d != 1]
-        x = input.double()
-        count = x.new_tensor([x.numel()/channels])
-        sums = all_reduce_sum(torch.cat([x.sum(others), x.square().sum(others), count]), self.process_group)
-        count = sums[-1].detach()
-        mean = sums[:channels]/count
-        var = sums[channels:-1]/count - mean**2
+        y, mean, var, count = _Normalize.apply(input, self.weight, self.bias, self.eps,
+                                               self.process_group or dist.group.WORLD)
         if self.track_running_stats:
             update_running_stats(self, mean, var, count)
-        shape = [1, channels] + [1]*(x.ndim - 2)
-        scale = (var + self.eps).rsqrt()*(self.weight.double() if self.affine else 1)
-        shift = (self.bias.double() if self.affine else 0) - mean*scale
-        return (x*scale.view(shape) + shift.view(shape)).to(input.dtype)
+        return y
 
 
 def convert_sync_batchnorm(model: _Module) -> _Module:

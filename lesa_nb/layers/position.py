@@ -7,7 +7,6 @@ __all__ = ['fit_offsets', 'FactoredTable', 'fold_offsets', 'FlatTable']
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-02
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, einsum, nn
 
@@ -38,9 +37,9 @@ def _stretch_offsets(
     "The same table, spread over `n` positions: ends on ends, zero on zero, eq. (4.2)."
     m = _positions(table_R)
     if n in (1, m): return table_R[..., m - n:m + n - 1]             # nothing to interpolate
-    rows_R = table_R.reshape(1, -1, 2*m - 1)
-    rows_R = F.interpolate(rows_R, size=2*n - 1, mode="linear", align_corners=True) # (4.2)
-    return rows_R.reshape(*table_R.shape[:-1], 2*n - 1)
+    old_R, new_R = (torch.arange(1 - k, k, device=table_R.device).double() for k in (m, n))
+    share_RR = (1 - (old_R[:, None] - new_R*(m - 1)/(n - 1)).abs()).clamp_min(0) # (4.2) 1 - a and a, else 0
+    return table_R@share_RR.to(table_R.dtype)
 
 def fit_offsets(
     table_R: Float[Tensor, "... R"], # last axis: the offsets of m positions, R = 2m-1

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lesa_nb.io.atomic import atomic_text
+from lesa_nb.look.answers import format_answer
 
 __all__ = ["ROW_STATISTICS", "Page", "View", "as_picture", "make_page", "pack_view", "read_page"]
 
@@ -130,12 +131,14 @@ def make_page(
     pixel: tuple[int, int],
     networks: Sequence[tuple[str, Sequence[dict]]],
     *,
+    answers: Mapping[str, Mapping[str, Any]] | None = None,
     height: int = 980,
 ) -> Page:
     """Fill the template with one picture and what some networks make of it.
 
     picture: RGB, as a person sees it. pixel: row and column where the page starts.
-    networks: name and packed views of each, side by side. height: in pixels, in a notebook.
+    networks: name and packed views of each, side by side. answers: name -> what that network says of the picture, see
+    `answers.format_answer`; boxes are corners in pixels of the picture. height: in pixels, in a notebook.
     """
     from matplotlib import colormaps  # here, so that training needs no plotting
 
@@ -147,11 +150,21 @@ def make_page(
     }
     data = dict(title=_well_formed(title), picture=(picture.height, picture.width), pixel=pixel,
                 photo=_png_uri(picture), statistics=ROW_STATISTICS, scales=scales,
-                networks=[dict(name=_well_formed(name), layers=layers) for name, layers in networks])
+                networks=[dict(name=_well_formed(name), layers=layers, **_answered((answers or {}).get(name)))
+                          for name, layers in networks])
     colors = " ".join(f"--{name}: {hue};" for name, hue in COLORS.items())
     fill = dict(title=html.escape(_well_formed(title)), page=_in_script(data), colors=colors)
     template = (files("lesa_nb.look")/"explorer.html").read_text(encoding="utf-8")
     return Page(re.sub(r"\{\{(\w+)\}\}", lambda place: fill[place[1]], template), height)
+
+
+def _answered(answer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the page shows of an answer: a line of text, and boxes with what is written at each."""
+    if answer is None:
+        return {}
+    boxes = [dict(box=list(thing["box"]), text=_well_formed(f"{thing['name']} {thing['score']:.2f}"))
+             for thing in answer.get("objects", ())]
+    return dict(answer=_well_formed(format_answer(answer)), boxes=boxes)
 
 
 def read_page(page: str) -> tuple[dict, dict[str, list[View]]]:

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lesa_nb.look._text import has_letters
 
 if TYPE_CHECKING:  # scoring without drawing needs no plotting
     from matplotlib.axes import Axes
@@ -19,17 +20,9 @@ _MOST_DOTS = 400  # cells of a side that a screen can show one by one
 _LONGEST = 24  # letters of a name
 
 
-@lru_cache
-def _font() -> Any:
-    """The font that figures are written in."""
-    from matplotlib.font_manager import findfont, get_font
-
-    return get_font(findfont("DejaVu Sans"))
-
-
 def _label(name: str, number: int) -> str:
     """A name as it can be written beside a row: short, or its number if the font lacks a letter of it."""
-    if not all(_font().get_char_index(ord(letter)) for letter in name):
+    if not has_letters(name):
         return f"class {number}"
     return name if len(name) <= _LONGEST else name[:_LONGEST - 1] + "…"
 

@@ -8,6 +8,7 @@ __all__ = ['explorer']
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-02
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ def explorer(
     networks: nn.Module | Mapping[str, nn.Module], # one, or several by name, side by side
     images: Tensor | Mapping[str, Tensor] | None = None, # 1 C H W as the networks want it, or by name; None: the photo
     *,
+    answers: Mapping[str, Mapping[str, Any]] | None = None, # by name: what `predict` says, boxes in pixels of the photo
     layers: Sequence[str] | None = None, # names from `attention_layers`; None: all
     heads: bool = True, # False: only their mean, for large maps
     pixel: tuple[int, int] | None = None, # row and column where the page starts; None: the middle
@@ -132,4 +134,4 @@ def explorer(
     packed = []
     for name in networks:
         packed.append((name, [pack_view(_view_layer(seen[name].pop(key), heads)) for key in chosen[name]]))
-    return make_page(title, picture, pixel, packed, height=height)
+    return make_page(title, picture, pixel, packed, answers=answers, height=height)

@@ -6,12 +6,16 @@
 __all__ = ['cell_of', 'strength', 'decided_head', 'explain_figure']
 
 # %% ../../nbs/4_seeing/20_maps.ipynb #cell-02
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ._scale import color_range, scale_in_words
+from ._text import no_formulas
+from .answers import draw_answer
 from .capture import Captured
 
 if TYPE_CHECKING:  # training needs no plotting
@@ -49,27 +53,34 @@ def explain_figure(
     seen: Captured, # of this one picture
     pixel: tuple[int, int], # row and column in the photo
     title: str | None = None, # above the panels
+    *,
+    answer: Mapping[str, Any] | None = None, # what the network says, as `predict` puts it: boxes in pixels of the photo
 ) -> "Figure": # one axis for each panel, then the colour bars
-    "A photograph, one of its pixels, and what one attention layer makes of it."
-    from lesa_nb.look.figures import COLORS, mark, new_figure, overlay  # here, so that training needs no plotting
+    "A photograph, one of its pixels, what one attention layer makes of it, and what the network answers."
+    from matplotlib.ticker import ScalarFormatter  # here, so that training needs no plotting
+
+    from lesa_nb.look.figures import COLORS, mark, new_figure, overlay
     cell = cell_of(pixel, (photo.shape[1], photo.shape[2]), seen.size)
     attention_GHW = seen.attention(*cell)[0]
     head, N = decided_head(attention_GHW), seen.size[0]*seen.size[1]
     parts = [("context", strength(seen.let_through)[0], "context, strength")]
     if seen.local is not None and seen.gate is not None:
         gate_HW = seen.gate[0].mean(0)
-        parts = [("gate", gate_HW, f"gate, mean of the channels: {gate_HW.min():.2f} to {gate_HW.max():.2f}"),
+        parts = [("gate", gate_HW, f"gate, mean of the channels:\n{scale_in_words(gate_HW)}"),
                  ("local", strength(seen.local)[0], "local term, strength"),
                  ("context", strength(seen.let_through)[0], "context through the gate, strength")]
     tall = min(max(photo.shape[1]/photo.shape[2], 0.4), 2.5)
     columns = (len(parts) + 3)//2
-    fig, axes = new_figure(2, columns, size=(3*columns, 5.2*tall + 1.2), title=title)
+    fig, axes = new_figure(2, columns, size=(3*columns, 5.2*tall + 1.2), title=no_formulas(title or ""))
     axes = axes.T.flatten() # column by column: the picture, the terms, the two sides of the attention
     axes[0].imshow(photo.permute(1, 2, 0).clamp(0, 1).numpy())
     mark(axes[0], pixel)
-    axes[0].set_title(f"pixel {pixel[1]},{pixel[0]}", fontsize=9)
+    says = f"\nanswer: {draw_answer(axes[0], answer)}" if answer else ""
+    axes[0].set_title(f"pixel {pixel[1]},{pixel[0]}{says}", fontsize=9)
     for ax, (part, map_HW, name) in zip(axes[1:], parts):
-        fig.colorbar(ax.imshow(map_HW.float().cpu().numpy(), cmap="viridis"), ax=ax, shrink=.7)
+        low, high = color_range(map_HW)
+        shown = ax.imshow(map_HW.float().cpu().numpy(), "viridis", vmin=low, vmax=high)
+        fig.colorbar(shown, ax=ax, shrink=.7, format=ScalarFormatter(useOffset=False))
         ax.set_title(name, fontsize=9, color=COLORS[part])
     sides = {"mean of the heads": attention_GHW.mean(0), f"head {head + 1}, the most decided": attention_GHW[head]}
     for ax, (name, map_HW) in zip(axes[-2:], sides.items()):

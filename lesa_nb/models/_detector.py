@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._foreign import settle
+from .foreign import settle
 from .ops import Sampler, random_sampler
 from .pyramid import Pyramid, prepare
 from .rpn import RPN, RPNOutput, rpn_losses

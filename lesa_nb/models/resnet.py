@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..layers.lesa import LESA, build_context
 from ..layers.local import DeformableConv2d
 from ..layers.ways import Way
-from ._foreign import settle
-from ._images import check_batch
+from .foreign import settle
+from .images import check_batch
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-08
 class PlainAttention(nn.Module):

@@ -92,6 +92,7 @@ def train_demo(
     """
     import matplotlib.pyplot as plt
 
+    problems = digit_problem(), twin_problem(valid=valid)  # what is missing speaks up before anything is written
     out, start = Path(out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -100,7 +101,7 @@ def train_demo(
         return train_small(problem, term, watch=lambda losses: watch(losses, name, steps), **recipe)
 
     results: dict[str, dict[str, Trained]] = {}
-    for problem in (digit_problem(), twin_problem(valid=valid)):
+    for problem in problems:
         runs = results[problem.name] = {}
         recipe: dict[str, Any] = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
         for term, run in train_terms(train, problem, **recipe):

@@ -13,7 +13,7 @@ from lesa_nb.data.folders import class_names
 from lesa_nb.data.listing import find_scored
 from lesa_nb.data.report import printable
 from lesa_nb.engine.group import pick_device, process_group
-from lesa_nb.io.atomic import atomic_text, atomic_write
+from lesa_nb.io.atomic import atomic_path, atomic_text
 from lesa_nb.tasks._tables import cell_text, format_rows
 from lesa_nb.tasks.classify import score_folder
 from lesa_nb.weights.load import Loaded
@@ -118,7 +118,7 @@ def write_class_scores(scores: ClassScores, folder: str | PathLike) -> list[Path
     Returns the three paths. OSError: something cannot be written.
     """
     from lesa_nb.look.confusion import confusion_figure
-    from lesa_nb.look.figures import png
+    from lesa_nb.look.figures import save_png
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,10 +133,9 @@ def write_class_scores(scores: ClassScores, folder: str | PathLike) -> list[Path
     head = ["number", "class", "pictures", "right", "percent", "taken for", "times"]
     percent = 100*sum(scores.right)/max(1, total)
     title = f"{total:,} pictures of {len(names):,} classes: {percent:.1f} % are named right, on the diagonal"
-    picture = png(confusion_figure(scores.counts, names, title))
     files = [folder/name for name in ("confusion.png", "confusion.csv", "classes.csv")]
-    with atomic_write(files[0], what="the picture") as file:
-        file.write(picture)
+    with atomic_path(files[0], what="the picture") as beside:
+        save_png(confusion_figure(scores.counts, names, title), beside)
     atomic_text(files[1], _csv([["shown \\ answer", *names], *matrix]), what="the confusion matrix")
     atomic_text(files[2], _csv([head, *rows]), what="the accuracies")
     return files

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco import Categories, CocoFolder, collate_detection
+from ..data.coco_file import coco_tools
 from ..data.coco_index import require_scorable
 from ..data.coco_layout import CocoLayout, require_splits
 from ..engine.group import pick_device
@@ -58,6 +59,7 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
             batch_size: int, workers: int, watch: _Watch, say: _Say | None = None,
             ) -> tuple[CocoFolder, Iterable[_Found]]:
     """The folder's split and, image by image, what the detector in a file finds."""
+    coco_tools("faster_coco_eval")  # speaks up before anything is read, and not after hours
     folder = require_splits(folder, split)  # speaks up before weights are read
     loaded = load(weights, kind="detector")
     dataset = CocoFolder(folder, split, categories=_trained_categories(loaded, weights))

@@ -54,9 +54,10 @@ def _read(picture: _Picture, kind: str) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _classify(loaded: Loaded, inputs: list[Tensor], top: int) -> list[dict]:
-    """What a classifier says of inputs of one size: the most probable classes, best first."""
-    scores = loaded.model(torch.stack(inputs)).softmax(1)
+@torch.inference_mode()
+def name_classes(loaded: Loaded, inputs: Tensor, top: int) -> list[dict]:
+    """What a classifier says of inputs (B, C, H, W): the `top` most probable classes of each, best first; or all."""
+    scores = loaded.model(inputs).softmax(1)
     best = scores.topk(min(top, scores.shape[1]), 1)
     return [dict(classes=[dict(name=loaded.classes[i], score=score) for score, i in zip(*row)])
             for row in zip(best.values.tolist(), best.indices.tolist())]
@@ -110,8 +111,10 @@ def iter_predictions(
         inputs = [x.to(where) for _, x in batch if isinstance(x, Tensor)]
         answers: list[dict] = []
         if inputs:
-            classifies = loaded.kind == "classifier"
-            answers = _classify(loaded, inputs, top) if classifies else _detect(loaded, inputs, threshold)
+            if loaded.kind == "classifier":
+                answers = name_classes(loaded, torch.stack(inputs), top)
+            else:
+                answers = _detect(loaded, inputs, threshold)
         left = iter(answers)
         for name, x in batch:
             yield dict(file=name, **(next(left) if isinstance(x, Tensor) else dict(error=str(x))))

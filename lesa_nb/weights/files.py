@@ -16,6 +16,9 @@ from lesa_nb.weights.published import misfits, tensors_in
 
 __all__ = ["save_weights", "load_weights"]
 
+#: the file of weights in a folder that `save_pretrained` wrote, as the Hugging Face Hub calls it
+_MODEL_FILE = "model.safetensors"
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -119,6 +122,21 @@ def _of_a_run(content: Any, what: str) -> tuple[Mapping[str, Tensor], dict[str, 
     return _averaged(average), metadata
 
 
+def _weights_file(path: str | PathLike) -> Path:
+    """The file of weights: the path itself, or what is inside a folder that `save_pretrained` wrote.
+
+    Raises:
+        ValueError: A folder that holds no `_MODEL_FILE`.
+    """
+    inside = Path(path)/_MODEL_FILE
+    if not Path(path).is_dir():
+        return Path(path)
+    if not inside.is_file():
+        raise ValueError(f"{os.fspath(path)}: a folder without {_MODEL_FILE}, not a file of weights; "
+                         "name the file inside it")
+    return inside
+
+
 def _read(source: str | PathLike | Mapping[str, Any], what: str) -> tuple[Any, dict[str, Any]]:
     """Names and tensors as they are stored, and the metadata beside them."""
     content: Any = source
@@ -127,7 +145,7 @@ def _read(source: str | PathLike | Mapping[str, Any], what: str) -> tuple[Any, d
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file of weights")
         if path.is_dir():
-            raise ValueError(f"{path}: a folder, not a file of weights; name the file inside it")
+            path = _weights_file(path)
         if _is_safetensors(path):
             return read_tensors(path), read_metadata(path, required=False)
         content = read_pth(path)

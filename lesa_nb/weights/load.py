@@ -1,6 +1,7 @@
 """One `load` for every file of weights: this library's, a run's checkpoint, a bare state dict, the authors'."""
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from lesa_nb.models.registry import CLASSIFIERS, DETECTOR_NETWORKS, build_classi
 from lesa_nb.weights._grafted import PREFIX, build_grafted, graft_metadata
 from lesa_nb.weights.files import _load_tensors, _read_weights
 
-__all__ = ["Loaded", "Kind", "register_kind", "load"]
+__all__ = ["Loaded", "Kind", "register_kind", "load", "as_loaded"]
 
 _Metadata = Mapping[str, Any]
 _Tensors = Mapping[str, Tensor]
@@ -262,7 +263,7 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     `_orig_mod.`) is taken out; `metadata["stripped"]` lists it, and a warning says so if it is no part of the format.
 
     Args:
-        path: The file.
+        path: The file, or a folder that `save_pretrained` wrote.
         kind: Refuse a file that holds another kind: "classifier" or "detector".
 
     Raises:
@@ -277,7 +278,8 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     found = _kind_of(arch)
     if found is None or kind not in (None, found.kind):
         wanted = kind or "network of a known kind"
-        raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r})")
+        from_where = dict(classifier="; choose one of lesa train imagenet", detector="; choose one of lesa train coco")
+        raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r}){from_where.get(wanted, '')}")
     try:
         with torch.device("meta"):  # what the file says about sizes may be wrong: look before memory is asked for
             ghost = found.build(metadata)
@@ -292,3 +294,58 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
         if not published:
             warnings.warn(f"{what}: {' and '.join(stripped)} taken out of the names of its tensors", stacklevel=2)
     return Loaded(model.eval(), classes, transform, metadata, found.kind)
+
+
+# ---- networks in memory
+
+
+def _told_by(network: nn.Module) -> dict[str, Any]:
+    """The metadata of a network that was not loaded: what its tensors say, and what only its attributes do."""
+    metadata = _described(network.state_dict(), f"this {type(network).__name__}")
+    if "net" in metadata:
+        seen = {name: getattr(network, name) for name in ("image_size", "keep_ratio") if hasattr(network, name)}
+        metadata["net"] = metadata["net"] | seen
+    return metadata
+
+
+@torch.no_grad()
+def _answers_alike(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two classifiers with the same tensors compute the same: strides, for one, leave no trace in tensors."""
+    ours = copy.deepcopy(network).cpu().float().eval()
+    other.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.allclose(other.eval()(x), ours(x), rtol=1e-3, atol=1e-4)
+
+
+def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **metadata: Any) -> Loaded:
+    """What `load` would return of the file of a network, for one in memory: to predict with it, or to save it.
+
+    Args:
+        network: Of this library, as one of its builders made it; it is not copied, and put into evaluation mode.
+        classes: Names of its classes; None: as the metadata or the number of classes have them.
+        metadata: What is known of it. Without `arch` its tensors are asked, which do not tell everything of a control.
+
+    Raises:
+        ValueError: No network that `load` builds is like it; the sentence says what differs.
+    """
+    for wrapper in ("_orig_mod", "module"):
+        network = getattr(network, wrapper, network)
+    what = f"this {type(network).__name__}"
+    told = dict(metadata) if "arch" in metadata else _told_by(network) | metadata
+    if classes is not None:
+        told["classes"] = [str(name) for name in classes]
+    found = _kind_of(told.get("arch"))
+    if found is None:
+        raise ValueError(f"{what}: no network of a known kind (its metadata say arch = {told.get('arch')!r})")
+    try:
+        with torch.device("meta"):
+            ghost = found.build(told)
+        names, transform = [str(name) for name in found.classes(told)], found.transform(told)
+    except Exception as error:  # anything can be wrong with what the caller says
+        raise ValueError(f"{what}: its metadata do not describe a network that can be built "
+                         f"({type(error).__name__}: {error})") from error
+    _load_tensors(ghost, {key: tensor.to("meta") for key, tensor in network.state_dict().items()}, what)
+    if found.kind == "classifier" and not _answers_alike(network, found.build(told)):
+        raise ValueError(f"{what}: has the tensors of {told.get('network', told['arch'])!r} and computes something "
+                         "else (other strides, for one), so its name would not say how to build it")
+    return Loaded(network.eval(), names, transform, told, found.kind)

@@ -17,7 +17,7 @@ from lesa_nb.models.resnet import ResNet
 from lesa_nb.weights._grafted import PREFIX
 from lesa_nb.weights._matching import Match, is_table, middles_of, table_kind
 from lesa_nb.weights._resnets import RESNETS, resnet_name
-from lesa_nb.weights.files import _load_tensors, _read_weights
+from lesa_nb.weights.files import _load_tensors, _read_weights, _weights_file
 
 __all__ = ["Started", "start_backbone", "start_classifier", "start_detector", "start_metadata", "graft_network"]
 
@@ -350,7 +350,7 @@ def start_metadata(path: str | PathLike | None) -> dict[str, dict[str, str]]:
     """What a run notes about the file it started from, under "start": its name, and the first half of its SHA-256."""
     if path is None:
         return {}
-    with open(path, "rb") as file:
+    with open(_weights_file(path), "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):
             digest.update(block)

@@ -35,15 +35,16 @@ _LOAD_BACKBONE = ("lesa_nb.weights.start.start_detector(detector, FILE) fills a 
                   "this library, of the authors or of torchvision")
 
 
-def refuse_pretrained(asked: Mapping[str, Any]) -> None:
-    """Say how weights are loaded if any of the arguments asks for some; None and False ask for none.
+def refuse_pretrained(asked: Mapping[str, Any], *, more: str = "") -> None:
+    """Say how weights are loaded, and whatever is `more`, if any argument asks for some; None and False do not.
 
     Raises:
         ValueError: One does; the sentence says what to call instead.
     """
     for name, value in asked.items():
         if value is not None and value is not False:
-            raise ValueError(f"{name}={value!r}: {_NOT_HOSTED}; {_LOAD_BACKBONE if 'backbone' in name else _LOAD}")
+            load = _LOAD_BACKBONE if "backbone" in name else _LOAD
+            raise ValueError(f"{name}={value!r}: {_NOT_HOSTED}; {load}{more}")
 
 
 def settle(options: Mapping[str, Any], *, known: Iterable[str] = ()) -> dict[str, Any]:

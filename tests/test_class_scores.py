@@ -121,6 +121,16 @@ def test_two_processes_count_each_picture_once(home, tmp_path):
     assert torch.equal(torch.tensor([[int(n) for n in row[1:]] for row in rows]), counts)
 
 
+def test_more_classes_than_memory_allows_are_scored_in_all_only(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lesa_nb.tasks.confusion.MOST_CLASSES", 9)
+    words = ["eval", "imagenet", "--data", home / "ten", "--weights", home / "ten.safetensors", "--workers", 0]
+    assert main([*map(str, words), "--confusion", str(tmp_path / "new")]) == 2
+    assert "--confusion is for at most 9 classes, the network has 10" in capsys.readouterr().err
+    assert main([*map(str, words), "--out", str(tmp_path / "scores.json")]) == 0
+    assert "more than 9 classes: not counted one by one" in capsys.readouterr().out
+    assert "classes" not in json.loads((tmp_path / "scores.json").read_text()) and not (tmp_path / "new").exists()
+
+
 # ---- the table
 
 

@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 
 from lesa_nb.data.coco import Categories, CocoFolder, collate_detection
 from lesa_nb.data.drawn_coco import _SHAPES, make_coco
+from lesa_nb.data.verify_coco import verify_coco
 from lesa_nb.tasks.class_ap import format_class_ap
 from lesa_nb.tasks.coco_eval import Scores, score_results
 from lesa_nb.tasks.coco_results import _gather_results, _predict_results, to_results, write_testdev
+from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task
 
 edit_val = partial(edit, split="val2017")
 ROOT = Path(__file__).resolve().parent.parent
@@ -447,6 +449,49 @@ def test_scores_follow_labels_of_another_file(source, folder):
     )
 
 
+BAD_BOXES = [[9, math.nan, 20, 20], [9, 9, math.inf, 20], None, [1, 2, 3], ["1", "2", "3", "4"]]
+
+
+@pytest.mark.parametrize("bbox", BAD_BOXES, ids=str)
+def test_a_truth_with_a_box_that_is_none_is_refused(folder, bbox):
+    "COCO's own tools raise on it, and take a NaN for a hit: nobody is measured by it, and the check says so."
+    entry = {}
+
+    def change(content):
+        entry.update(content["annotations"][3])
+        content["annotations"][3]["bbox"] = bbox
+
+    edit_val(folder, change)
+    dataset = CocoFolder(folder, "val2017")
+    where = f"image {entry['image_id']}, annotation {entry['id']}: box not finite .*four finite numbers in every bbox"
+    with pytest.raises(ValueError, match=where):
+        score_results(dataset, {i: [] for i in dataset.image_ids})
+    with pytest.raises(ValueError, match=where):  # before the run, not at its first validation
+        detection_task(folder, DETECTION_RECIPES["small"], network="small")
+    report = verify_coco(folder, progress=False)
+    assert not report.ok and "nothing to score by" in str(report) and str(entry["id"]) in str(report)
+
+
+@pytest.mark.parametrize("outline, kept", [
+    ([[1, 1, 30, 1, 30, 30, 7]], True), ([["1", "1", "30", "1", "30", "30"]], True),
+    ([[1, 1, 30, 1, 30, 30], [5, 5]], True), ([[5, 5, 20, 20], [1, 1, 30, 1, 30, 30]], False),
+    (dict(size=[96, 97], counts=[96 * 97]), True), (dict(size=[9.0, 9.0], counts=[81]), False),
+    ([[1, 1, 30, 1, 30, None]], False), ([[1, 1, 30, 1, 30, 1e9]], False),
+], ids=str)
+def test_an_outline_means_what_it_means_to_cocos_own_tools(folder, outline, kept):
+    "What those draw is scored, even where training leaves it out; what stops them is left out and said."
+    edit_val(folder, lambda content: [a.update(segmentation=outline) for a in content["annotations"][:1]])
+    dataset = CocoFolder(folder, "val2017")
+    scores = score_results(dataset, answers(CocoFolder(folder, "val2017"), 1))
+    assert ("broken segmentation" in scores.left_out) != kept
+    assert ("nothing can match" in str(scores)) == isinstance(outline, dict) * kept
+    if not kept:
+        edit_val(folder, lambda content: content["annotations"].pop(0))
+    results = answers(CocoFolder(folder, "val2017"), 1)
+    ours = score_results(CocoFolder(folder, "val2017"), results)
+    np.testing.assert_allclose(filled(ours.mask), official(dataset, results, "segm"), rtol=0, atol=1e-9)
+
+
 # ---- results
 
 
@@ -544,14 +589,13 @@ def test_two_processes_gather_every_image_once(source, tmp_path):
     code = textwrap.dedent("""
         import os, sys, torch.distributed as dist
         from lesa_nb.data.coco import CocoFolder
-        from lesa_nb.tasks.class_ap import format_class_ap
-from lesa_nb.tasks.coco_eval import Scores, score_results
-        from lesa_nb.tasks.coco_results import gather_results
+        from lesa_nb.tasks.coco_eval import score_results
+        from lesa_nb.tasks.coco_results import _gather_results
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
         dataset = CocoFolder(sys.argv[2], "val2017")
         mine = {i: [] for i in (dataset.image_ids + dataset.image_ids[:1])[rank::2]}  # padded: one comes twice
-        every = gather_results(mine)
+        every = _gather_results(mine)
         assert sorted(every) == dataset.image_ids, every
         if rank == 0: print(score_results(dataset, every).box["AP"])
         dist.destroy_process_group()

@@ -317,7 +317,7 @@ def test_a_stuff_map_of_another_size_or_with_unknown_values_is_named():
     with pytest.raises(ValueError, match="image_id 9: its target has no semantic map"):
         model([image], [target])
     with pytest.raises(
-        ValueError, match="image 0: expected semantic values from 0 to 182, or 255 for unknown, found 200"
+        ValueError, match="image_id 9: expected semantic values from 0 to 182, or 255 for unknown, found 200"
     ):
         model([image], [target | dict(semantic=torch.full((64, 64), 200))])
     assert small(HTC, semantic=False).train()([image], [target])["s0.loss_cls"].isfinite()

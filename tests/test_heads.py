@@ -104,7 +104,7 @@ def test_a_flow_of_zero_is_none():
 
 def test_samples_without_objects_are_background():
     proposals = torch.tensor([[12.0, 9, 41, 42], [0.0, 0, 9, 9]])
-    sampled = sample_rois(proposals, torch.zeros(0, 4), 0.5)
+    (sampled,) = sample_rois([proposals], [torch.zeros(0, 4)], 0.5)
     assert len(sampled.objects) == 0 and len(sampled.boxes) == 2
 
 
@@ -243,13 +243,13 @@ def test_the_losses_of_a_cascade_by_hand():
     (features,) = model.extract_mixed(inputs)
     boxes, want = model.rpn.propose(features.rpn)[0], {}
     for i, (stage, coder) in enumerate(zip(_STAGES_OF_HTC, model.coders, strict=True)):
-        s = sample_rois(boxes, fit["boxes"], stage.threshold, first_sampler)
+        (s,) = sample_rois([boxes], [fit["boxes"]], stage.threshold, first_sampler)
         logits, deltas = model.box_head[i](_cut_boxes(features, s.boxes, 7))
         parts = box_losses(logits, deltas, [s], [fit], coder, beta=1.0)
         want |= {f"s{i}.{name}": stage.weight * loss for name, loss in parts.items()}
         kept = [n for n in range(len(s.boxes)) if not (n < len(s.own) and s.own[n])]
         boxes = torch.stack([coder.decode(s.boxes[n], deltas[n, 0], (96, 96)) for n in kept]).detach()
-        s = sample_rois(boxes, fit["boxes"], stage.threshold, first_sampler)
+        (s,) = sample_rois([boxes], [fit["boxes"]], stage.threshold, first_sampler)
         heard, cuts = None, _cut_boxes(features, s.boxes[: len(s.objects)], 14)
         for head in model.mask_head[: i + 1]:
             heard = head.features(cuts, heard)

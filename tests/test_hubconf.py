@@ -68,6 +68,7 @@ def test_the_dependencies_are_what_is_imported(root, tmp_path):
     brought = set(json.loads(done.stdout.splitlines()[-1]))
     wanted = {"torchvision", "numpy", "einops", "jaxtyping", "matplotlib", "PIL", "safetensors", "torchmetrics"}
     wanted |= {"filelock", "tqdm", "tyro", "sklearn", "onnx", "pycocotools", "timm", "huggingface_hub", "tensorboard"}
-    bare = subprocess.run([sys.executable, "-c", "import torch, sys; print(*sys.modules)"], capture_output=True, text=True)
+    code = "import torch, sys; print(*sys.modules)"
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     own = {name.partition(".")[0] for name in bare.stdout.split()}
     assert (brought - own) & wanted <= set(named) and set(named) <= brought

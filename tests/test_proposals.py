@@ -1,18 +1,31 @@
 """Anchors, matching, sampling and thinning out: edges, many objects, memory, and what one step keeps for the next."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
-from lesa_nb.models.ops import constant, first_sampler, full_precision, grouped_nms, random_sampler, smooth_l1
+from lesa_nb.layers.constants import constant
+from lesa_nb.models.ops import (
+    first_sampler,
+    full_precision,
+    grouped_nms,
+    pairwise_iou,
+    random_sampler,
+    smooth_l1,
+)
 from lesa_nb.models.pyramid import Backbone, Pyramid
 from lesa_nb.models.rpn import (
     _BACKGROUND,
     _IGNORED,
     RPN,
     BoxCoder,
-    _anchor_targets,
     _grid_anchors,
+    _match_anchors,
     assign,
     rpn_losses,
     sample,
@@ -35,6 +48,20 @@ def rule(truth, boxes, positive, negative, lowest):
     matched = torch.where(best >= positive, index, matched)
     for t, (of_object, top) in enumerate(zip(iou, iou.amax(1), strict=True)):
         matched = torch.where((of_object == top) & (top >= lowest), t, matched)
+    return matched
+
+
+def rule_one_by_one(truth, boxes, positive, negative, lowest):
+    "The published rule, one object at a time, so that it needs no memory either."
+    best, index = torch.full((len(boxes),), -1.), torch.zeros(len(boxes), dtype=torch.long)
+    for t, box in enumerate(truth):
+        (iou,) = box_iou(box[None], boxes)
+        index, best = torch.where(iou > best, t, index), torch.maximum(iou, best)
+    matched = torch.where(best < negative, _BACKGROUND, _IGNORED)
+    matched = torch.where(best >= positive, index, matched)
+    for t, box in enumerate(truth):
+        (iou,) = box_iou(box[None], boxes)
+        matched = torch.where((iou == iou.amax()) & (iou.amax() >= lowest), t, matched)
     return matched
 
 
@@ -70,6 +97,43 @@ def test_assign_is_bounded_in_memory_and_in_launches():
     assert calls[7] <= 100 and calls[150] < 1500 and calls[300] == calls[150]
 
 
+@pytest.mark.parametrize("objects", [1, 60, 900])
+def test_overlaps_are_torchvisions_to_the_bit(objects):
+    truth, boxes = boxes_of(objects), torch.cat([boxes_of(3000, seed=1), torch.tensor([[9., 9, 9, 9], [5, 5, 2, 2]])])
+    assert pairwise_iou(truth, boxes).equal(box_iou(truth, boxes))
+    assert pairwise_iou(truth.double(), boxes.double()).equal(box_iou(truth.double(), boxes.double()))
+
+
+def test_a_crowd_of_objects_among_all_anchors_needs_less_than_200_megabytes():
+    "In a process of its own: what it holds at most, less what it held before."
+    code = """
+import torch
+from peak_memory import peak_mib, reset_peak
+from test_proposals import boxes_of
+from lesa_nb.models.rpn import _grid_anchors, assign
+anchors = torch.cat(_grid_anchors([(256 >> level, 256 >> level) for level in range(5)]))
+truth = boxes_of(900, longest=700)
+assert (len(anchors), len(truth)) == (261_888, 900)
+assign(truth[:1], anchors, .7, .3, .3)
+reset_peak()
+before = peak_mib()
+assign(truth, anchors, .7, .3, .3)
+print(peak_mib() - before)
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
+    assert told.returncode == 0, told.stderr
+    assert 0 < int(told.stdout) < 200
+
+
+def test_a_crowd_of_objects_is_matched_as_by_a_loop():
+    anchors = torch.cat(_grid_anchors([(100 >> level, 152 >> level) for level in range(5)]))[::2]
+    truth = torch.cat([boxes_of(860), anchors[::700][:40]])  # some lie on anchors exactly
+    assert len(anchors) > 28_000 and len(truth) == 900
+    for thresholds in ((.7, .3, .3), (.5, .5, .5)):
+        assert assign(truth, anchors, *thresholds).equal(rule_one_by_one(truth, anchors, *thresholds))
+
+
 def test_assign_at_the_edges():
     box = torch.tensor([[0., 0, 10, 10]])
     half = torch.tensor([[0., 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]])
@@ -87,7 +151,15 @@ def test_assign_at_the_edges():
 
 def test_samples():
     matched = torch.tensor([_BACKGROUND]*6 + [0, 1, 0] + [_IGNORED]*5)
-    assert [len(p) for p in sample(matched, 4, 0.)] == [0, 4]
+    assert [len(p) for p in sample([matched], 4, 0.)[0]] == [0, 4]
+    together, alone = sample([matched, matched[5:], matched[:0]], 4, .5), []
+    torch.manual_seed(0)
+    together = sample([matched, matched[5:], matched[:0]], 3, .5)
+    torch.manual_seed(0)
+    for some in (matched, matched[5:], matched[:0]):  # the same draws as one image after the other
+        alone += sample([some], 3, .5)
+    assert [[p.tolist() for p in pair] for pair in together] == [[p.tolist() for p in pair] for pair in alone]
+    assert sample([], 4, .5) == []
     assert first_sampler(torch.arange(5), 2).tolist() == [0, 1] and random_sampler(torch.arange(2), 5).tolist() == [
         0,
         1,
@@ -185,7 +257,9 @@ def test_only_anchors_inside_are_learned_from():
     anchors = torch.cat(output.anchors)
     inside = ((anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < 96) & (anchors[:, 3] < 64)).nonzero()[:, 0]
     matched = rule(truth, anchors[inside], .7, .3, .3)
-    positives, negatives = sample(matched, 256, .5, first_sampler)
-    found = _anchor_targets(output, truth, inside=True, sampler=first_sampler)
-    for ours, want in zip(found, (inside[positives], inside[negatives], matched[positives]), strict=True):
+    positives, negatives = sample([matched], 256, .5, first_sampler)[0]
+    found = _match_anchors(output, truth, inside=True)
+    chosen = sample([found], 256, .5, first_sampler)[0]
+    for ours, want in zip((*chosen, found[chosen[0]]), (inside[positives], inside[negatives], matched[positives]),
+                          strict=True):
         assert ours.equal(want)

@@ -427,7 +427,7 @@ def test_truth_through_resize_and_paste_is_found(source, keep_ratio):
         target = target | {name: target[name][own] for name in ("boxes", "labels", "masks")}
         (x,), (fitted,) = prepare([image], [target], side=256, keep_ratio=keep_ratio, classes=3)
         n, (H, W), (h, w) = len(fitted["boxes"]), image.shape[1:], x.shape[1:]
-        sampled = sample_rois(torch.zeros(0, 4), fitted["boxes"], 0.5)  # the objects' own boxes
+        (sampled,) = sample_rois([torch.zeros(0, 4)], [fitted["boxes"]], 0.5)  # the objects' own boxes
         masks = _mask_targets(fitted["masks"], sampled).float() if n else torch.zeros(0, 28, 28)
         boxes = fitted["boxes"] * torch.tensor([W / w, H / h] * 2)
         answer = dict(

@@ -7,6 +7,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from lesa_nb.cli._common import (
     CocoPaths,
     ScoreOptions,
+    UsageError,
     check_image_size,
     check_new_folder,
     check_new_json,
@@ -42,10 +43,12 @@ def eval_imagenet(
     check_image_size(image_size)
     check_new_json("--out", out, weights)
     check_new_folder("--confusion", confusion)
-    from lesa_nb.tasks.confusion import score_by_class, write_class_scores
+    from lesa_nb.tasks.confusion import MOST_CLASSES, score_by_class, write_class_scores
 
     classifier = open_classifier(weights)
-    metadata = classifier.metadata
+    metadata, found = classifier.metadata, len(classifier.classes)
+    if confusion and found > MOST_CLASSES:
+        raise UsageError(f"--confusion is for at most {MOST_CLASSES:,} classes, the network has {found:,}")
     tables = f"{metadata['position']} tables for {metadata['image_size']} px"
     echo(f"{metadata['network']}, term {metadata['term']}, {tables}, from {weights}")
     scores, by_class = score_by_class(
@@ -57,13 +60,13 @@ def eval_imagenet(
     )
     percent = ", ".join(f"top-{name[3:]} {scores[name]:.2f} %" for name in ("top1", "top5") if name in scores)
     echo(f"{scores['samples']:,} pictures: {percent}, loss {scores['loss']:.4f}")
-    echo(by_class.format())
+    echo(by_class.format() if by_class else f"more than {MOST_CLASSES:,} classes: not counted one by one")
     if not is_main_process():
         return 0
     if out:
-        numbers = dict(scores, classes=by_class.accuracy(), weights=str(weights), data=str(data))
-        write_json(out, numbers, "the scores")
-    if confusion:
+        classes = dict(classes=by_class.accuracy()) if by_class else {}
+        write_json(out, dict(scores, **classes, weights=str(weights), data=str(data)), "the scores")
+    if confusion and by_class:
         print(f"confusion matrix: {', '.join(map(str, write_class_scores(by_class, confusion)))}")
     return 0
 

@@ -128,13 +128,13 @@ def read_split(
             names = annotation_faults(annotation, image["height"], image["width"], known)
         goes = ("dropped", "dropped for training") if training else ("dropped",)
         drop = [name for name in names if ANNOTATION_FAULTS[name] in goes]
-        maskless = [name for name in names if "mask left out" in ANNOTATION_FAULTS[name]]
+        outline, maskless = coco_file._kept_outline(annotation, names, None if training or drop else image)
         for name in (drop or maskless)[:1]:
             note(name, f"category {annotation['category_id']}, box {annotation.get('bbox')}", image_id, number)
         if image is not None:
             reasons[image_id].append(drop[0] if drop else None)
         if not drop:
-            kept[image_id].append(annotation | dict(segmentation=None) if maskless else annotation)
+            kept[image_id].append(annotation | dict(segmentation=outline))
     for image_id, image in images.items() if training else ():
         kind = _image_fault(image, kept[image_id], reasons[image_id])
         if kind:

@@ -1,5 +1,6 @@
 """The files of a COCO folder: whether they can be read, and what is wrong if not; where they are: `coco_layout`."""
 import importlib
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from .report import FaultKinds
 _NO_STUFF = 255  #: unlabelled in a stuff map
 _RAW_VALUES = 183  # stuff maps hold 0..182
 _SHOWN = 5  # faults of types that one error lists
+_FARTHEST = 1e5  # of a corner that is scored, in pixels: drawing takes memory for each pixel on the way there
+_MOST_PIXELS = 10**8  # of a mask of another size that is looked at
 
 #: what can be wrong with an annotation: name -> what happens
 ANNOTATION_FAULTS = FaultKinds({
@@ -25,7 +28,8 @@ ANNOTATION_FAULTS = FaultKinds({
     "crowd": "dropped for training", "no area": "dropped for training", "box outside the image": "dropped for training",
     "duplicate annotation id": "kept, nothing needs the id",
     "empty segmentation": "box kept, mask left out", "polygon of fewer than 3 points": "box kept, mask left out",
-    "broken segmentation": "box kept, mask left out"})
+    "broken segmentation": "box kept, mask left out",
+    "mask of another size": "counted as an object that nothing can match, as COCO's own tools do"})
 #: what can be wrong with an image or a file
 _IMAGE_FAULTS = FaultKinds({
     "image without annotations": "dropped for training", "crowd only": "dropped for training",
@@ -38,7 +42,7 @@ _IMAGE_FAULTS = FaultKinds({
 _SET_FAULTS = FaultKinds({
     "unused supercategory": "left out, gets no label", "no split to train on": "fatal",
     "no split to validate on": "fatal", "other categories": "fatal", "too few to split": "fatal",
-    "missing package": "fatal"})
+    "missing package": "fatal", "nothing to score by": "fatal"})
 #: everything that can be wrong with a COCO folder
 _COCO_FAULTS = FaultKinds(ANNOTATION_FAULTS | _IMAGE_FAULTS | _SET_FAULTS)
 
@@ -85,10 +89,11 @@ def _draw_masks(outlines: Sequence[Any], height: int, width: int) -> np.ndarray:
 def _runs_fill(segmentation: dict, height: int, width: int) -> bool:
     """Whether run lengths, as a list or compressed, are whole numbers that fill the image."""
     counts = segmentation.get("counts")
-    if segmentation.get("size") != [height, width]:
+    size = segmentation.get("size")
+    if size != [height, width] or not all(map(_whole, size)):
         return False
     if isinstance(counts, list):
-        return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == height*width
+        return all(_whole(run) and run >= 0 for run in counts) and sum(counts) == height*width
     if not isinstance(counts, (str, bytes)):
         return False
     try:
@@ -110,6 +115,67 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> list[str]:
         return ["polygon of fewer than 3 points" if short else "broken segmentation"]
     far = max(abs(v) for polygon in usable for v in polygon) > 10*max(height, width)
     return ["broken segmentation"] if far else []
+
+
+def _same_polygons(outline: list) -> list | None:
+    """Polygons with something wrong as COCO's own tools read them: numbers may be written as text, a coordinate without
+    partner and what has fewer than three points draw nothing; None where they raise, or never end."""
+    try:
+        polygons = [[float(v) for v in polygon] for polygon in outline if isinstance(polygon, list)]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    far = max((abs(v) for polygon in polygons for v in polygon if not math.isnan(v)), default=0)
+    known = len(polygons) == len(outline) > 0 and len(polygons[0]) > 4  # four numbers they take for a box, and raise
+    if not known or far > _FARTHEST or any(map(math.isnan, itertools.chain(*polygons))):
+        return None
+    return [polygon[:len(polygon)//2*2] for polygon in polygons if len(polygon) >= 6]
+
+
+def _same_runs(outline: dict, height: int, width: int) -> tuple[dict | None, list[str]]:
+    """Run lengths with something wrong as COCO's own tools read them; see `_scored_outline`."""
+    size, counts = outline.get("size"), outline.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(map(_side, size)) or size[0]*size[1] > _MOST_PIXELS:
+        return None, ["broken segmentation"]
+    if isinstance(counts, list):
+        try:
+            counts = [int(run) for run in counts]
+        except (TypeError, ValueError, OverflowError):
+            return None, ["broken segmentation"]
+    if not _runs_fill(dict(size=size, counts=counts), *size):
+        return None, ["broken segmentation"]
+    if size == [height, width]:
+        return dict(size=size, counts=counts), []
+    return dict(size=[height, width], counts=[height*width]), ["mask of another size"]
+
+
+def _scored_outline(outline: Any, height: int, width: int) -> tuple[Any, list[str]]:
+    """The outline that a score counts, and what is wrong with it (names from ANNOTATION_FAULTS).
+
+    Scores are compared between tools, so an outline means what it means to COCO's own, even where training leaves it
+    out; None where those raise or never end. Runs of another size fill no pixel of the picture: nothing can match them.
+    """
+    faults = segmentation_fault(outline, height, width)
+    if not faults and (isinstance(outline, dict) or len(_usable(outline)) == len(outline)):
+        return outline, []
+    if isinstance(outline, dict):
+        return _same_runs(outline, height, width)
+    polygons = _same_polygons(outline) if isinstance(outline, list) else None
+    if polygons is None:
+        return None, faults or ["broken segmentation"]
+    return polygons or dict(size=[height, width], counts=[height*width]), []
+
+
+def _kept_outline(annotation: Mapping[str, Any], names: Iterable[str], scored_in: Mapping[str, Any] | None,
+                  ) -> tuple[Any, list[str]]:
+    """The outline that the reader keeps, and what is wrong with it.
+
+    `names`: what `annotation_faults` found; `scored_in`: the image's entry where the outline is for a score, or None
+    """
+    outline = annotation.get("segmentation")
+    if scored_in is not None:
+        return _scored_outline(outline, scored_in["height"], scored_in["width"])
+    maskless = [name for name in names if "mask left out" in ANNOTATION_FAULTS[name]]
+    return (None if maskless else outline), maskless
 
 
 # ---- the annotation file

@@ -97,6 +97,7 @@ class CocoIndex:
         fatal = [f for f in content.faults if f.fatal] + (gone if missing == "error" else [])
         if fatal:
             _refuse(self.path, fatal)
+        self._unscorable = [f for f in content.faults if f.kind == "box not finite"]
         out = {f.image_id for f in content.faults if f.kind in _IMAGE_FAULTS}
         if keep_empty:
             out = {f.image_id for f in content.faults if f.kind == "side under 32 pixels"}
@@ -141,6 +142,15 @@ class CocoIndex:
     def annotations(self, image_id: int) -> list[dict]:
         """What is left of the annotations of an image, as in the JSON file; a mask that cannot be used is None."""
         return self._annotations[self._place[image_id]]
+
+
+def require_scorable(index: CocoIndex):
+    """Refuse a truth in which a box is none, before anybody is measured by it: COCO's own tools raise on one, and a NaN
+    they take for a hit; without the object scores would be better than they are."""
+    if index._unscorable:
+        first, others = index._unscorable[0], len(index._unscorable) - 1
+        raise ValueError(f"{index.path}: {first}" + f", and {others} more"*bool(others) + ": scores need four finite "
+                         "numbers in every bbox; correct the file, or take the annotation out")
 
 
 def require_stuff_maps(index: CocoIndex):

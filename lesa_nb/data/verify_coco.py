@@ -52,6 +52,14 @@ def _verify_masks(report: Report, split: str, content: CocoSplit):
                         "boxes from all")
 
 
+def _verify_truth(report: Report, split: str, content: CocoSplit):
+    """Whether scores can be counted on a split: a box that is none would be missing from the truth."""
+    none = [fault for fault in content.faults if fault.kind == "box not finite"]
+    if none:
+        report.add_fault("nothing to score by", split, f"{len(none):,} x box not finite, first: {none[0]}: scores need "
+                         "four finite numbers in every bbox; correct them, or take these annotations out")
+
+
 def _verify_splits(report: Report, layout: CocoLayout, categories: dict[str, Categories]):
     """Whether training would find both of its splits, and the same classes in them."""
     train, val = layout.split_name("train"), layout.split_name("val")
@@ -115,6 +123,8 @@ def verify_coco(
         categories[files.split] = content.categories
         _verify_annotations(report, split, content)
         _verify_masks(report, split, content)
+        if files.split != layout.split_name("train"):
+            _verify_truth(report, split, content)
         _verify_files(report, split, files, content, semantic, workers, progress)
     if splits is None:
         _verify_splits(report, layout, categories)

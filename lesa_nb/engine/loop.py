@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ._average import PatientAverage
 from .recipe import Recipe
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-06
@@ -105,7 +106,7 @@ def _backward(
     losses: Callable[[nn.Module, Any], dict[str, Tensor]], # of a batch, by name
     recipe: Recipe,
     device: torch.device,
-) -> dict[str, float]: # the losses by name, mean over the micro-batches
+) -> dict[str, Tensor]: # the losses by name, mean over the micro-batches
     "Add the gradient of a step's loss to the weights' `grad`, eq. (16.5)."
     totals: dict[str, Tensor] = {}
     for a, batch in enumerate(micro_batches, 1):
@@ -117,7 +118,7 @@ def _backward(
             loss.backward()
         for name, loss in parts.items():
             totals[name] = totals.get(name, torch.zeros(())) + loss.detach()/len(micro_batches)
-    return {name: float(loss) for name, loss in totals.items()}
+    return totals
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-21
 class NotFinite(FloatingPointError):
@@ -146,14 +147,16 @@ def train_step(
     found = _backward(model, micro_batches, losses, recipe, device)
     gradients = [p for p in model.parameters() if p.grad is not None]
     length = get_total_norm([p.grad for p in gradients if p.grad is not None])
-    if not length.isfinite():
+    numbers = torch.stack([part.to(device, torch.float64) for part in (length, *found.values())]).tolist() # one wait
+    by_name = dict(zip(found, numbers[1:]))
+    if not math.isfinite(numbers[0]):
         optimizer.zero_grad(set_to_none=True)
-        raise NotFinite(lr, found)
+        raise NotFinite(lr, by_name)
     if recipe.clip:
         clip_grads_with_norm_(gradients, recipe.clip, length)                                          # (16.6)
     optimizer.step()                                                                                   # (16.3)
     optimizer.zero_grad(set_to_none=True)
-    return found
+    return by_name
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-27
 def ema(
@@ -163,7 +166,7 @@ def ema(
     "A network with the exponential moving average of another's weights and statistics, eq. (16.7)."
     if not 0 < beta < 1:
         raise ValueError(f"the memory of averaged weights must lie between 0 and 1, got {beta}")
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(beta), use_buffers=True)             # (16.7)
+    return PatientAverage(model, multi_avg_fn=get_ema_multi_avg_fn(beta), use_buffers=True)            # (16.7)
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-30
 def evaluate(

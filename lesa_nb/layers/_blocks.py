@@ -60,11 +60,11 @@ class Scratch:
 
 
 def can_be_deep(q: Tensor, k: Tensor, h: Tensor, w: Tensor) -> bool:
-    """Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread says no; GPUs do not mind.
+    """Can logits of a row be more than `_DEEP` apart? Not if the bound of their spread says no; only CPUs mind.
 
     q, k: (P, K, N) queries and keys; h, w: (P, N, H), (P, N, W) row and column part, see `row_attention`
     """
-    if q.is_cuda:
+    if q.device.type != "cpu":
         return False
     parts = sum((part.amax(-1) - part.amin(-1)).amax(-1) for part in (h, w))
     return bool((2*q.norm(dim=1).amax(-1)*k.norm(dim=1).amax(-1) + parts > _DEEP).any())

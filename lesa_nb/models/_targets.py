@@ -8,6 +8,9 @@ from torch import Tensor
 #: an image in [0, 1] may overshoot a little after augmentation; one in 0..255 is nowhere near
 _LARGEST_PIXEL = 10.
 
+#: values of COCO's stuff maps: 0 to 182; 255 says nothing
+STUFF_CLASSES = 183
+
 
 def image_name(target: Mapping[str, Any] | None, index: int) -> str:
     """What error messages call an image: its `image_id`, a number or a word, or else its place in the batch."""
@@ -18,19 +21,15 @@ def image_name(target: Mapping[str, Any] | None, index: int) -> str:
 
 
 def check_images(images: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Refuse with ValueError what is no RGB image (3, H, W) of floats, nominally in [0, 1]."""
+    """Refuse with ValueError what is no RGB image (3, H, W) of floats. Pixels are judged by `check_values`."""
     for image, name in zip(images, names):
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise ValueError(f"{name}: expected an RGB image of shape (3, H, W), found {tuple(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected a float image, nominally in [0, 1], found {image.dtype}")
-    if not images:
-        return
-    largest = torch.stack([image.detach().amax().float() for image in images]).tolist()  # the one wait for the device
-    for value, name in zip(largest, names):
-        if value > _LARGEST_PIXEL:
-            raise ValueError(f"{name}: expected values nominally in [0, 1], found {value:g}: "
-                             "divide an image of 0..255 by 255")
+    if any(image.is_meta for image in images):
+        raise ValueError("a meta tensor has no numbers, and how many objects an image has depends on them: "
+                         "detector.extract(x) gives the shapes of everything before the first choice of boxes")
 
 
 def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *, semantic: bool) -> None:
@@ -63,34 +62,62 @@ def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *,
         raise ValueError(f"{name}: expected a semantic map of the image's size {size}, found {found}")
 
 
+def _unusable(target: Mapping[str, Any], fit: Mapping[str, Any], classes: int, semantic: bool) -> list[Tensor]:
+    """Which boxes are endless, which have no area as they will be used, which labels and stuff values are unknown."""
+    labels, found, boxes = target["labels"], target["boxes"], fit["boxes"]
+    faults = [~found.isfinite().all(1), ~(boxes[:, 2:] > boxes[:, :2]).all(1), (labels < 1) | (labels > classes)]
+    if semantic:
+        stuff = fit["semantic"][::8, ::8]  # those that are learned from
+        faults.append(((stuff < 0) | (stuff >= STUFF_CLASSES)) & (stuff != 255))
+    return faults
+
+
 def check_values(
+    images: Sequence[Tensor],
     targets: Sequence[Mapping[str, Any]],
-    boxes: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]],
+    fitted: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     *,
     classes: int,
+    semantic: bool,
 ) -> None:
-    """Refuse with ValueError boxes and labels that cannot be learned from.
+    """Refuse with ValueError pixels, boxes, labels and stuff values that cannot be learned from.
 
-    `boxes` are those of the targets as they will be used: float32, cut at the edges, of the network's size.
-    `sizes` are (H, W) of the images as they came. Labels run from 1 to `classes`.
+    `fitted` are the targets as they will be used: boxes in float32, cut at the edges, of the network's size. Labels run
+    from 1 to `classes`; stuff values are judged if `semantic`. However many images there are, the device is asked once.
     """
-    faults = []
-    for target, used in zip(targets, boxes):
-        endless, flat = ~target["boxes"].isfinite().all(1), ~(used[:, 2:] > used[:, :2]).all(1)
-        faults.append((endless, flat, (target["labels"] < 1) | (target["labels"] > classes)))
-    if not faults or not torch.stack([bad.any() for of_image in faults for bad in of_image]).any():
-        return  # the one wait for the device
-    for target, (endless, flat, unknown), (H, W), name in zip(targets, faults, sizes, names):
-        if endless.any():
-            first = target["boxes"][endless][0].tolist()
-            raise ValueError(f"{name}: {int(endless.sum())} boxes have an edge that is no finite number; "
-                             f"the first is {first}")
-        if flat.any():
-            first = target["boxes"][flat][0].tolist()
-            raise ValueError(f"{name}: {int(flat.sum())} boxes have no area inside the image of {W} x {H} pixels; "
-                             f"the first is {first}")
-        if unknown.any():
-            found = target["labels"][unknown][0].item()
-            raise ValueError(f"{name}: expected labels from 1 to {classes}, found {found}")
+    if not images:
+        return
+    faults = [_unusable(target, fit, classes, semantic) for target, fit in zip(targets, fitted)]
+    numbers = [image.detach().amax().float() for image in images]
+    numbers += [bad.any().float() for of_image in faults for bad in of_image]
+    found = torch.stack(numbers).tolist()  # the one wait for the device
+    for value, name in zip(found, names):
+        if value > _LARGEST_PIXEL:
+            raise ValueError(f"{name}: expected values nominally in [0, 1], found {value:g}: "
+                             "divide an image of 0..255 by 255")
+    if any(found[len(images):]):
+        for image, target, fit, of_image, name in zip(images, targets, fitted, faults, names):
+            _refuse(image, target, fit, of_image, name, classes)
+
+
+def _refuse(
+    image: Tensor, target: Mapping[str, Any], fit: Mapping[str, Any], faults: Sequence[Tensor], name: str, classes: int
+) -> None:
+    """Say in a sentence which of `_unusable` it is, if it is any."""
+    (H, W), (endless, flat, unknown) = image.shape[1:], faults[:3]
+    if endless.any():
+        first = target["boxes"][endless][0].tolist()
+        raise ValueError(f"{name}: {int(endless.sum())} boxes have an edge that is no finite number; "
+                         f"the first is {first}")
+    if flat.any():
+        first = target["boxes"][flat][0].tolist()
+        raise ValueError(f"{name}: {int(flat.sum())} boxes have no area inside the image of {W} x {H} pixels; "
+                         f"the first is {first}")
+    if unknown.any():
+        found = target["labels"][unknown][0].item()
+        raise ValueError(f"{name}: expected labels from 1 to {classes}, found {found}")
+    if len(faults) > 3 and faults[3].any():
+        found = fit["semantic"][::8, ::8][faults[3]][0].item()
+        raise ValueError(f"{name}: expected semantic values from 0 to {STUFF_CLASSES - 1}, or 255 for unknown, "
+                         f"found {found}")

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._detector import ImageFeatures
+from ._targets import STUFF_CLASSES
 from lesa_nb.models.mask_rcnn import (
     BoxHead,
     MaskHead,
@@ -26,7 +27,7 @@ from lesa_nb.models.mask_rcnn import (
     roi_features,
     sample_rois,
 )
-from .ops import best_boxes, full_precision, roi_cuts
+from .ops import best_boxes, full_precision, places_of, roi_cuts
 from .pyramid import Backbone, Pyramid
 from .rpn import BoxCoder
 
@@ -43,15 +44,16 @@ _STAGES_OF_HTC = (Stage(.5, (.1, .1, .2, .2), 1.),
 
 @torch.no_grad()
 def _refine(
-    sampled: Sampled,
-    deltas_n4: Float[Tensor, "n 4"], # this stage's step for each sampled box
+    sampled: Sequence[Sampled], # of each picture
+    deltas_n4: Float[Tensor, "n 4"], # this stage's step for each sampled box, all pictures one after the other
     coder: BoxCoder,
-    size: tuple[int, int], # height and width of the picture
-) -> Float[Tensor, "m 4"]: # what the next step starts from
+    sizes: Sequence[tuple[int, int]], # height and width of each picture
+) -> list[Float[Tensor, "m 4"]]: # what the next step starts from
     "Move all sampled boxes and drop the objects' own, eq. (26.2)."
-    moved_n4 = coder.decode(sampled.boxes, deltas_n4, size)                                        # (26.1)
-    own_n = F.pad(sampled.own, (0, len(moved_n4) - len(sampled.own)))
-    return moved_n4[~own_n]                                                                        # (26.2)
+    steps = deltas_n4.split([len(s.boxes) for s in sampled])
+    moved = [coder.decode(s.boxes, step_n4, size) for s, step_n4, size in zip(sampled, steps, sizes)] # (26.1)
+    others = places_of([F.pad(~s.own, (0, len(s.boxes) - len(s.own)), value=True) for s in sampled])
+    return [moved_n4[other_m] for moved_n4, other_m in zip(moved, others)]                         # (26.2)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-11
 class SemanticHead(nn.Module):
@@ -59,7 +61,7 @@ class SemanticHead(nn.Module):
     def __init__(self,
         channels: int = 256, # of the pyramid's maps
         *,
-        classes: int = 183, # of stuff and things
+        classes: int = STUFF_CLASSES, # 183, of stuff and things
     ):
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(5))
@@ -84,12 +86,7 @@ def _stuff_loss(
     semantic: Sequence[Int[Tensor, "H W"]], # the stuff map of each, values below `classes`, or 255 for unknown
 ) -> Float[Tensor, ""]:
     "How wrong the names of every eighth pixel are, eq. (26.4)."
-    classes, y = logits[0].shape[1], [y_HW[::8, ::8].long() for y_HW in semantic]                  # (26.4)
-    wrong = [((y_hw < 0) | (y_hw >= classes)) & (y_hw != 255) for y_hw in y]
-    if torch.stack([wrong_hw.any() for wrong_hw in wrong]).any():
-        i = next(i for i, wrong_hw in enumerate(wrong) if wrong_hw.any())
-        raise ValueError(f"image {i}: expected semantic values from 0 to {classes - 1}, or 255 for unknown, "
-                         f"found {y[i][wrong[i]][0].item()}")
+    y = [y_HW[::8, ::8].long() for y_HW in semantic]                                               # (26.4)
     total = known = logits[0].new_zeros(())
     for logits_1Khw, y_hw in zip(logits, y):
         total = total + F.cross_entropy(logits_1Khw, y_hw[None], ignore_index=255, reduction="sum")
@@ -128,16 +125,14 @@ def _stage_losses(
 ) -> tuple[dict[str, Tensor], list[Float[Tensor, "m 4"]]]: # loss_cls, loss_bbox, loss_mask; what this stage hands on
     "What stage i of the cascade learns, and its moved boxes, eqs. (26.1) to (26.6)."
     coder, threshold = htc.coders[i], htc.stages[i].threshold
-    def match(boxes):
-        return [sample_rois(b_n4, t["boxes"], threshold, htc.sampler) for b_n4, t in zip(boxes, targets)]
-    sampled = match(proposals)
+    truths = [target["boxes"] for target in targets]
+    sampled = sample_rois(proposals, truths, threshold, htc.sampler)
     cuts_nCSS = torch.cat([_cut_boxes(f, s.boxes, 7) for f, s in zip(all_features, sampled)])
     logits_nK, deltas_n14 = htc.box_head[i](cuts_nCSS)
     losses = box_losses(logits_nK, deltas_n14, sampled, targets, coder, beta=1.)
-    moves = deltas_n14[:, 0].split([len(s.boxes) for s in sampled])
-    moved = [_refine(s, move_n4, coder, f.rpn.size) for s, move_n4, f in zip(sampled, moves, all_features)] # (26.2)
+    moved = _refine(sampled, deltas_n14[:, 0], coder, [f.rpn.size for f in all_features])           # (26.2)
     if not htc.masks: return losses, moved
-    sampled = mask_samples(match(moved), targets)                         # masks learn on moved boxes
+    sampled = mask_samples(sample_rois(moved, truths, threshold, htc.sampler), targets) # masks learn on moved boxes
     cuts_PCSS = torch.cat([_cut_boxes(f, s.boxes, 14) for f, s in zip(all_features, sampled)])
     logits_PCSS = htc.mask_head[i](_mask_features(htc.mask_head[:i + 1], cuts_PCSS)[-1])
     return losses | dict(loss_mask=mask_loss(logits_PCSS, sampled, targets)), moved

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ._detector import Detector, ImageFeatures
-from .ops import Sampler, best_boxes, cuts_by_level, full_precision, random_sampler, roi_cuts, smooth_l1
+from .ops import Sampler, best_boxes, cuts_by_level, full_precision, places_of, random_sampler, smooth_l1
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample
 
@@ -32,13 +32,7 @@ def roi_features(
     size: int, # S
 ) -> Float[Tensor, "n C S S"]:
     "Cut every box out of its level and bring it to S x S, eqs. (25.1) and (25.2)."
-    level_n = _roi_levels(boxes_n4)
-    if torch.compiler.is_exporting(): return cuts_by_level(maps, boxes_n4, level_n, size, STRIDES[:4])
-    order_n = level_n.argsort(stable=True)
-    counts = (level_n == torch.arange(4, device=level_n.device)[:, None]).sum(1).tolist()
-    cuts = [roi_cuts(map_1CHW, part_n4, size, 1/stride)                                            # (25.2)
-            for map_1CHW, stride, part_n4 in zip(maps, STRIDES, boxes_n4[order_n].split(counts))]
-    return torch.cat(cuts)[order_n.argsort()] # back into the order of the boxes
+    return cuts_by_level(maps[:4], boxes_n4, _roi_levels(boxes_n4), size, STRIDES[:4])             # (25.2)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-12
 class BoxHead(nn.Module):
@@ -72,18 +66,19 @@ class Sampled(NamedTuple):
     own: Bool[Tensor, "P"]    # whether the positive is the object's own box, not a proposal
 
 def sample_rois(
-    proposals_n4: Float[Tensor, "n 4"],
-    truth_T4: Float[Tensor, "T 4"], # boxes of the objects
+    proposals: Sequence[Float[Tensor, "n 4"]], # of each picture
+    truths: Sequence[Float[Tensor, "T 4"]], # boxes of its objects
     threshold: float, # u
     sampler: Sampler = random_sampler, # who is taken when there are too many
-) -> Sampled:
+) -> list[Sampled]: # of each picture
     "Objects and proposals, matched and sampled, eq. (25.4)."
-    T = len(truth_T4)
-    matched_n = assign(truth_T4, proposals_n4, threshold, threshold, threshold)
-    matched_n = torch.cat([torch.arange(T, device=matched_n.device), matched_n])                   # (25.4)
-    positive_P, negative_Q = sample(matched_n, 512, .25, sampler)
-    boxes_n4 = torch.cat([truth_T4, proposals_n4])[torch.cat([positive_P, negative_Q])]
-    return Sampled(boxes_n4, matched_n[positive_P], positive_P < T)
+    boxes, matched = [torch.cat(pair) for pair in zip(truths, proposals)], []                      # (25.4) b
+    for proposals_n4, truth_T4 in zip(proposals, truths):
+        matched_n = assign(truth_T4, proposals_n4, threshold, threshold, threshold)
+        matched.append(torch.cat([torch.arange(len(truth_T4), device=matched_n.device), matched_n])) # (25.4) g
+    chosen = sample(matched, 512, .25, sampler)
+    return [Sampled(b_n4[torch.cat([P, Q])], g_n[P], P < len(truth_T4))
+            for b_n4, g_n, truth_T4, (P, Q) in zip(boxes, matched, truths, chosen)]
 
 def box_losses(
     logits_nK: Float[Tensor, "n K"], # of the sampled boxes of all pictures, one after the other
@@ -140,7 +135,10 @@ class MaskHead(nn.Module):
 def mask_samples(sampled: Sequence[Sampled], targets: Sequence[Mapping]) -> list[Sampled]:
     "The positives alone, none of a picture without masks, and none of an object whose `has_mask` is false."
     kept = [Sampled(*(part[:len(s.objects)*("masks" in t)] for part in s)) for s, t in zip(sampled, targets)]
-    return [Sampled(*(p[t["has_mask"][s.objects]] for p in s)) if "has_mask" in t else s for s, t in zip(kept, targets)]
+    asked = [i for i, target in enumerate(targets) if "has_mask" in target]
+    for i, place_p in zip(asked, places_of([targets[i]["has_mask"][kept[i].objects] for i in asked])):
+        kept[i] = Sampled(*(part[place_p] for part in kept[i]))
+    return kept
 
 def _mask_targets(
     masks_THW: Bool[Tensor, "T H W"], # of the objects
@@ -204,7 +202,7 @@ class MaskRCNN(Detector):
         targets: Sequence[dict], # boxes, classes from 0 and, if there are any, masks
     ) -> dict[str, Float[Tensor, ""]]: # loss_cls, loss_bbox, loss_mask
         "Losses of the two heads on a sample of the proposals, eqs. (25.4) to (25.7)."
-        sampled = [sample_rois(p, target["boxes"], .5, self.sampler) for p, target in zip(proposals, targets)]
+        sampled = sample_rois(proposals, [target["boxes"] for target in targets], .5, self.sampler)
         cuts_nCSS = torch.cat([roi_features(f.maps, s.boxes, 7) for f, s in zip(all_features, sampled)])
         logits_nK, deltas_nk4 = self.box_head(cuts_nCSS)
         losses = box_losses(logits_nK, deltas_nk4, sampled, targets, self.coder)

@@ -1,7 +1,6 @@
-"""What several parts of a detector compute with: precision, distance, samplers, and thinning out within groups."""
+"""What several parts of a detector compute with: precision, distance, overlap, samplers, thinning out within groups."""
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from typing import Any
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -22,27 +21,27 @@ def smooth_l1(a: Tensor, b: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(a, b, reduction="sum", beta=beta) if beta else F.l1_loss(a, b, reduction="sum")
 
 
-def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of hashable arguments to make each tensor once, not at every step. Do not write into them.
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes (m, 4) and others (n, 4): (m, n), to the bit what torchvision's `box_iou` says.
 
-    What an exporter makes is not kept: it is part of a graph.
+    Never more than three tensors of the result's size exist, where `box_iou` makes a dozen.
     """
-    @lru_cache(maxsize=80)
-    def remembered(*arguments: Any) -> Tensor:
-        with torch.inference_mode(False):  # what is kept must serve in training too
-            return make(*arguments)
-
-    @wraps(make)
-    def made(*arguments: Any) -> Tensor:
-        return make(*arguments) if torch.compiler.is_exporting() else remembered(*arguments)
-
-    return made
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = boxes[:, :, None].unbind(1), others.unbind(1)
+    width, aside = torch.minimum(x1, u1), torch.maximum(x0, u0)
+    width.sub_(aside).clamp_(min=0)
+    height = torch.minimum(y1, v1)
+    height.sub_(torch.maximum(y0, v0, out=aside)).clamp_(min=0)
+    both = width.mul_(height)
+    union = torch.add((x1 - x0)*(y1 - y0), (u1 - u0)*(v1 - v0), out=height).sub_(both)
+    return both.div_(union)
 
 
-@kept
-def constant(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers as a tensor, brought to a device once."""
-    return torch.tensor(numbers, device=device, dtype=dtype)
+def places_of(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Where each mask (n,) is true, in order: `nonzero` of all of them, for one wait for the device instead of many."""
+    if not masks:
+        return []
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()  # the wait
+    return [mask.nonzero_static(size=count)[:, 0] for mask, count in zip(masks, counts)]
 
 
 def random_sampler(places: Tensor, number: int) -> Tensor:
@@ -109,10 +108,28 @@ def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
 def cuts_by_level(
     maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
 ) -> Tensor:
-    """`roi_features` of notebook 25 for an exporter: every box from its level, without asking how many a level has.
+    """Cut every box out of the map of its own level: (n, C, size, size), in the order of the boxes.
 
-    `maps` (1, C, h, w) has one for each level, `boxes` (n, 4) lie on `levels` (n,); returns (n, C, size, size).
+    `maps` (1, C, h, w) and `strides` have one for each level, `boxes` (n, 4) lie on `levels` (n,). On a CPU each level
+    cuts its own boxes. On other devices nobody waits to hear how many those are: every level cuts all boxes, those of
+    other levels shrunk to no area, which take no work and give zeros. The sum over levels is the same to the bit.
     """
+    if torch.compiler.is_exporting():
+        return _cuts_of_a_graph(maps, boxes, levels, size, strides)
+    if boxes.device.type != "cpu":
+        return reduce(torch.add, (roi_cuts(level_map, boxes*(levels == level)[:, None], size, 1/stride)
+                                  for level, (level_map, stride) in enumerate(zip(maps, strides))))
+    order = levels.argsort(stable=True)
+    counts = (levels == torch.arange(len(maps))[:, None]).sum(1).tolist()
+    cuts = [roi_cuts(level_map, part, size, 1/stride)
+            for level_map, stride, part in zip(maps, strides, boxes[order].split(counts))]
+    return torch.cat(cuts)[order.argsort()]
+
+
+def _cuts_of_a_graph(
+    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
+) -> Tensor:
+    """The same for an exporter, which may not ask how many boxes a level has either."""
     cuts = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], size, size)
     for level, (level_map, stride) in enumerate(zip(maps, strides)):
         places = (levels == level).nonzero()[:, 0]

@@ -70,8 +70,9 @@ def prepare(
         raise ValueError(f"expected one target for each of {len(images)} images, found {len(targets)}")
     names = [image_name(targets[i] if targets else None, i) for i in range(len(images))]
     check_images(images, names)
-    sizes, inputs, fitted = [(image.shape[1], image.shape[2]) for image in images], [], []
-    for i, (image, (H, W)) in enumerate(zip(images, sizes)):
+    inputs, fitted = [], []
+    for i, image in enumerate(images):
+        H, W = image.shape[1], image.shape[2]
         new = (H, W) if side is None else (side, side)
         if side is not None and keep_ratio:
             new = max(1, round(H*side/max(H, W))), max(1, round(W*side/max(H, W)))
@@ -82,7 +83,7 @@ def prepare(
         if targets is not None:
             check_target(targets[i], (H, W), names[i], semantic=semantic)
             fitted.append(_fitted_target(targets[i], (H, W), new))
-    check_values(targets or [], [fit["boxes"] for fit in fitted], sizes, names, classes=classes)
+    check_values(images, targets or [], fitted, names, classes=classes, semantic=semantic)
     return inputs, fitted
 
 # %% ../../nbs/5_detection/23_pyramid.ipynb #cell-17

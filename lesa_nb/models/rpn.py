@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
-from .ops import Sampler, constant, full_precision, grouped_nms, kept, random_sampler, smooth_l1
+from ..layers.constants import constant, kept
+from .ops import Sampler, full_precision, grouped_nms, pairwise_iou, places_of, random_sampler, smooth_l1
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
@@ -94,30 +95,31 @@ def assign(
     "Match boxes with objects, eqs. (24.5) and (24.6)."
     T, N = len(truth_T4), len(boxes_N4)
     if not T or not N: return torch.full((N,), _BACKGROUND, device=boxes_N4.device)
-    blocks = boxes_N4.split(max(2**14, 2**21//T)) # two million pairs at a time, and never many blocks
-    top_T = torch.stack([box_iou(truth_T4, block_n4).amax(1) for block_n4 in blocks]).amax(0)
+    blocks, found = boxes_N4.split(max(14_000, 2**21//T)), [] # two million pairs at a time, and never many blocks
+    top_T = torch.stack([pairwise_iou(truth_T4, block_n4).amax(1) for block_n4 in blocks]).amax(0)
     top_T1 = torch.where(top_T >= lowest, top_T, 2.)[:, None] # no overlap is 2
-    index_T1, matched = torch.arange(T, device=boxes_N4.device)[:, None], []
+    number_T1 = torch.arange(1, T + 1, dtype=top_T.dtype, device=top_T.device)[:, None]
     for block_n4 in blocks:
-        iou_Tn = box_iou(truth_T4, block_n4)
-        best_n, object_n = iou_Tn.max(0)
-        matched_n = torch.where(best_n < negative, _BACKGROUND, _IGNORED)
-        matched_n = torch.where(best_n >= positive, object_n, matched_n)                           # (24.5)
-        last_n = torch.where(iou_Tn == top_T1, index_T1, -1).amax(0)
-        matched.append(torch.where(last_n >= 0, last_n, matched_n))                                # (24.6)
-    return torch.cat(matched)
+        iou_Tn = pairwise_iou(truth_T4, block_n4)
+        found.append((*iou_Tn.max(0), iou_Tn.eq_(top_T1).mul_(number_T1).amax(0))) # best, object, last: in place
+    best_N, object_N, last_N = map(torch.cat, zip(*found))
+    matched_N = torch.where(best_N < negative, _BACKGROUND, _IGNORED)
+    matched_N = torch.where(best_N >= positive, object_N, matched_N)                               # (24.5)
+    return torch.where(last_N > 0, last_N.long() - 1, matched_N)                                   # (24.6)
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-20
 def sample(
-    matched_N: Int[Tensor, "N"], # from `assign`
-    number: int, # n, boxes in all
+    matched: Sequence[Int[Tensor, "N"]], # of each image, from `assign`
+    number: int, # n, boxes of an image in all
     fraction: float, # f, at most this share is positive
     sampler: Sampler = random_sampler, # who is taken when there are too many
-) -> tuple[Int[Tensor, "P"], Int[Tensor, "Q"]]: # places of positives, places of background
+) -> list[tuple[Int[Tensor, "P"], Int[Tensor, "Q"]]]: # of each image: places of positives, places of background
     "Choose the boxes to learn from, eq. (24.7)."
-    positive_P = sampler((matched_N >= 0).nonzero()[:, 0], int(number*fraction))                   # (24.7)
-    negative_Q = sampler((matched_N == _BACKGROUND).nonzero()[:, 0], number - len(positive_P))
-    return positive_P, negative_Q
+    found, chosen = places_of([m for m_N in matched for m in (m_N >= 0, m_N == _BACKGROUND)]), []
+    for positive_P, negative_Q in zip(found[::2], found[1::2]):
+        positive_P = sampler(positive_P, int(number*fraction))                                     # (24.7)
+        chosen.append((positive_P, sampler(negative_Q, number - len(positive_P))))
+    return chosen
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-25
 class RPNOutput(NamedTuple):
@@ -171,20 +173,17 @@ class RPN(nn.Module):
         return boxes_n4[kept], scores_n[kept]
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-29
-def _anchor_targets(
+def _match_anchors(
     output: RPNOutput,
     truth_T4: Float[Tensor, "T 4"], # boxes of the objects
-    *,
     inside: bool = False, # only anchors inside the image
-    sampler: Sampler = random_sampler,
-) -> tuple[Int[Tensor, "P"], Int[Tensor, "Q"], Int[Tensor, "P"]]: # positives, negatives, the positives' objects
-    "The anchors to learn from, by their place in the concatenated levels."
+) -> Int[Tensor, "n"]: # as `assign` says it, of the concatenated levels
+    "Which object each anchor answers for."
     anchors_n4 = torch.cat(output.anchors)
+    if not inside: return assign(truth_T4, anchors_n4, .7, .3, .3)
     (H, W), (x0_n, y0_n, x1_n, y1_n) = output.size, anchors_n4.unbind(1)
-    used_n = (x0_n >= 0) & (y0_n >= 0) & (x1_n < W) & (y1_n < H) if inside else torch.ones_like(x0_n, dtype=torch.bool)
-    matched_n = torch.where(used_n, assign(truth_T4, anchors_n4*used_n[:, None], .7, .3, .3), _IGNORED)
-    positive_P, negative_Q = sample(matched_n, 256, .5, sampler)
-    return positive_P, negative_Q, matched_n[positive_P]
+    used_n = (x0_n >= 0) & (y0_n >= 0) & (x1_n < W) & (y1_n < H)
+    return torch.where(used_n, assign(truth_T4, anchors_n4*used_n[:, None], .7, .3, .3), _IGNORED)
 
 def rpn_losses(
     rpn: RPN,
@@ -193,15 +192,14 @@ def rpn_losses(
     sampler: Sampler = random_sampler,
 ) -> dict[str, Float[Tensor, ""]]: # loss_rpn_cls, loss_rpn_bbox
     "How wrong scores and steps are, eq. (24.10)."
-    cls = box = outputs[0].logits[0].new_zeros(())
-    n = 0
-    for output, truth_T4 in zip(outputs, truths):
+    cls, box, n = *outputs[0].logits[0].new_zeros(2), 0
+    matched = [_match_anchors(output, truth_T4, inside=rpn.inside) for output, truth_T4 in zip(outputs, truths)]
+    for output, truth_T4, matched_n, (P, Q) in zip(outputs, truths, matched, sample(matched, 256, .5, sampler)):
         logits_n, deltas_n4, anchors_n4 = (torch.cat(part) for part in output[:3])
-        positive_P, negative_Q, object_P = _anchor_targets(output, truth_T4, inside=rpn.inside, sampler=sampler)
-        z_n = logits_n[torch.cat([positive_P, negative_Q])]
-        wanted_n = (torch.arange(len(z_n), device=z_n.device) < len(positive_P)).to(z_n.dtype)
-        steps_P4 = rpn.coder.encode(anchors_n4[positive_P], truth_T4[object_P])
+        z_n = logits_n[torch.cat([P, Q])]
+        wanted_n = (torch.arange(len(z_n), device=z_n.device) < len(P)).to(z_n.dtype)
+        steps_P4 = rpn.coder.encode(anchors_n4[P], truth_T4[matched_n[P]])
         cls = cls + F.binary_cross_entropy_with_logits(z_n, wanted_n, reduction="sum")
-        box = box + smooth_l1(deltas_n4[positive_P], steps_P4, rpn.beta)
+        box = box + smooth_l1(deltas_n4[P], steps_P4, rpn.beta)
         n += len(z_n)
     return dict(loss_rpn_cls=cls/max(n, 1), loss_rpn_bbox=box/max(n, 1))                           # (24.10)

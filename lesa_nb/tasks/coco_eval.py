@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.coco import Categories
 from ..data.coco_file import ANNOTATION_FAULTS, coco_tools, encode_segmentation
-from ..data.coco_index import CocoIndex
+from ..data.coco_index import CocoIndex, require_scorable
 
 # %% ../../nbs/5_detection/28_average_precision.ipynb #cell-13
 _KINDS = {"box": "bbox", "mask": "segm"}
@@ -51,7 +51,9 @@ class Scores(NamedTuple):
             if numbers:
                 lines.append(f"{kind:<6}" + "".join(f"{100*numbers[name]:7.2f}" for name in shown))
         for kind, count in self.left_out.items():
-            lines.append(f"left out of the truth: {count:,} x {kind}: {ANNOTATION_FAULTS.get(kind, 'not scored')}")
+            outcome = ANNOTATION_FAULTS.get(kind, "not scored")
+            place = "in the truth" if outcome.startswith("counted") else "left out of the truth"
+            lines.append(f"{place}: {count:,} x {kind}: {outcome}")
         return "\n".join(lines)
 
 def score_results(
@@ -64,6 +66,7 @@ def score_results(
     if dataset.training:
         raise ValueError("score on CocoFolder(...) without training=True: the training filter drops objects that count")
     if not results: raise ValueError("no images to score")
+    require_scorable(dataset)
     have = {"segmentation" in result for found in results.values() for result in found}
     if len(have) > 1: raise ValueError("some results have masks and some have none: they cannot be scored together")
     kinds = ("box", "mask") if masks and dataset.has_masks and have != {False} else ("box",)
@@ -78,22 +81,25 @@ def score_results(
 def _run(dataset, results, kind):
     "Ask the library: the twelve numbers, and the precisions by threshold, recall and label."
     tools, area_of = coco_tools("faster_coco_eval"), coco_tools("faster_coco_eval.core.mask").area
-    sizes = {i: dataset.size(i) for i in sorted(results)}
-    images = [dict(id=i, height=height, width=width) for i, (height, width) in sizes.items()]
-    ids = dataset.categories.ids
-    truth = [dict(a, image_id=i) for i in sorted(results) for a in dataset.annotations(i)]
-    found = [dict(r, iscrowd=0, area=r["bbox"][2]*r["bbox"][3]) for i in sorted(results) for r in results[i]]
+    labels = {category_id: label for label, category_id in enumerate(dataset.categories.ids, 1)}
+    images = list(enumerate(sorted(results), 1))                 # it takes few of the ids that a file may have
+    sizes = {n: dataset.size(i) for n, i in images}
+    def own(entry, n): return {"image_id": n, "category_id": labels[entry["category_id"]]} | {
+        name: entry[name] for name in ("bbox", "area", "iscrowd", "segmentation") if name in entry}
+    truth = [own(a, n) for n, i in images for a in dataset.annotations(i)]
+    found = [own(r, n) | dict(score=r["score"], iscrowd=0, area=r["bbox"][2]*r["bbox"][3])
+             for n, i in images for r in results[i] if r["category_id"] in labels]
     if kind == "mask":
         truth = [a for a in truth if a.get("segmentation") is not None]
         for a in truth:
             a["segmentation"] = encode_segmentation(a["segmentation"], *sizes[a["image_id"]])
         for r in found:
             r["area"] = float(area_of(r["segmentation"]))
-    sides = [tools.COCO(dict(images=images, categories=[dict(id=i) for i in ids], annotations=[
+    pictures = [dict(id=n, height=height, width=width) for n, (height, width) in sizes.items()]
+    sides = [tools.COCO(dict(images=pictures, categories=[dict(id=label) for label in labels.values()], annotations=[
         dict(a, id=number) for number, a in enumerate(side, 1)])) for side in (truth, found)]
     run = tools.COCOeval_faster(*sides, _KINDS[kind], print_function=lambda *words: None)
     run.run()
     table = run.eval["precision"][..., 0, -1]                    # objects of all sizes, 100 detections
-    order = np.searchsorted(sorted(ids), ids)                    # its classes go by id, ours by label
     stats = {name: math.nan if value < 0 else float(value) for name, value in zip(_NAMES, run.stats)}
-    return stats, np.where(table < 0, np.nan, table)[..., order]
+    return stats, np.where(table < 0, np.nan, table)

@@ -18,8 +18,10 @@ from lesa_nb.tasks._tables import cell_text, format_rows
 from lesa_nb.tasks.classify import score_folder
 from lesa_nb.weights.load import Loaded
 
-__all__ = ["ClassScores", "score_by_class", "write_class_scores"]
+__all__ = ["MOST_CLASSES", "ClassScores", "score_by_class", "write_class_scores"]
 
+#: of a network that is counted class by class; the square of it is held in memory
+MOST_CLASSES = 5000
 _ROWS = 20  # of the table on screen
 
 
@@ -81,8 +83,10 @@ class ClassScores(NamedTuple):
 def score_by_class(
     classifier: Loaded, folder: str | PathLike, *, val_fraction: float | None = None, device: str | None = None,
     **options: Any,
-) -> tuple[dict[str, float], ClassScores]:
+) -> tuple[dict[str, float], ClassScores | None]:
     """What `score_folder` returns, and the same pictures class by class; under torchrun all processes get both.
+
+    Of more than `MOST_CLASSES` classes nothing is counted: None.
 
     `options` are `score_folder`'s: image_size, batch_size, workers, watch. Where the folders' names are not the
     network's, as with ImageNet's numbers and words, a class is called by both.
@@ -90,6 +94,8 @@ def score_by_class(
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     known, on = classifier.classes, pick_device(device)
+    if len(known) > MOST_CLASSES:
+        return score_folder(classifier, folder, val_fraction=val_fraction, device=device, **options), None
     counts = MulticlassConfusionMatrix(max(2, len(known))).to(on)  # of one class the scorer itself complains
     with process_group(on):
         scores = score_folder(classifier, folder, val_fraction=val_fraction, device=device, more=[counts], **options)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.coco import Categories, CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
+from ..data.coco_index import require_scorable
 from ..data.coco_layout import CocoLayout, require_splits
 from ..engine.group import pick_device
 from ..weights.load import Loaded, load
@@ -84,6 +85,7 @@ def evaluate_detector(
     by name; a ValueError names what does not match.
     """
     dataset, found = _search(folder, weights, split, device, batch_size, workers, watch, say)
+    require_scorable(dataset)  # speaks up before the images are searched
     return score_results(dataset, dict(found))
 
 

@@ -162,6 +162,9 @@ def test_one_graph_for_pictures_of_any_size_with_and_without_objects(model, suff
         torch.export.save(export_program(net, min_size=32, max_size=512), path)
     else:
         export_onnx(net, path, min_size=32, max_size=512)
+        outputs = onnxruntime.InferenceSession(path).get_outputs()
+        assert [part.name for part in outputs] == ["boxes", "labels", "scores"] + ["masks"]*net.masks
+        assert all(part.shape[0] == "objects" for part in outputs)
     counts = same_objects(runner(path), net, images)
     assert min(counts) == 0 < max(counts), counts
     net.threshold = .3

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from lesa_nb.data.pictures import Samples
-from lesa_nb.study.fashion import DISTURBANCES, FASHION_CLASSES, fashion_row, read_fashion
+from lesa_nb.study.fashion import (
+    DISTURBANCES,
+    FASHION_CLASSES,
+    disturbed_finding,
+    fashion_row,
+    mean_disturbed,
+    mean_gates,
+    read_fashion,
+)
+from lesa_nb.study.report import show_wrong, wrong_answers
+from lesa_nb.study.results import describe_study, read_study
 from lesa_nb.study.small import train_small
 from lesa_nb.tasks.side_by_side import THREE_TERMS
 
@@ -140,9 +150,12 @@ def test_the_benchmark_trains_measures_and_goes_on(script, args, tmp_path, monke
     assert found["not_run"] == [] and [row["name"] for row in found["rows"]] == list(THREE_TERMS.values())
     assert found["data"]["split"] == "every tenth picture" and found["data"]["train"] == 128
     assert "one seed decides nothing" in capsys.readouterr().out
-    args.steps = 3  # another recipe is another run
-    script.main(args)
-    assert len(tried) == 6
+    fashion = read_fashion(args.data, train=args.train, valid=args.valid)
+    path = tmp_path/"runs"/"fashion-cpu-quick"/tried[0]
+    assert script.finished(path, script.wanted_run("conv", 0, fashion, args))
+    for other in (dict(steps=3), dict(lr=1e-2), dict(batch_size=16)):  # another recipe is another run
+        changed = SimpleNamespace(**vars(args) | other)
+        assert not script.finished(path, script.wanted_run("conv", 0, fashion, changed))
 
 
 def test_the_benchmark_refuses_before_it_makes_anything(script, args, tmp_path, capsys):
@@ -158,3 +171,40 @@ def test_samples_keep_their_order(clothes):
     "The first pictures of a part are the first of the whole."
     few, all_of_it = (read_fashion(clothes, train=64, valid=count).problem.valid for count in (10, None))
     assert isinstance(few, Samples) and few.labels.equal(all_of_it.labels[:10])
+
+
+def test_a_file_that_nobody_has_made_reads_not_run(tmp_path):
+    found = read_study(tmp_path/"fashion-cpu.json", "python benchmarks/fashion.py --data DIR")
+    assert describe_study(found) == "not run: python benchmarks/fashion.py --data DIR"
+    assert mean_disturbed(found["rows"]) == {} and disturbed_finding(found["rows"]) == "not run"
+    assert mean_gates(found["rows"]) == {}
+    assert wrong_answers(found["rows"], "Fashion-MNIST", THREE_TERMS.values()) == {}
+    fig = show_wrong(found["rows"], "Fashion-MNIST", THREE_TERMS.values())
+    assert fig.get_suptitle() == "Fashion-MNIST: not run"
+
+
+def test_what_the_file_says_is_computed_from_its_rows(script, args, tmp_path):
+    script.main(args)
+    found = read_study(tmp_path/"results"/"fashion-cpu-quick.json", "")
+    said = describe_study(found)
+    for words in (script.QUESTION, found["date"], "128 pictures to train, 40 to validate; split: every tenth",
+                  "one seed decides nothing", *found["limits"], "Not run\n- nothing is missing"):
+        assert words in said
+    means = {name: kinds for name, kinds in mean_disturbed(found["rows"]).items()}
+    assert list(means) == ["undisturbed", *DISTURBANCES] and means["noisy"].keys() == set(THREE_TERMS.values())
+    for row in found["rows"]:
+        assert means["noisy"][row["name"]] == row["inside"]["disturbed"]["noisy"]
+        c = torch.tensor(row["inside"]["mistakes"]["confusion"])
+        wrong = wrong_answers(found["rows"], "Fashion-MNIST", [row["name"]])[row["name"]]
+        assert wrong.sum() == c.sum() - c.trace() and not wrong.diag().any()
+    fig = show_wrong(found["rows"], "Fashion-MNIST", THREE_TERMS.values())
+    titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert [title.split(":")[0] for title in titles] == list(THREE_TERMS.values())
+    gates = next(row["inside"]["gate_by_class"] for row in found["rows"] if row["name"] == "LESA")
+    assert list(mean_gates(found["rows"])) == list(FASHION_CLASSES)
+    assert mean_gates(found["rows"])["Bag"]["block 2"] == pytest.approx(gates[1][8])
+    for row in found["rows"]:
+        row["inside"]["disturbed"] |= dict.fromkeys(DISTURBANCES, .9 if row["name"] == "LESA" else .1) | dict(none=.2)
+    assert disturbed_finding(found["rows"]) == (
+        "Fashion-MNIST, mean of 1 seed; highest: undisturbed convolution, "
+        + ", ".join(f"{kind} LESA" for kind in DISTURBANCES))

@@ -124,3 +124,6 @@ def test_it_is_told_in_words():
     assert "statistics are frozen" in describe_recipe(STAIRS, 117_266, frozen=True)
     cut = describe_recipe(replace(COSINE, epochs=2), 1_281_167)
     assert "warm-up: 50,045 steps were asked for, and the run has 20,018: cut to 5,004, a quarter" in cut
+    assert "milestones: " not in describe_recipe(STAIRS, 117_266)
+    early = describe_recipe(replace(STAIRS, epochs=18), 117_266)
+    assert "milestones: the run ends before 19, so the rate does not fall there" in early

@@ -90,6 +90,7 @@ def test_the_published_file_says_what_it_must(root):
     found = json.loads((root/"benchmarks"/"results"/"study-cpu.json").read_text())
     for key in ("date", "commit", "device", "threads", "python", "torch", "limits", "not_run"):
         assert key in found
+    assert found["limits"] == list(LIMITS)
     twin = three_way.scores(found["rows"], "find the twin")
     for term in study.INNER:
         assert len(twin[study.TERM_NAMES[term]]) >= 3

@@ -41,6 +41,19 @@ def test_whichever_is_imported_first(imports):
     assert (done.stdout, done.stderr) == ("['lesa_resnet50', 'lesa_wrn50'] 0\n", "")
 
 
+def test_asking_where_timm_is_changes_nothing():
+    "As libraries do that use it if it is there."
+    code = (
+        "import sys, importlib, lesa_nb; from importlib.util import find_spec\n"
+        "print(find_spec('timm').name, find_spec('timm').name, 'timm' in sys.modules)\n"
+        "import timm; importlib.reload(timm); print(timm.list_models('lesa*'))\n"
+        "from lesa_nb.weights.timm_registry import *; print(lesa_wrn50.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=200)
+    said = done.stdout.splitlines()
+    assert said == ["timm timm False", "['lesa_resnet50', 'lesa_wrn50']", "lesa_wrn50"], done.stderr
+
+
 def test_importing_lesa_nb_imports_neither_timm_nor_torch():
     code = (
         "import sys, lesa_nb; print([n for n in ('timm', 'torch') if n in sys.modules])\n"

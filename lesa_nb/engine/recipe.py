@@ -209,6 +209,8 @@ def describe_recipe(recipe: Recipe, samples: int, processes: int = 1, *, frozen:
     if per_epoch and recipe.warmup(per_epoch) < asked:
         lines.append(f"warm-up: {asked:,} steps were asked for, and the run has {recipe.epochs*per_epoch:,}: cut to "
                      f"{recipe.warmup(per_epoch):,}, a quarter of them, so that most steps have the rate asked for")
+    if late := [milestone for milestone in recipe.milestones if milestone >= recipe.epochs]:
+        lines.append(f"milestones: the run ends before {', '.join(map(str, late))}, so the rate does not fall there")
     norm = recipe.batch_size//recipe.accumulate if recipe.sync_norm else local
     seen = ("batch norm's statistics are frozen" if frozen else
             f"batch norm sees {norm} samples at once (32 when the published numbers were made)")

@@ -5,7 +5,7 @@ Read by torchvision from a folder that a user has; https://github.com/zalandores
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,11 @@ from lesa_nb.data.pictures import Samples, check_samples, chunks, shuffled
 from lesa_nb.layers.lesa import LESA
 from lesa_nb.study._onecycle import accuracy
 from lesa_nb.study.inside import study_row
+from lesa_nb.study.report import mean_inside
 from lesa_nb.study.small import Problem, SmallNet, Trained
 
-__all__ = ["DISTURBANCES", "FASHION_CLASSES", "FASHION_LIMITS", "Fashion", "fashion_row", "read_fashion"]
+__all__ = ["DISTURBANCES", "FASHION_CLASSES", "FASHION_LIMITS", "Fashion", "disturbed_finding", "fashion_row",
+           "mean_disturbed", "mean_gates", "read_fashion"]
 
 _FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FASHION_CLASSES = tuple(FashionMNIST.classes)
@@ -160,3 +162,31 @@ def fashion_row(run: Trained, held: Samples, *, looked_at: int = 2000) -> dict[s
         disturbed={name: accuracy(run.model, chunks((images, some.labels), 128)) for name, images in sets.items()},
         gate_by_class=_gate_by_class(run.model, Samples(some.images[:1000], some.labels[:1000])))
     return row
+
+
+def mean_disturbed(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Disturbance ("undisturbed" first) -> network -> accuracy, mean of the seeds; of no rows, nothing."""
+    if not rows:
+        return {}
+    names, variant = dict.fromkeys(row["name"] for row in rows), rows[0]["variant"]
+    return {"undisturbed" if kind == "none" else kind:
+            {name: mean_inside(rows, variant, name, "disturbed", kind) for name in names}
+            for kind in rows[0]["inside"]["disturbed"]}
+
+
+def disturbed_finding(rows: Sequence[dict]) -> str:
+    """Which network has the highest mean under each disturbance, in words, for a title; says nothing of chance."""
+    if not rows:
+        return "not run"
+    best = {kind: max(by_name, key=lambda name: by_name[name]) for kind, by_name in mean_disturbed(rows).items()}
+    seeds = len({row["seed"] for row in rows})
+    return (f"Fashion-MNIST, mean of {seeds} seed{'s'*(seeds > 1)}; highest: "
+            + ", ".join(f"{kind} {name}" for kind, name in best.items()))
+
+
+def mean_gates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Kind of clothes -> block -> what LESA's gate lets through, mean of the seeds; of no rows, nothing."""
+    gates = torch.tensor([row["inside"]["gate_by_class"] for row in rows if row["inside"]["gate_by_class"]])
+    return {} if not len(gates) else {
+        name: {f"block {1 + block}": gate.item() for block, gate in enumerate(by_block)}
+        for name, by_block in zip(FASHION_CLASSES, gates.mean(0).T)}

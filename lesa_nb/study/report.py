@@ -1,6 +1,6 @@
 """The study's file, read: its limits, names, tables, means over the seeds, and learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,8 @@ from lesa_nb.study.small import TERM_NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "score_table", "show_learning"]
+__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "score_table", "show_learning", "show_wrong",
+           "wrong_answers"]
 
 #: What the generated problem cannot show; printed beside every result.
 LIMITS = (
@@ -100,3 +101,25 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
     axes[0, 0].set_ylabel("accuracy")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     return fig
+
+
+def wrong_answers(rows: Sequence[dict], variant: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """Network -> its confusion matrix without the right answers, mean of the seeds; empty where nothing was run."""
+    found = {}
+    for name in names:
+        if _rows_of(rows, variant, name):
+            mean = confusions(rows, variant, name).mean(0)
+            found[name] = mean - mean.diag().diag()
+    return found
+
+
+def show_wrong(rows: Sequence[dict], variant: str, names: Iterable[str]) -> "Figure":
+    """Which label is taken for which other: a map for each network, mean of the seeds; `not run` without rows."""
+    from lesa_nb.look.figures import show_maps
+
+    wrong = wrong_answers(rows, variant, names)
+    if not wrong:
+        return show_maps([torch.zeros(1, 1)], title=f"{variant}: not run", vmin=0, vmax=1, size=1.6)
+    return show_maps(list(wrong.values()), titles=[f"{name}: {c.sum():.0f} wrong" for name, c in wrong.items()],
+                     size=2.2, vmin=0, colorbar=True,
+                     title=f"{variant}: truth (rows) against wrong answer (columns), pictures per seed")

@@ -41,24 +41,32 @@ def register() -> None:
 
     for network in _NETWORKS:
         if not is_model(network):
-            register_model(_entry(network))
+            entry = globals()[network] = _entry(network)  # timm names it in this module's __all__
+            register_model(entry)
 
 
 class _WhenImported:
     """A finder that finds timm as those behind it do, and enters the networks once timm has been imported."""
 
+    _asking = False  # the finders behind this one
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """The place of timm; of nothing else."""
-        if name != "timm":
+        """The place of timm; of nothing else. Who only asks where it is changes nothing."""
+        if name != "timm" or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self._asking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._asking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             register()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -70,8 +70,10 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
         say(f"boxes only: {weights} was trained without masks")
     elif say and not dataset.has_masks:
         say(f"boxes only: no object in {dataset.path} has a mask")
-    batches = DataLoader(_ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers)
-    return dataset, watch(_predict_results(loaded.model.to(pick_device(device)), batches, dataset))
+    on = pick_device(device)
+    batches = DataLoader(_ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers,
+                         pin_memory=on.type == "cuda")
+    return dataset, watch(_predict_results(loaded.model.to(on), batches, dataset))
 
 
 def evaluate_detector(

@@ -51,6 +51,7 @@ def compiled_over_sizes(table, training, backend):
     return len(graphs)
 
 
+@pytest.mark.fault("L1")
 @pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_compiled_for_any_size(table, training):
@@ -58,6 +59,7 @@ def test_compiled_for_any_size(table, training):
     assert compiled_over_sizes(table, training, "eager") <= 7
 
 
+@pytest.mark.fault("L1")
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
@@ -65,6 +67,7 @@ def test_compiled_forward_and_backward_for_any_size(table, training):
     assert compiled_over_sizes(table, training, "aot_eager") <= 7
 
 
+@pytest.mark.fault("L2")
 @pytest.mark.parametrize("table", POSITIONS)
 def test_torch_func_on_a_large_map(table):
     "jvp, grad, vmap, derivatives for parameters, and forward mode by hand: the numbers of the written-out form."
@@ -109,6 +112,7 @@ def test_pinned_private_functions():
     torch.testing.assert_close(out, want)
 
 
+@pytest.mark.fault("L4")
 @pytest.mark.parametrize("size", [(5, 5), LARGE])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_full_backward_hooks(table, size):
@@ -127,6 +131,7 @@ def test_full_backward_hooks(table, size):
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_meta_tensors(table, training):
@@ -140,6 +145,7 @@ def test_meta_tensors(table, training):
         assert x.grad.shape == x.shape
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize("table", POSITIONS)
 def test_another_type_is_said_in_one_sentence(table):
     one, _ = layers(table)

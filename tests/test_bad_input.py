@@ -284,3 +284,15 @@ def test_sets_of_objects(name, lesa, tmp_path, detector):
     assert len(files(tmp_path / "drawn")) == len(pictures)
     if not case.reason:
         assert scored.status == 0 and re.search(r"AP\b", scored.out), scored
+
+
+def test_without_the_extra_a_sound_set_is_not_ready(lesa, tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "data").mkdir()
+    objects()(tmp_path / "data")
+    for name in ["faster_coco_eval", *(known for known in sys.modules if known.startswith("faster_coco_eval."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    checked = lesa("verify-data", "coco", tmp_path / "data")
+    assert checked.status == 1 and "missing package" in checked.out and "pip install 'lesa_nb[coco]'" in checked.out
+    refused(lesa("train", "coco", "--data", tmp_path / "data", *OBJECTS), "pip install 'lesa_nb[coco]'")

@@ -121,6 +121,25 @@ def test_a_run_is_shown_while_it_goes():
     assert lines[4].startswith("finished already: 4 images")
 
 
+def test_what_a_gpu_cannot_do_and_steps_left_out_are_said():
+    lines = []
+    start = dict(kind="start", epoch=0, step=0, epochs=1, steps=3, resumed=False, samples=4, valid=2, parameters=9)
+    step = dict(kind="step", epoch=0, loss=1.0, lr=0.1, images_per_second=7.0, waiting=0.5)
+    events = [
+        dict(start, processes=1, device="cuda:0", not_deterministic=["deform_conv2d", "roi_align"]),
+        dict(step, step=1, skipped=0, loss_scale=65536.0),
+        dict(step, step=2, skipped=1, loss_scale=32768.0),
+        dict(step, step=3, skipped=1, loss_scale=32768.0),
+    ]
+    show_progress(iter(events), speak=lines.append)
+    assert len(lines) == 3 and "deform_conv2d, roi_align have no deterministic form on a GPU" in lines[1]
+    assert lines[2].startswith("epoch 1, step 2: a gradient overflowed in float16")
+    assert "halved to 32,768; left out so far: 1" in lines[2]
+    lines.clear()
+    show_progress(iter([dict(events[0], device="cpu")]), speak=lines.append)
+    assert len(lines) == 1  # on a CPU they are deterministic
+
+
 def test_options_of_a_run_change_the_recipe():
     recipe = Recipe("try", epochs=3, batch_size=8, lr=0.1, lr_batch=8)
     assert RunOptions().changed(recipe) == recipe

@@ -23,8 +23,10 @@ from lesa_nb.weights.load import Loaded, as_loaded, load
 from lesa_nb.weights.start import start_metadata
 
 NAMES = ["ant", "bee", "Käfer | 甲虫"]
-TOLD = dict(recipe=dict(name="modern"), epoch=3, seed=5, start=dict(file="a.pth", sha256="0123456789abcdef0"),
-            scores=dict(top1=71.25, loss=.5))
+TOLD = dict(
+    recipe=dict(name="modern", epochs=4, ema=0.0), epoch=3, seed=5, scores=dict(top1=71.25, loss=.5),
+    start=dict(file="a.pth", sha256="0123456789abcdef0"),
+)  # fmt: skip
 
 
 def built(build=build_classifier, **options):
@@ -114,7 +116,7 @@ def test_the_card_of_a_classifier(tmp_path):
     told = rows(tmp_path)
     assert told["network"] == "a small LESA network" and told["classes"] == "3: class 0, class 1, class 2"
     assert told["what looks around"] == "lesa" and told["image size"] == "64"
-    assert told["recipe"] == "modern" and told["seed"] == "5"
+    assert told["recipe"] == "modern: epochs 4" and told["seed"] == "5"
     assert told["started from"] == "a.pth (SHA-256 0123456789ab...)"
     assert told["top-1 accuracy, %, on the run's own validation images"] == "71.25"
     assert "top-5 accuracy, %, on the run's own validation images" not in told and told["loss"] == "0.5"

@@ -2,12 +2,17 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / "benchmarks").rglob("*.md")])
+sys.path.append(str(ROOT / "tools"))
+
+import project  # noqa: E402
+
+PAGES = [ROOT / name for name in project.files(ROOT) if name.suffix in (".md", ".ipynb")]
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:src|href)=[\"']([^\"']+)[\"']")
 FENCE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
@@ -49,6 +54,6 @@ def test_the_contents_are_every_notebook_in_order():
     "The README's tables of contents name every numbered notebook in the order of their numbers; pages are linked."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \d+ \| \[.+?\]\((nbs/[^)]+)\)", readme, re.MULTILINE)
-    notebooks = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if path.name != "index.ipynb")
+    notebooks = [path for path in project.notebooks(ROOT) if path.name != "index.ipynb"]
     assert listed == [str(path.relative_to(ROOT)) for path in notebooks if path.name[0].isdigit()]
     assert all(f"({path.relative_to(ROOT)})" in readme for path in notebooks)

@@ -1,5 +1,9 @@
 """Predictions: answers in the form that is promised, broken files named, the rest answered."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +148,34 @@ def test_masks_are_the_models_own(detector, photos):
     assert len(answer["objects"]) == len(found["scores"])
     for thing, soft in zip(answer["objects"], found["masks"]):
         assert (mask.decode(thing["mask"]) == (soft[0] >= .5).numpy()).all()
+
+
+def test_a_few_masks_at_a_time_are_all_of_them(detector, photos, monkeypatch):
+    from lesa_nb.tasks import coco_results
+
+    at_once = predict(detector, photos/"a b.jpg", threshold=0)
+    monkeypatch.setattr(coco_results, "_AT_ONCE", 3*80*60)
+    pasted = []
+    loaded = load(detector)
+    paste = type(loaded.model).paste
+    monkeypatch.setattr(type(loaded.model), "paste", staticmethod(lambda *a: pasted.append(len(a[0])) or paste(*a)))
+    few = predict(loaded, photos/"a b.jpg", threshold=0)
+    assert [thing["mask"] for thing in few[0]["objects"]] == [thing["mask"] for thing in at_once[0]["objects"]]
+    assert len(pasted) > 1 and max(pasted) == 3 and sum(pasted) == len(few[0]["objects"])
+
+
+def test_a_large_picture_takes_no_more_memory_than_a_mask_of_it(detector, tmp_path):
+    "All masks of one photograph of 12 megapixels, pasted at once, would take 7 GiB."
+    Image.new("RGB", (4000, 3000), "blue").save(tmp_path/"x.png", compress_level=1)
+    code = ("import sys; from lesa_nb.cli.app import main; from peak_memory import peak_mib; "
+            "import lesa_nb.tasks.predict; before = peak_mib(); status = main(sys.argv[1:]); print(status, peak_mib() - before)")
+    words = ["predict", "x.png", "--weights", detector, "--threshold", "0", "--out", "drawn", "--json", "found.json"]
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300,
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"})
+    status, mebibytes = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0 and len(json.loads((tmp_path/"found.json").read_text())[0]["objects"]) > 20
+    assert mebibytes < 1500 and Image.open(tmp_path/"drawn"/"x_lesa.png").size == (4000, 3000)
 
 
 @pytest.mark.parametrize("options", [dict(top=0), dict(threshold=-.1), dict(threshold=1.5)])

@@ -9,6 +9,8 @@ from tyro.conf import Positional, arg
 from lesa_nb.cli._common import UsageError, check_new_json, check_threshold, positive, progress, write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from lesa_nb.weights.load import Loaded
 
 
@@ -21,20 +23,31 @@ def _figure_name(path: Path, taken: set[str]) -> str:
     return name
 
 
+class _PackedMasks:
+    "Masks as run lengths, drawn one by one: all of them would fill the memory on a large picture."
+
+    def __init__(self, packed: list[dict]):
+        self.packed = packed
+
+    def __getitem__(self, i: int) -> "torch.Tensor":
+        import torch
+
+        from lesa_nb.data.coco_file import coco_tools
+
+        return torch.from_numpy(coco_tools("faster_coco_eval.core.mask").decode(self.packed[i]))
+
+
 def _draw(answer: dict, classes: list[str], out: Path) -> None:
     "Write a picture with its boxes, masks, names and scores, as large as the picture itself."
-    import numpy as np
     import torch
 
-    from lesa_nb.data.coco_file import coco_tools
     from lesa_nb.data.photos import open_image, photo_tensor
     from lesa_nb.io.atomic import atomic_path
     from lesa_nb.look.annotate import annotate
 
     objects, masks = answer["objects"], None
     if objects and all("mask" in thing for thing in objects):
-        decoded = coco_tools("faster_coco_eval.core.mask").decode([thing["mask"] for thing in objects])
-        masks = torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+        masks = _PackedMasks([thing["mask"] for thing in objects])
     boxes = torch.tensor([thing["box"] for thing in objects]).reshape(-1, 4)
     labels = [classes.index(thing["name"]) for thing in objects]
     texts = [f"{thing['name']} {thing['score']:.2f}" for thing in objects]

@@ -17,7 +17,7 @@ class _Display:
     "A run while it goes: a bar with loss, rate and speed, a line for every validation."
 
     def __init__(self, speak: Callable[[str], None]):
-        self.speak, self.bar, self.epochs = speak, None, 0
+        self.speak, self.bar, self.epochs, self.skipped = speak, None, 0, 0
 
     def start(self, event: dict) -> None:
         from tqdm import tqdm
@@ -32,6 +32,11 @@ class _Display:
             f"{where}: {event['samples']:,} images to train on, {event['valid']:,} to validate, "
             f"{event['parameters']:,} parameters, {event['processes']} process(es) on {event['device']}"
         )
+        if event.get("not_deterministic") and event["device"].startswith("cuda"):
+            self.speak(
+                f"--deterministic: {', '.join(event['not_deterministic'])} have no deterministic form on a GPU, so two "
+                "runs of this network differ in their last digits there; all other operators are deterministic"
+            )
         self.epochs = event["epochs"]
         is_file = not sys.stderr.isatty()  # a file gets a line now and then instead of a bar
         self.bar = tqdm(
@@ -49,6 +54,14 @@ class _Display:
         self.bar.set_description(f"epoch {event['epoch'] + 1}/{self.epochs}", refresh=False)
         self.bar.set_postfix_str(f"loss {event['loss']:.3f}, rate {event['lr']:.3g}, {speed}", refresh=False)
         self.bar.update()
+        if event.get("skipped", 0) > self.skipped:
+            self.bar.clear()
+            self.speak(
+                f"epoch {event['epoch'] + 1}, step {event['step']}: a gradient overflowed in float16, so the step was "
+                f"left out and the loss's scale halved to {event['loss_scale']:,.0f}; left out so far: "
+                f"{event['skipped']}"
+            )
+        self.skipped = event.get("skipped", 0)
 
     def valid(self, event: dict) -> None:
         assert self.bar is not None
@@ -105,8 +118,14 @@ class RunOptions:
     "Micro-batches that each process cuts its images of one step into: less memory, the same step."
     lr: float | None = None
     "Rate for as many pictures as the recipe says, instead of the recipe's."
-    precision: Literal["float32", "bfloat16", "float64"] | None = None
-    "Instead of the recipe's. float64 is slow, and there to compare runs."
+    precision: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Instead of the recipe's. float16 is for GPUs without bfloat16: its loss is scaled. float64 is slow, and there to
+    compare runs."""
+    tf32: bool = False
+    "On a GPU, float32 products with 11 bits for each number: several times faster."
+    deterministic: bool = False
+    """PyTorch's deterministic operators: the same run again gives the same bits on a GPU, too. Slower. Detectors hold
+    operators without such a form, which are named."""
     seed: int = 0
     "Decides first weights, order and what happens to each picture."
     resume: Literal["never", "auto"] = "never"
@@ -147,6 +166,8 @@ class RunOptions:
             accumulate=self.accumulate,
             lr=self.lr,
             precision=self.precision,
+            tf32=self.tf32 or None,
+            deterministic=self.deterministic or None,
             **more,
         )
 

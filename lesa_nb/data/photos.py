@@ -273,7 +273,9 @@ def _read_photo(path: str | os.PathLike, *, exif: bool = True, max_pixels: int |
             rgb, found = image, f"mode {image.mode}"
         if kind:
             notes.append((kind, found))
-        rgb = _reduced(_to_rgb(rgb), max_pixels)
+        if rgb.mode != "RGB" or transparent or _factor(rgb.size, max_pixels) == 1:  # otherwise reducing makes the copy
+            rgb = _to_rgb(rgb)
+        rgb = _reduced(rgb, max_pixels)
         if orientation in _TURNS and exif:
             notes.append(("EXIF rotation", f"orientation {orientation}"))
             rgb = rgb.transpose(_TURNS[orientation])

@@ -10,18 +10,19 @@ from torch import nn
 
 from lesa_nb.engine.recipe import Recipe
 
-__all__ = ["check_precision", "not_deterministic", "backends"]
+__all__ = ["check_recipe", "not_deterministic", "backends"]
 
 #: class of a network's part -> the operator in it that has no deterministic form on a GPU
 _OPERATORS = {"DeformableConv2d": "deform_conv2d", "MaskRCNN": "roi_align"}
 
 
-def check_precision(recipe: Recipe, device: torch.device) -> None:
-    """Refuse a number format that a GPU does not have.
+def check_recipe(recipe: Recipe, device: torch.device, processes: int) -> None:
+    """Refuse what cannot be trained here.
 
     Raises:
-        ValueError: It computes bfloat16 in software only.
+        ValueError: The batch cannot be cut among the processes, or the GPU computes bfloat16 in software only.
     """
+    recipe.local_batch_size(processes)
     if device.type != "cuda" or recipe.precision != "bfloat16":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):

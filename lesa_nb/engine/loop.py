@@ -20,6 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ._average import PatientAverage
+from ._scaling import LossScaler
 from .recipe import Recipe
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-06
@@ -63,10 +64,10 @@ def build_optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     everything = [dict(params=trained, weight_decay=recipe.weight_decay)]
     groups = everything if recipe.decay_all else decay_groups(model, recipe.weight_decay)
-    lr = recipe.peak_lr                                                                                # (16.1)
+    lr, fused = recipe.peak_lr, all(p.is_cuda for p in trained) or None # on a GPU one kernel updates all # (16.1)
     if recipe.optimizer == "adamw":
-        return AdamW(groups, lr=lr, betas=(recipe.momentum, .99))
-    return SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov)                      # (16.3)
+        return AdamW(groups, lr=lr, betas=(recipe.momentum, .99), fused=fused)
+    return SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)         # (16.3)
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-17
 _Batch = TypeVar("_Batch")
@@ -98,7 +99,8 @@ def _ready(model, batch, recipe, device):
     return _to_device(batch, device, dtype, channels_last=recipe.channels_last)
 
 def _autocast(recipe, device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    half = dict(bfloat16=torch.bfloat16, float16=torch.float16).get(recipe.precision)
+    return torch.autocast(device.type, half, enabled=half is not None)
 
 def _backward(
     model: nn.Module,
@@ -106,6 +108,7 @@ def _backward(
     losses: Callable[[nn.Module, Any], dict[str, Tensor]], # of a batch, by name
     recipe: Recipe,
     device: torch.device,
+    scaler: LossScaler | None = None,
 ) -> dict[str, Tensor]: # the losses by name, mean over the micro-batches
     "Add the gradient of a step's loss to the weights' `grad`, eq. (16.5)."
     totals: dict[str, Tensor] = {}
@@ -115,7 +118,7 @@ def _backward(
             with _autocast(recipe, device):
                 parts = losses(model, _ready(model, batch, recipe, device))
             loss = sum(parts.values(), torch.zeros((), device=device))/len(micro_batches)              # (16.5)
-            loss.backward()
+            (scaler.scale(loss) if scaler else loss).backward()
         for name, loss in parts.items():
             totals[name] = totals.get(name, torch.zeros(())) + loss.detach()/len(micro_batches)
     return totals
@@ -139,22 +142,27 @@ def train_step(
     recipe: Recipe,
     device: torch.device,
     lr: float, # eta f_t
+    scaler: LossScaler | None = None, # of the run; without one each step begins with a fresh scale
 ) -> dict[str, float]: # the losses by name
     "One step: rate, gradient, guard, weights, eqs. (16.3), (16.5) and (16.6)."
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()
-    found = _backward(model, micro_batches, losses, recipe, device)
+    scaler = scaler or LossScaler(recipe, device)
+    found = _backward(model, micro_batches, losses, recipe, device, scaler)
+    scaler.unscale_(optimizer)
     gradients = [p for p in model.parameters() if p.grad is not None]
     length = get_total_norm([p.grad for p in gradients if p.grad is not None])
     numbers = torch.stack([part.to(device, torch.float64) for part in (length, *found.values())]).tolist() # one wait
     by_name = dict(zip(found, numbers[1:]))
     if not math.isfinite(numbers[0]):
         optimizer.zero_grad(set_to_none=True)
+        if scaler.skip(by_name): return by_name
         raise NotFinite(lr, by_name)
     if recipe.clip:
         clip_grads_with_norm_(gradients, recipe.clip, length)                                          # (16.6)
-    optimizer.step()                                                                                   # (16.3)
+    scaler.step(optimizer)                                                                             # (16.3)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return by_name
 

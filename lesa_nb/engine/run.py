@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from ._backends import backends, check_recipe, not_deterministic
 from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
 from ._errors import explain_errors, explain_step
 from ._folder import RunFolder
 from ._lock import run_lock
 from ._parallel import averaging_gradients
+from ._scaling import LossScaler
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
 from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
@@ -68,7 +70,7 @@ class Training:
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.average = ema(self.model, recipe.ema) if recipe.ema else None
-        self.optimizer = build_optimizer(self.model, recipe)
+        self.optimizer, self.scaler = build_optimizer(self.model, recipe), LossScaler(recipe, device)
         self.trained = averaging_gradients(self.model, recipe, device, ranks)
         if recipe.compile:
             self.trained = torch.compile(self.trained) # type: ignore[assignment]  # behaves like a module
@@ -87,14 +89,15 @@ class Training:
         "Everything that is needed to go on to the bit; all processes come here together."
         return dict(self.told(), epoch=self.epoch, step=self.step, best=self.best, scores=self.scores,
                     model=self.model.state_dict(), average=self.average.state_dict() if self.average else None,
-                    optimizer=self.optimizer.state_dict(), random=self.ranks.gather(random_state(self.device)))
+                    optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(),
+                    random=self.ranks.gather(random_state(self.device)))
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         "Go on from there."
-        self.model.load_state_dict(saved["model"])
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(saved[name])
         if self.average:
             self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
         for name in ("epoch", "step", "best", "scores"):
             setattr(self, name, saved[name])
         if len(saved["random"]) == self.ranks.size:
@@ -147,7 +150,7 @@ def _update(training, micro_batches):
     where = f"epoch {training.epoch}, step {training.step}"
     with explain_step(task.recipe, training.ranks, training.device, where=where, names=names):
         found = train_step(training.trained, micro_batches, task.losses, training.optimizer, task.recipe,
-                           training.device, lr)
+                           training.device, lr, training.scaler)
     if training.average:
         training.average.update_parameters(training.model)
     training.step += 1
@@ -172,7 +175,7 @@ def _train_epoch(run):
                 yield run.event("saved", path=str(run.folder.checkpoint))
             lr, losses = _update(training, micro_batches)
             took, since = time.perf_counter() - since, time.perf_counter()
-            yield run.event("step", loss=sum(losses.values()), losses=losses, lr=lr,
+            yield run.event("step", loss=sum(losses.values()), losses=losses, lr=lr, **training.scaler.numbers(),
                             images_per_second=recipe.batch_size/took, waiting=waited/took)
 
 def _scores(run, *, trial=False):
@@ -202,7 +205,8 @@ def _events(run, until):
     yield run.event("start", epochs=last, steps=training.per_epoch, samples=len(task.train), valid=len(task.valid),
                     lr=task.recipe.peak_lr, local_batch_size=task.recipe.local_batch_size(training.ranks.size),
                     processes=training.ranks.size, device=str(training.device), resumed=run.folder.checkpoint.exists(),
-                    parameters=sum(p.numel() for p in training.model.parameters()))
+                    parameters=sum(p.numel() for p in training.model.parameters()),
+                    not_deterministic=not_deterministic(training.model) if task.recipe.deterministic else [])
     run.save() # a folder that cannot be written to is found out now
     while training.epoch < last:
         yield from _train_epoch(run)
@@ -214,8 +218,7 @@ def _events(run, until):
         yield run.event("valid", scores=training.scores, best=better)
         training.epoch, training.step = training.epoch + 1, 0
         run.save("last", *["best"]*better)
-    seconds = round(time.perf_counter() - began, 1)
-    yield run.event("end", scores=training.scores, best=training.best[0], seconds=seconds)
+    yield run.event("end", scores=training.scores, best=training.best[0], seconds=round(time.perf_counter() - began, 1))
 
 def fit(
     task: Task, # its recipe says how
@@ -233,7 +236,7 @@ def fit(
 ) -> Iterator[dict[str, Any]]: # what happens: kind "start", "step", "saved", "valid" or "end", and its numbers
     "Train a task; nothing happens until somebody asks for the next event."
     path, on, per_epoch = Path(folder), pick_device(device), _steps_per_epoch(task)
-    task.recipe.local_batch_size(world_size()) # speaks up before anything is written
+    check_recipe(task.recipe, on, world_size()) # speaks up before anything is written
     with process_group(on) as ranks, run_lock(path, ranks), contextlib.closing(RunFolder(path, ranks)) as home:
         saved = home.checkpoint.exists()
         if saved and not resume:
@@ -246,6 +249,7 @@ def fit(
         home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch, tensorboard=tensorboard)
         run = _Run(training, home, stop or Stop(), workers=workers, minutes=minutes)
         try:
-            yield from _events(run, until)
+            with backends(task.recipe, training.model, on, fixed_size=task.fixed_size):
+                yield from _events(run, until)
         except _Left as left:
             run.leave(*left.args)

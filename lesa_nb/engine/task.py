@@ -29,6 +29,7 @@ class Task(NamedTuple):
         score: Name of the score that decides which weights are best; larger is better. Of equal ones, the smaller score
             called "loss" decides.
         valid_batch: Samples at once in validation.
+        fixed_size: All images that the network sees have one size, so a GPU may try out which convolution is fastest.
     """
 
     metadata: dict[str, Any]
@@ -42,3 +43,4 @@ class Task(NamedTuple):
     batch_names: Callable[[Any], list[str]]
     score: str
     valid_batch: int = 32
+    fixed_size: bool = False

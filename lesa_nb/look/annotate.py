@@ -2,10 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+
+class _Masks(Protocol):
+    def __getitem__(self, i: int, /) -> Tensor:
+        raise NotImplementedError
 
 
 def _hue(number: int) -> tuple[int, int, int]:
@@ -17,21 +23,25 @@ def _hue(number: int) -> tuple[int, int, int]:
 
 
 def annotate(
-    image: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence[str], masks: Tensor | None = None,
+    image: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence[str], masks: _Masks | None = None,
 ) -> Image.Image:
     """Draw objects into a picture, the best last, so that it lies on top.
 
     image: (3, H, W) in [0, 1]. boxes: (n, 4), xyxy in its pixels, best first. labels: whole numbers, which choose the
-    colours. texts: what is written at each box. masks: (n, H, W), true inside. Returns a picture of the same size.
+    colours. texts: what is written at each box. masks: `masks[i]` is (H, W), true inside object i; asked for one after
+    the other. Returns a picture of the same size.
     """
     from matplotlib import get_data_path
-    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+    from torchvision.utils import draw_bounding_boxes
 
     canvas = (255*image.clamp(0, 1)).round().to(torch.uint8)
     order = list(reversed(range(len(boxes))))
     colors = [_hue(labels[i]) for i in order]
     if order and masks is not None:
-        canvas = draw_segmentation_masks(canvas, masks[order].bool(), alpha=.45, colors=colors)
+        painted = canvas.clone()
+        for i, color in zip(order, colors):
+            painted[:, masks[i].bool()] = torch.tensor(color, dtype=torch.uint8)[:, None]
+        canvas = (.55*canvas + .45*painted).to(torch.uint8)
     if order:
         longest = max(image.shape[1:])
         whole = boxes[order].round()

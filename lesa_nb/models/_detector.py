@@ -88,8 +88,12 @@ class Detector(nn.Module):
         """Losses of what looks into boxes."""
         raise NotImplementedError
 
-    def predict(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, Tensor]:
-        """What is in one image of height and width `size`: boxes, labels, scores, masks (if any) in its own pixels."""
+    def predict(self, features: ImageFeatures, size: tuple[int, int], paste: bool = True) -> dict[str, Tensor]:
+        """What is in one image of height and width `size`: boxes, labels, scores, masks (if any) in its own pixels.
+
+        `paste=False` leaves the masks as they are drawn, (d, 28, 28): on a large image all pasted ones take gigabytes,
+        and who needs one after the other calls `paste(masks, boxes, size)` for a few at a time.
+        """
         raise NotImplementedError
 
     def losses(self, inputs: Sequence[Tensor], targets: Sequence[dict]) -> dict[str, Tensor]:
@@ -101,9 +105,9 @@ class Detector(nn.Module):
         return losses | self.roi_losses(all_features, proposals, targets)
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
+        self, images: Sequence[Tensor], targets: Sequence[dict] | None = None, *, paste: bool = True
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, else what is in each image: see the class."""
+        """Losses in training mode, else what is in each image: see the class; `paste` as in `predict`."""
         if self.training and targets is None:
             raise ValueError("a detector in training mode needs targets; call .eval() to detect")
         inputs, fitted = prepare(
@@ -117,4 +121,4 @@ class Detector(nn.Module):
         if self.training:
             return self.losses(inputs, [target | dict(classes=target["labels"] - 1) for target in fitted])
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        return [self.predict(features, size) for features, size in zip(self.extract_mixed(inputs), sizes)]
+        return [self.predict(features, size, paste) for features, size in zip(self.extract_mixed(inputs), sizes)]

@@ -27,6 +27,9 @@ def check_images(images: Sequence[Tensor], names: Sequence[str]) -> None:
             raise ValueError(f"{name}: expected an RGB image of shape (3, H, W), found {tuple(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(f"{name}: expected a float image, nominally in [0, 1], found {image.dtype}")
+    if any(image.is_meta for image in images):
+        raise ValueError("a meta tensor has no numbers, and how many objects an image has depends on them: "
+                         "detector.extract(x) gives the shapes of everything before the first choice of boxes")
 
 
 def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *, semantic: bool) -> None:

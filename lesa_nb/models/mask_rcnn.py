@@ -189,6 +189,8 @@ class MaskRCNN(Detector):
         super().__init__(pyramid, **options)
         self._add_heads(pyramid.channels, width)
 
+    paste = staticmethod(_paste)
+
     def _add_heads(self, channels, width):
         self.box_head: Any = BoxHead(self.num_classes, channels, width=width) # Any: a cascade has lists of heads
         self.mask_head: Any = MaskHead(self.num_classes, channels) if self.masks else None
@@ -220,10 +222,10 @@ class MaskRCNN(Detector):
         logits_dCSS = self.mask_head(self.mask_head.features(roi_features(features.maps, boxes_d4, 14)))
         return logits_dCSS[torch.arange(class_d.shape[0], device=class_d.device), class_d].sigmoid()
 
-    def predict(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, Tensor]:
-        "What is in a picture of this size: boxes, labels from 1, scores and pasted masks (d, 1, H, W)."
+    def predict(self, features: ImageFeatures, size: tuple[int, int], paste: bool = True) -> dict[str, Tensor]:
+        "What is in a picture of this size: boxes, labels from 1, scores and masks, pasted (d, 1, H, W) or as drawn."
         boxes_d4, scores_d, class_d = self.predict_boxes(features, self.rpn.propose(features.rpn)[0])
         found = dict(boxes=scale_boxes(boxes_d4, features.rpn.size, size), labels=class_d + 1, scores=scores_d) # (23.2)
         if not self.masks: return found
         masks_dSS = self.predict_masks(features, boxes_d4, class_d)
-        return found | dict(masks=_paste(masks_dSS, found["boxes"], size)[:, None])
+        return found | dict(masks=_paste(masks_dSS, found["boxes"], size)[:, None] if paste else masks_dSS)

@@ -149,7 +149,7 @@ def classification_task(
         metadata=metadata, recipe=recipe, build=build, train=train, valid=valid, collate=collate_classification,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
         validate=partial(classification_scores, classes=count), batch_names=lambda batch: batch.paths, score="top1",
-        valid_batch=valid_batch)
+        valid_batch=valid_batch, fixed_size=True)
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
 def _check_classes(names, metadata, folder):
@@ -184,7 +184,8 @@ def score_folder(
                          chosen=partial(held_out, fraction=val_fraction) if val_fraction else None)
     on, as_it_is = pick_device(device), Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
     with process_group(on) as ranks:
-        batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers)
+        batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers,
+                         pin=on.type == "cuda")
         scores = evaluate(classifier.model.to(on), checked_batches(watch(batches)),
                           partial(classification_scores, classes=len(names), more=more), as_it_is, on)
     return dict(scores, samples=len(images))

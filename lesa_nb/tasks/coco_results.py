@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from ..data.coco import CocoFolder
 from ..data.coco_file import coco_tools, segmentation_fault
 from ..engine.group import gather
 from ..io.atomic import atomic_write
+
+_AT_ONCE = 2**26  # numbers of masks that are pasted at once: a quarter of a GiB
 
 
 def _check_answer(boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int, classes: int):
@@ -45,12 +47,25 @@ def _encode_masks(masks: Tensor, size: tuple[int, int], image_id: int) -> list[d
     return [dict(size=list(size), counts=rle["counts"].decode("ascii")) for rle in encoded]
 
 
-def to_results(output: dict, image_id: int, dataset: CocoFolder, *, limit: int = 100) -> list[dict]:
+def pack_masks(model: Any, found: dict[str, Tensor], size: tuple[int, int], image_id: int = 0) -> list[dict]:
+    """The masks of a detector's answer without pasting (`paste=False`) as compressed run lengths.
+
+    A few at a time are pasted into the image's `size`, so that a large image takes no more memory than one mask of it.
+    """
+    few = max(1, _AT_ONCE//(size[0]*size[1]))
+    parts = zip(found["masks"].split(few), found["boxes"].split(few))
+    return [rle for masks, boxes in parts for rle in _encode_masks(model.paste(masks, boxes, size), size, image_id)]
+
+
+def to_results(
+    output: dict, image_id: int, dataset: CocoFolder, *, limit: int = 100, model: nn.Module | None = None,
+) -> list[dict]:
     """One image's detections as COCO results: image_id, category_id, bbox, score and, with masks, segmentation.
 
     `output`: a detector's answer for the image, boxes (corners), labels, scores and, if it has them, soft masks of the
-    image's size. `dataset`: that the image is from. `limit`: at most so many, the best ones. Masks are packed at once:
-    dense ones are never kept. A ValueError names the image and what cannot be scored.
+    image's size. `dataset`: that the image is from. `limit`: at most so many, the best ones. `model`: the detector, if
+    it has left its masks for `pack_masks`. Masks are packed at once: dense ones are never kept. A ValueError names the
+    image and what cannot be scored.
     """
     size = dataset.size(image_id)
     boxes, scores, labels = (output[name].detach().cpu() for name in ("boxes", "scores", "labels"))
@@ -64,7 +79,10 @@ def to_results(output: dict, image_id: int, dataset: CocoFolder, *, limit: int =
     if masks is not None:
         if len(masks) != len(scores):
             raise ValueError(f"image {image_id}: {len(masks)} masks and {len(scores)} scores do not go together")
-        for result, rle in zip(results, _encode_masks(masks[best.to(masks.device)], size, image_id)):
+        there = best.to(masks.device)
+        packed = (_encode_masks(masks[there], size, image_id) if model is None else
+                  pack_masks(model, dict(masks=masks[there], boxes=output["boxes"][there]), size, image_id))
+        for result, rle in zip(results, packed):
             result["segmentation"] = rle
     return results
 
@@ -78,12 +96,13 @@ def _predict_results(
     `model` has torchvision's detection API. `batches`: images and targets; of a target only image_id is used.
     """
     device, training = next(model.parameters()).device, model.training
+    leaves: dict[str, Any] = dict(paste=False) if hasattr(model, "paste") else {}  # ours can leave masks unpasted
     try:
         for images, targets in batches:
             model.eval()  # whoever took the last results may have trained in between
-            for target, output in zip(targets, model([image.to(device) for image in images])):
+            for target, output in zip(targets, model([image.to(device) for image in images], **leaves)):
                 image_id = int(target["image_id"])
-                yield image_id, to_results(output, image_id, dataset, limit=limit)
+                yield image_id, to_results(output, image_id, dataset, limit=limit, model=model if leaves else None)
     finally:
         model.train(training)
 

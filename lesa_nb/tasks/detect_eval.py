@@ -71,9 +71,11 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
         say(f"boxes only: {weights} was trained without masks")
     elif say and not dataset.has_masks:
         say(f"boxes only: no object in {dataset.path} has a mask")
+    on = pick_device(device)
     keys = [list(range(first, min(first + batch_size, len(dataset)))) for first in range(0, len(dataset), batch_size)]
-    batches = checked_batches(loader(_ValidSamples(dataset), keys, collate_detection, workers=workers))
-    return dataset, watch(_predict_results(loaded.model.to(pick_device(device)), batches, dataset))
+    batches = checked_batches(loader(_ValidSamples(dataset), keys, collate_detection, workers=workers,
+                                     pin=on.type == "cuda"))
+    return dataset, watch(_predict_results(loaded.model.to(on), batches, dataset))
 
 
 def evaluate_detector(

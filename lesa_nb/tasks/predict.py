@@ -14,7 +14,7 @@ from torch import Tensor
 from lesa_nb.data.listing import is_litter, is_picture, list_files
 from lesa_nb.data.photos import open_image
 from lesa_nb.data.report import printable
-from lesa_nb.tasks.coco_results import _encode_masks
+from lesa_nb.tasks.coco_results import pack_masks
 from lesa_nb.weights.load import Loaded, load
 
 #: pixels that a picture keeps when it is read for a classifier, which sees a small square of it
@@ -66,14 +66,14 @@ def name_classes(loaded: Loaded, inputs: Tensor, top: int) -> list[dict]:
 def _detect(loaded: Loaded, inputs: list[Tensor], threshold: float) -> list[dict]:
     """What a detector says of inputs: objects that score at least the threshold, best first."""
     answers: list[dict] = []
-    for found in loaded.model(inputs):
+    for found, x in zip(loaded.model(inputs, paste=False), inputs):
         kept = found["scores"] >= threshold
         boxes, labels, scores = (found[key][kept].cpu().tolist() for key in ("boxes", "labels", "scores"))
         objects: list[dict[str, Any]] = [dict(name=loaded.classes[label - 1], score=score, box=box)
                                          for label, score, box in zip(labels, scores, boxes)]
         if objects and found.get("masks") is not None:
-            masks = found["masks"][kept]
-            for thing, mask in zip(objects, _encode_masks(masks, tuple(masks.shape[-2:]), len(answers))):
+            drawn = dict(masks=found["masks"][kept], boxes=found["boxes"][kept])
+            for thing, mask in zip(objects, pack_masks(loaded.model, drawn, (x.shape[1], x.shape[2]))):
                 thing["mask"] = mask
         answers.append(dict(objects=objects))
     return answers

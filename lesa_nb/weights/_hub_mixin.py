@@ -68,7 +68,11 @@ def _network_rows(loaded: Loaded) -> Iterable[tuple[str, Any]]:
 
 def _training_rows(told: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     recipe, start = told.get("recipe"), told.get("start")
-    yield "recipe", (recipe or {}).get("name", recipe) if isinstance(recipe, Mapping) else recipe or "not said"
+    if isinstance(recipe, Mapping):  # a name alone would hide what was changed
+        numbers = [f"{name} {value}" for name, value in recipe.items() if name != "name" and value]
+        yield "recipe", ": ".join(filter(None, [str(recipe.get("name", "")), ", ".join(numbers)]))
+    else:
+        yield "recipe", recipe or "not said"
     for key in ("epoch", "seed"):
         if key in told:
             yield key, told[key]

@@ -36,12 +36,11 @@ nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as i
 check: ## what keeps the house in order, without running anything: make check ARGS=layers
 	@$(dev) -- python tools/check_house.py $(ARGS)
 
-lab: ## open the notebooks in JupyterLab; saving leaves them clean
-	@$(dev) -- jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --ServerApp.preferred_dir=nbs $(ARGS)
+lab: ## open the course in JupyterLab; saving leaves the notebooks clean
+	@$(dev) -- python tools/lab.py $(ARGS)
 
 notebooks: ## run the notebooks and save their figures: make notebooks ARGS=nbs/1_layer/03_local.ipynb
 	@$(dev) -- python tools/run_notebooks.py $(ARGS)
-	@$(dev) -- nbdev_clean
 
 sync: ## bring package, notebooks and README up to date with the notebooks
 	@$(dev) -- python tools/sync.py $(ARGS)

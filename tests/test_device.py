@@ -252,8 +252,10 @@ def test_detections_are_those_of_the_cpu(device, kind):
 
     def act(detector, put):
         images, _ = put(pictures())
+        with torch.inference_mode():
+            detector.eval()(images)  # from now on it keeps its constants
         with torch.no_grad(), device.trips() as trips:
-            found = detector.eval()(images)
+            found = detector(images)
         counted.append(trips)
         return [back(of_image) for of_image in found]
 
@@ -293,6 +295,18 @@ def test_matching_launches_do_not_grow_with_the_objects(device):
     assert launches[400] == launches[200] <= 300 and launches[8] <= launches[100] <= launches[200]
 
 
+def test_pictures_of_new_sizes_send_nothing_more(device):
+    "Each new size has its own anchors; what they are made of was sent with the first."
+    detector = build_detector("mask_rcnn", network="small", num_classes=3, image_size=96, keep_ratio=True).to(PLACE)
+    counts = []
+    for sides in ((96, 96), (96, 64), (40, 90), (70, 33)):
+        images = sent([torch.rand(3, *sides), torch.rand(3, *sides[::-1])])
+        with device.trips() as trips, torch.inference_mode():
+            detector.eval()(images)
+        counts.append(len(trips))
+    assert max(counts[1:]) <= 8, trips
+
+
 # --- whole runs
 
 
@@ -303,12 +317,12 @@ def run(task, folder, **options):
 def test_a_run_with_evaluation_and_resume(device, tmp_path, monkeypatch):
     "The log of a run on the device is that of the CPU, also when it is stopped and resumed there."
     recipe = replace(RECIPE, epochs=2)
-    want = run(make_task(recipe), tmp_path / "cpu")
+    want = run(make_task(recipe, train=64, valid=20), tmp_path / "cpu")
     monkeypatch.setattr(engine, "pick_device", lambda name: PLACE)
     with device.trips() as trips:
-        got = run(make_task(recipe), tmp_path / "there")
-    run(make_task(recipe), tmp_path / "again", until=1)
-    resumed = run(make_task(recipe), tmp_path / "again", resume=True)
+        got = run(make_task(recipe, train=64, valid=20), tmp_path / "there")
+    run(make_task(recipe, train=64, valid=20), tmp_path / "again", until=1)
+    resumed = run(make_task(recipe, train=64, valid=20), tmp_path / "again", resume=True)
     for a, b in ((want, got), (got[-len(resumed) + 1:], resumed[1:])):
         for mine, yours in zip(a, b, strict=True):
             assert mine["kind"] == yours["kind"] and mine["step"] == yours["step"]
@@ -317,5 +331,28 @@ def test_a_run_with_evaluation_and_resume(device, tmp_path, monkeypatch):
                     assert yours[name] == pytest.approx(mine[name], rel=1e-3)
     assert got[-1]["scores"] == resumed[-1]["scores"]
     steps = sum(event["kind"] == "step" for event in got)
-    in_training = [line for kind, line in trips if line.startswith(("lesa_nb/engine/loop", "lesa_nb/layers"))]
-    assert steps == 8 and len(in_training) <= 3 * steps
+    assert steps == 4 and len(trips.during("_update")) == steps, trips  # one each: the losses and the guard
+
+
+def test_a_detectors_run_with_evaluation_and_resume(device, tmp_path, monkeypatch):
+    "Evaluated, stopped after an epoch, gone on with: the same scores and losses as in one go, and as on the CPU."
+    pytest.importorskip("faster_coco_eval")
+    from lesa_nb.data.drawn_coco import make_coco
+    from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task
+
+    folder = make_coco(tmp_path / "coco", train=4, val=2, test=1, size=64)
+    recipe = replace(DETECTION_RECIPES["small"], epochs=2, batch_size=2, lr_batch=2, warmup_steps=2, ema=0.9)
+
+    def task():
+        return detection_task(folder, recipe, network="small", image_size=64, say=lambda text: None)
+
+    want = run(task(), tmp_path / "cpu")
+    monkeypatch.setattr(engine, "pick_device", lambda name: PLACE)
+    run(task(), tmp_path / "there", until=1)
+    with device.trips() as trips:
+        got = run(task(), tmp_path / "there", resume=True)
+    steps = [event for event in got if event["kind"] == "step"]
+    assert len(steps) == 2 and len(trips.during("_update")) <= 10 * len(steps), trips
+    first = next(event for event in want if event["kind"] == "step" and event["epoch"] == 1)
+    assert steps[0]["loss"] == pytest.approx(first["loss"], rel=1e-2)
+    assert got[-1]["scores"].keys() == want[-1]["scores"].keys()

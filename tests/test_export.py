@@ -162,6 +162,9 @@ def test_one_graph_for_pictures_of_any_size_with_and_without_objects(model, suff
         torch.export.save(export_program(net, min_size=32, max_size=512), path)
     else:
         export_onnx(net, path, min_size=32, max_size=512)
+        outputs = onnxruntime.InferenceSession(path).get_outputs()
+        assert [part.name for part in outputs] == ["boxes", "labels", "scores"] + ["masks"]*net.masks
+        assert all(part.shape[0] == "objects" for part in outputs)
     counts = same_objects(runner(path), net, images)
     assert min(counts) == 0 < max(counts), counts
     net.threshold = .3
@@ -204,7 +207,7 @@ def test_refusals_before_anything_is_written(classifier_file, tmp_path, capsys, 
     asked = ["export", "--weights", classifier_file, "--out"]
     for words, status, sentence in [
         ([tmp_path / "net.bin"], 2, "--out must end in .onnx or .pt2"),
-        ([tmp_path / "gone" / "net.onnx"], 1, "its folder does not exist"),
+        ([tmp_path / "gone" / "net.onnx"], 2, "its folder does not exist"),
         ([tmp_path / "net.pt2", "--min-size", 8], 2, "--min-size must lie in 17..4096, got 8"),
         ([tmp_path / "net.pt2", "--min-size", 600], 2, "--min-size must be less than --max-size, got 600 and 512"),
         ([tmp_path / "net.pt2", "--image-size", 64, "--min-size", 64], 2, "--image-size fixes the size"),

@@ -24,22 +24,23 @@ from .ops import Sampler, full_precision, grouped_nms, pairwise_iou, places_of, 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
 
+@kept
 def _base_anchors(
     stride: int, # s of the level
+    device: torch.device,
     scale: float = 8, # side of the square anchor, in strides
     ratios: Sequence[float] = (.5, 1., 2.), # height over width
 ) -> Float[Tensor, "A 4"]:
     "One box for each shape, around the origin, eq. (24.1)."
     root_A = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
     sides_A2 = torch.stack([1/root_A, root_A], 1)*stride*scale
-    return torch.cat([-sides_A2/2, sides_A2/2], 1)                        # (24.1)
+    return torch.cat([-sides_A2/2, sides_A2/2], 1).to(device)             # (24.1)
 
 @kept
 def _grid(H, W, stride, device):
-    y_H, x_W = torch.arange(H, device=device)*stride, torch.arange(W, device=device)*stride
-    y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+    y_HW, x_HW = torch.meshgrid(*(torch.arange(n, device=device)*stride for n in (H, W)), indexing="ij")
     shift_HW14 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)[:, :, None]
-    return (shift_HW14 + _base_anchors(stride).to(device)).reshape(-1, 4)                       # (24.2)
+    return (shift_HW14 + _base_anchors(stride, device)).reshape(-1, 4)                           # (24.2)
 
 def _grid_anchors(
     sizes: Sequence[tuple[int, int]], # height and width of each level's map

@@ -228,6 +228,9 @@ def export_onnx(
                          "computes with: write a program instead (export_program, or a name that ends in .pt2)"
                          ) from error
     assert program is not None
+    for value in program.model.graph.outputs if call.outputs != ["logits"] else ():
+        if value.shape is not None:
+            value.shape[0] = "objects"  # in place of the formula by which the exporter calls it
     program.model.metadata_props.update({key: json.dumps(value) for key, value in (metadata or {}).items()})
     with atomic_path(path, what="the network") as beside:
         program.save(fspath(beside), external_data=False)

@@ -42,7 +42,8 @@ def places_of(masks: Sequence[Tensor]) -> list[Tensor]:
     if not masks:
         return []
     counts = torch.stack([mask.sum() for mask in masks]).tolist()  # the wait
-    return [mask.nonzero_static(size=count)[:, 0] for mask, count in zip(masks, counts)]
+    return [mask.nonzero_static(size=count)[:, 0] if count else mask.new_empty(0, dtype=torch.int64)
+            for mask, count in zip(masks, counts)]
 
 
 def random_sampler(places: Tensor, number: int) -> Tensor:

@@ -125,7 +125,7 @@ print(peak_mib() - before)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
     assert told.returncode == 0, told.stderr
-    assert 0 < int(told.stdout) < 200
+    assert 0 < int(told.stdout) < 180  # MiB, which are a little more
 
 
 def test_a_crowd_of_objects_is_matched_as_by_a_loop():

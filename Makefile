@@ -8,13 +8,14 @@ endif
 # Paths below are relative, so it does not matter what the project's folder is called.
 dev = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv)" dev
 proof = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" dev
+browser = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" browser
 ifdef VENV
 demo = "$(PYTHON)" tools/in_env.py "$(VENV)" demo
 else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all nbdev-test check lab notebooks sync dev hooks clean
+.PHONY: help demo test test-all test-browser nbdev-test check lab notebooks sync dev hooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +30,9 @@ test: ## prove everything: notebooks, tests, files made from the notebooks
 test-all: ## the same and the slow tests (installs the package in fresh environments: minutes and gigabytes)
 	@$(proof) -- python tools/test.py --slow $(ARGS)
 
+test-browser: ## prove what a reader sees, in Chromium: the course in JupyterLab, the explorer, README on a phone
+	@$(browser) -- python tools/test.py --jobs 1 tests/browser $(ARGS)
+
 nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as it is
 	@before=$$(git status --porcelain); $(proof) -- nbdev_test $(ARGS) && \
 	if [ "$$(git status --porcelain)" != "$$before" ]; then git status --short; echo "error: nbdev_test changed the files above" >&2; exit 1; fi
@@ -36,12 +40,11 @@ nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as i
 check: ## what keeps the house in order, without running anything: make check ARGS=layers
 	@$(dev) -- python tools/check_house.py $(ARGS)
 
-lab: ## open the notebooks in JupyterLab; saving leaves them clean
-	@$(dev) -- jupyter lab --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter --ServerApp.preferred_dir=nbs $(ARGS)
+lab: ## open the course in JupyterLab; saving leaves the notebooks clean
+	@$(dev) -- python tools/lab.py $(ARGS)
 
 notebooks: ## run the notebooks and save their figures: make notebooks ARGS=nbs/1_layer/03_local.ipynb
 	@$(dev) -- python tools/run_notebooks.py $(ARGS)
-	@$(dev) -- nbdev_clean
 
 sync: ## bring package, notebooks and README up to date with the notebooks
 	@$(dev) -- python tools/sync.py $(ARGS)

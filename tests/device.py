@@ -47,23 +47,32 @@ def _ours(device):
     return device is not None and torch.device(device).type in (PLACE.type, _INSIDE.type)
 
 
-def _line():
-    "The innermost line of this library, or of a test, that led here."
-    frame = sys._getframe(1)
+def _way():
+    "The lines of this library, and of tests, that led here, innermost first, and the functions they are in."
+    frame, way = sys._getframe(1), []
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if _ROOT in path.parents and path != _HERE and "site-packages" not in path.parts:
-            return f"{path.relative_to(_ROOT)}:{frame.f_lineno}"
+            way.append((f"{path.relative_to(_ROOT)}:{frame.f_lineno}", frame.f_code.co_name))
         frame = frame.f_back
-    return "elsewhere"
+    return way or [("elsewhere", "")]
+
+
+def _line():
+    return _way()[0][0]
 
 
 class Trips(list):
-    "What made the host wait, one line each, and how much was sent without waiting."
+    "What made the host wait: kind and line of each; how much was sent without waiting; how much was launched."
 
     def __init__(self):
         super().__init__()
         self.sent = self.launches = 0
+        self.ways = []
+
+    def during(self, function):
+        "Those that happened inside a function of this name."
+        return [trip for trip, way in zip(self, self.ways, strict=True) if function in way]
 
     def __repr__(self):
         return f"{len(self)} trips:\n  " + "\n  ".join(f"{line}  {kind}" for kind, line in self)
@@ -73,8 +82,10 @@ _open: list[Trips] = []
 
 
 def _trip(kind):
+    way = _way()
     for trips in _open:
-        trips.append((kind, _line()))
+        trips.append((kind, way[0][0]))
+        trips.ways.append({function for _, function in way})
 
 
 def _sent():
@@ -92,9 +103,10 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inside):
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
-            device=_INSIDE)
+        with torch.inference_mode(False):  # what is made there may be a view of what was made before
+            self = torch.Tensor._make_wrapper_subclass(
+                cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
+                device=_INSIDE)
         self.inside = inside
         return self
 

@@ -207,7 +207,7 @@ def test_refusals_before_anything_is_written(classifier_file, tmp_path, capsys, 
     asked = ["export", "--weights", classifier_file, "--out"]
     for words, status, sentence in [
         ([tmp_path / "net.bin"], 2, "--out must end in .onnx or .pt2"),
-        ([tmp_path / "gone" / "net.onnx"], 1, "its folder does not exist"),
+        ([tmp_path / "gone" / "net.onnx"], 2, "its folder does not exist"),
         ([tmp_path / "net.pt2", "--min-size", 8], 2, "--min-size must lie in 17..4096, got 8"),
         ([tmp_path / "net.pt2", "--min-size", 600], 2, "--min-size must be less than --max-size, got 600 and 512"),
         ([tmp_path / "net.pt2", "--image-size", 64, "--min-size", 64], 2, "--image-size fixes the size"),

@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+import project  # noqa: E402
+
 ODD = "two words; ünïcode"
 SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
@@ -70,7 +74,7 @@ def test_source_archive_can_be_built_and_tested(archives):
         "tools/test.py",
     ):
         assert name in names, name
-    notebooks = {str(path.relative_to(ROOT)) for path in (ROOT / "nbs").rglob("*.ipynb")}
+    notebooks = {str(path.relative_to(ROOT)) for path in project.notebooks(ROOT)}
     assert notebooks and notebooks <= names
     junk = [
         name
@@ -237,7 +241,7 @@ def python_sources():
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     yield "setup.py", (ROOT / "setup.py").read_text(encoding="utf-8")
-    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+    for path in project.notebooks(ROOT):
         for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1):
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and not re.search(r"^\s*[%!]", source, re.MULTILINE):

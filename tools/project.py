@@ -35,6 +35,11 @@ def files(root=ROOT):
     return sorted(name for name in set(names) if (root / name).is_file())
 
 
+def notebooks(root=ROOT):
+    "Every notebook in nbs/, in reading order; not the copies that an editor keeps in folders of its own."
+    return [path for path in sorted(Path(root).glob("nbs/**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+
+
 def copy(root, to):
     "The project's files, copied to the folder `to`."
     for name in files(root):

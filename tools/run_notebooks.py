@@ -4,7 +4,8 @@
     python tools/run_notebooks.py nbs/1_layer/03_local.ipynb
     python tools/run_notebooks.py --check          # run, write nothing
 
-Figures (PNG) stay in the committed notebook; every other output goes, so that a diff shows what a person changed.
+What stays in the file stands in clean_notebook.py: figures (PNG), and of those that look as they did the bytes that
+they had, so that a diff shows what a person changed.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import threading
 import time
 from pathlib import Path
 
+import clean_notebook
 import nbformat
+import project
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -28,18 +31,6 @@ _colours = re.compile(r"\x1b\[[\d;]*m")
 
 class NotebookError(Exception):
     "A notebook that did not run through: the cell, what happened there, and where."
-
-
-def keep_figures(nb):
-    "Drop every output but PNG figures, and the execution counts."
-    for cell in nb.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.execution_count = None
-        figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
-        cell.outputs = [
-            nbformat.v4.new_output("display_data", data={"image/png": o["data"]["image/png"]}) for o in figures
-        ]
 
 
 def execute(nb, folder, *, cell_timeout=None, timeout=None, env=None):
@@ -95,8 +86,8 @@ def run(path, timeout, write=True):
     execute(nb, path.parent, cell_timeout=timeout)
     seconds = time.perf_counter() - start
     if write:
-        keep_figures(nb)
-        nbformat.write(nb, path)
+        clean_notebook.clean(nb, before=clean_notebook.read(path))
+        nbformat.write(nbformat.from_dict(nb), path)
     return seconds
 
 
@@ -120,7 +111,7 @@ def main():
 
 def run_all(args):
     failed = 0
-    for path in args.notebooks or sorted(ROOT.glob("nbs/**/*.ipynb")):
+    for path in args.notebooks or project.notebooks(ROOT):
         try:
             print(f"{run(path.resolve(), args.timeout, write=not args.check):6.1f} s  {path.name}", flush=True)
         except NotebookError as error:

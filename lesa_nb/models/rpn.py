@@ -24,22 +24,23 @@ from .ops import Sampler, full_precision, grouped_nms, pairwise_iou, places_of, 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
 
+@kept
 def _base_anchors(
     stride: int, # s of the level
+    device: torch.device,
     scale: float = 8, # side of the square anchor, in strides
     ratios: Sequence[float] = (.5, 1., 2.), # height over width
 ) -> Float[Tensor, "A 4"]:
     "One box for each shape, around the origin, eq. (24.1)."
     root_A = torch.tensor(ratios, dtype=torch.float32, device="cpu").sqrt()
     sides_A2 = torch.stack([1/root_A, root_A], 1)*stride*scale
-    return torch.cat([-sides_A2/2, sides_A2/2], 1)                        # (24.1)
+    return torch.cat([-sides_A2/2, sides_A2/2], 1).to(device)             # (24.1)
 
 @kept
 def _grid(H, W, stride, device):
-    y_H, x_W = torch.arange(H, device=device)*stride, torch.arange(W, device=device)*stride
-    y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+    y_HW, x_HW = torch.meshgrid(*(torch.arange(n, device=device)*stride for n in (H, W)), indexing="ij")
     shift_HW14 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)[:, :, None]
-    return (shift_HW14 + _base_anchors(stride).to(device)).reshape(-1, 4)                       # (24.2)
+    return (shift_HW14 + _base_anchors(stride, device)).reshape(-1, 4)                           # (24.2)
 
 def _grid_anchors(
     sizes: Sequence[tuple[int, int]], # height and width of each level's map
@@ -95,13 +96,13 @@ def assign(
     "Match boxes with objects, eqs. (24.5) and (24.6)."
     T, N = len(truth_T4), len(boxes_N4)
     if not T or not N: return torch.full((N,), _BACKGROUND, device=boxes_N4.device)
-    blocks, found = boxes_N4.split(max(14_000, 2**21//T)), [] # two million pairs at a time, and never many blocks
+    blocks = boxes_N4.split(max(14_000, 2**21//T)) # two million pairs at a time, and never many blocks
     top_T = torch.stack([pairwise_iou(truth_T4, block_n4).amax(1) for block_n4 in blocks]).amax(0)
     top_T1 = torch.where(top_T >= lowest, top_T, 2.)[:, None] # no overlap is 2
     number_T1 = torch.arange(1, T + 1, dtype=top_T.dtype, device=top_T.device)[:, None]
-    for block_n4 in blocks:
-        iou_Tn = pairwise_iou(truth_T4, block_n4)
-        found.append((*iou_Tn.max(0), iou_Tn.eq_(top_T1).mul_(number_T1).amax(0))) # best, object, last: in place
+    def look(iou_Tn): # in place, and forgotten before the next block
+        return *iou_Tn.max(0), iou_Tn.eq_(top_T1).mul_(number_T1).amax(0)
+    found = [look(pairwise_iou(truth_T4, block_n4)) for block_n4 in blocks]
     best_N, object_N, last_N = map(torch.cat, zip(*found))
     matched_N = torch.where(best_N < negative, _BACKGROUND, _IGNORED)
     matched_N = torch.where(best_N >= positive, object_N, matched_N)                               # (24.5)

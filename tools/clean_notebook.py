@@ -1,0 +1,109 @@
+"""What of a notebook is kept in its file: what a person wrote, and its figures.
+
+`make notebooks` and JupyterLab's save (lab.py) both write by this rule, so running a notebook and saving it leaves git
+clean:
+
+* figures (PNG) stay, every other output goes, and so do counters, widgets and the editor's own notes (`nbdev_clean`);
+* a figure that looks as it did keeps the bytes that it had: another machine rounds, compresses and signs differently;
+  and so does one that was measured (`#| measured`), whatever the clock says this time.
+"""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+_measured = re.compile(r"^\s*#\s*\|\s*measured\b", re.MULTILINE)
+ROUNDING = 16  # of 255 levels: less than an eye sees, and far less than one letter for another
+
+
+def _joined(text):
+    return text if isinstance(text, str) else "".join(text)
+
+
+def _png(output):
+    "The picture of an output as base64 text, or None."
+    data = output.get("data", {}).get("image/png")
+    return None if data is None else _joined(data).strip()
+
+
+def _figures(cell):
+    return [png for output in cell.get("outputs", []) if (png := _png(output)) is not None]
+
+
+def keep_figures(nb):
+    "Drop every output but PNG figures."
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [
+                {"output_type": "display_data", "metadata": {}, "data": {"image/png": png}} for png in _figures(cell)
+            ]
+
+
+def _pixels(png):
+    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+        return np.asarray(picture.convert("RGBA"), dtype=np.int16)
+
+
+def same_picture(before, now):
+    "Whether two PNG pictures (base64 text) have one size, and no pixel that differs by more than rounding."
+    if before == now:
+        return True
+    try:
+        before, now = _pixels(before), _pixels(now)
+    except (OSError, ValueError):
+        return False
+    return before.shape == now.shape and int(np.abs(before - now).max()) <= ROUNDING
+
+
+def keep_unchanged(nb, before):
+    """Give the figures that look as they did in `before` the bytes that they had there.
+
+    Cells are matched by their identity. A cell marked `#| measured` draws what it measured (seconds, bytes): it keeps
+    its figures as long as its code is the same, for another run measures something else.
+    """
+    kept = {cell["id"]: cell for cell in before["cells"] if "id" in cell}
+    for cell in nb["cells"]:
+        old = kept.get(cell.get("id"))
+        if cell["cell_type"] != "code" or not cell["outputs"] or old is None or old["cell_type"] != "code":
+            continue
+        figures = _figures(old)
+        if len(figures) != len(cell["outputs"]):
+            continue
+        source = _joined(cell["source"])
+        measured = _measured.search(source) and source == _joined(old["source"])
+        for output, figure in zip(cell["outputs"], figures):
+            if measured or same_picture(figure, output["data"]["image/png"]):
+                output["data"]["image/png"] = figure
+
+
+def clean(nb, before=None):
+    """Leave of the notebook `nb` (a dictionary, changed in place) what its file keeps.
+
+    before: the notebook that the file holds so far, or None.
+    """
+    keep_figures(nb)
+    while len(nb["cells"]) > 1 and nb["cells"][-1]["cell_type"] == "code" and not _joined(nb["cells"][-1]["source"]):
+        nb["cells"].pop()  # Shift+Enter on the last cell has made one more
+    config = get_config(path=ROOT)
+    allowed = [config.get(f"allowed_{kind}metadata_keys", "").split() for kind in ("", "cell_")]
+    clean_nb(nb, config.clear_all, *allowed, config.clean_ids)
+    nb["metadata"].pop("widgets", None)
+    if before is not None:
+        keep_unchanged(nb, before)
+
+
+def read(path):
+    "The notebook in a file, or None where there is none that can be read."
+    try:
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        return nb if isinstance(nb["cells"], list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

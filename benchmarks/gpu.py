@@ -27,8 +27,8 @@ from common import arguments, peak_mb, save, seconds, start, timm_attention
 from torch import nn
 from torchvision.models import resnet18
 
-from lesa_nb.engine._backends import backends
 from lesa_nb.engine._checkpoint import read_checkpoint
+from lesa_nb.engine.backends import backends
 from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.run import fit
 from lesa_nb.layers import blockwise

@@ -286,6 +286,7 @@ class Doubled(nn.BatchNorm2d):
         return 2*super().forward(x)
 
 
+@pytest.mark.fault("L3")
 @pytest.mark.parametrize("table", POSITIONS)
 @pytest.mark.parametrize("make", [lambda C: nn.GroupNorm(2, C), nn.InstanceNorm2d, lambda C: nn.Identity(), Doubled],
                          ids=["group", "instance", "none", "subclass"])
@@ -300,6 +301,7 @@ def test_other_norms_of_scores(table, make):
         attend_with(one, "flat" if table == "flat" else "rows")(x)
 
 
+@pytest.mark.fault("L3")
 @pytest.mark.parametrize("table", POSITIONS)
 def test_frozen_norm_of_scores(table):
     "torchvision's FrozenBatchNorm2d is a batch norm at rest, in training mode too."

@@ -302,6 +302,7 @@ def test_explain_takes_pictures_of_every_mode(mode, weights, tmp_path, capsys):
     assert status == 0, err
 
 
+@pytest.mark.fault("P5")
 def test_explain_turns_a_picture_upright(weights, tmp_path, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -136,6 +136,7 @@ def test_small_images_leave_training_only(folder):
     assert len(CocoFolder(folder)) == 16
 
 
+@pytest.mark.fault("P4")
 @pytest.mark.parametrize("height, width", [(1, 1), (20, 5000), (5000, 20)])
 def test_odd_image_sizes_are_read_and_scored(folder, height, width):
     def change(content):
@@ -280,6 +281,7 @@ def test_transforms_may_turn_to_float(source):
 # ---- what public bug reports of other libraries taught
 
 
+@pytest.mark.fault("C4")
 @pytest.mark.parametrize(
     "entry, message",
     [
@@ -308,6 +310,7 @@ def test_fields_of_the_wrong_type_are_named_when_the_file_is_read(folder, entry,
     )
 
 
+@pytest.mark.fault("C4")
 @pytest.mark.parametrize("field", ["iscrowd", "area"])
 @pytest.mark.parametrize("how", ["null", "missing"])
 def test_a_missing_flag_or_area_is_filled_in(folder, field, how):
@@ -338,6 +341,7 @@ def test_many_wrong_fields_are_counted(folder):
         CocoFolder(folder)
 
 
+@pytest.mark.fault("C5")
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -356,6 +360,7 @@ def test_nothing_left_to_train_on_is_not_ready(folder, change, reason):
         CocoFolder(folder, training=True)
 
 
+@pytest.mark.fault("C6")
 @pytest.mark.parametrize("how", ["linked", "dotted", "double"])
 def test_one_function_finds_a_picture(folder, tmp_path, how):
     """Folders that are links, and detours in a name: the reader finds what the check finds."""
@@ -382,6 +387,7 @@ def test_one_function_finds_a_picture(folder, tmp_path, how):
     assert len(dataset) == 14 and all(image.shape[0] == 3 for image, _ in dataset)
 
 
+@pytest.mark.fault("C7")
 @pytest.mark.parametrize("ids", ["zero", "restart", "missing"])
 def test_annotation_ids_are_not_needed(folder, ids):
     before = objects(CocoFolder(folder, training=True))
@@ -401,12 +407,14 @@ def test_annotation_ids_are_not_needed(folder, ids):
     assert ("kept" in str(report)) == (ids != "missing")
 
 
+@pytest.mark.fault("C10")
 def test_two_categories_of_one_name_stay_apart(folder):
     edit(folder, lambda content: [c.update(name="thing") for c in content["categories"]], "val2017")
     dataset = CocoFolder(folder, "val2017")
     assert dataset.categories.names == ["thing (2)", "thing (17)", "thing (90)"]
 
 
+@pytest.mark.fault("C2")
 def test_labels_of_another_file_follow_names(folder):
     train = CocoFolder(folder, training=True)
     plain = CocoFolder(folder, "val2017")
@@ -428,6 +436,7 @@ def test_labels_of_another_file_follow_names(folder):
         CocoFolder(folder, "val2017", categories=train.categories)
 
 
+@pytest.mark.fault("C2")
 def test_the_same_ids_under_other_names_are_refused(folder):
     train = CocoFolder(folder, training=True)
     edit(folder, lambda content: content["categories"][0].update(name="ball"), "val2017")
@@ -435,6 +444,7 @@ def test_the_same_ids_under_other_names_are_refused(folder):
         CocoFolder(folder, "val2017", categories=train.categories)
 
 
+@pytest.mark.fault("C3")
 def test_deep_grey_pictures_are_scaled(folder):
     dataset = CocoFolder(folder, "val2017")
     image_id = dataset.image_ids[0]
@@ -447,6 +457,7 @@ def test_deep_grey_pictures_are_scaled(folder):
     assert verify_coco(folder, semantic=False, progress=False).ok
 
 
+@pytest.mark.fault("C11")
 def test_a_turned_picture_is_explained(folder):
     dataset = CocoFolder(folder, "val2017")
     image_id = next(i for i in dataset.image_ids if len(set(dataset.size(i))) == 2)
@@ -460,6 +471,7 @@ def test_a_turned_picture_is_explained(folder):
     assert [f.kind for f in report.fatal] == ["image of another size"] and "EXIF" in str(report)
 
 
+@pytest.mark.fault("C11")
 @pytest.mark.parametrize(
     "image, message",
     [
@@ -473,6 +485,7 @@ def test_messages_name_the_true_cause(folder, image, message):
         CocoFolder(folder)
 
 
+@pytest.mark.fault("C12")
 def test_a_sliver_at_the_edge_is_left_out_before_training(folder):
     def change(content):
         first = plain(content)[0]

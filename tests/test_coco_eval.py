@@ -315,6 +315,7 @@ def test_testdev_file_is_replaced_whole_or_not_at_all(source, tmp_path):
     assert path.read_text() == "[]\n" and [p.name for p in tmp_path.iterdir()] == ["sent.json"]
 
 
+@pytest.mark.fault("R9")
 def test_a_missing_package_is_named(source, monkeypatch):
     dataset = CocoFolder(source, "val2017")
     for name in ["faster_coco_eval", *(m for m in sys.modules if m.startswith("faster_coco_eval."))]:
@@ -345,6 +346,7 @@ def perfect(dataset):
     return results
 
 
+@pytest.mark.fault("C1")
 def test_objects_without_outlines_stay_in_the_truth_of_boxes(source, folder):
     "Half of the objects lose their outline: the box score is that of pycocotools on the same file."
     results = answers(CocoFolder(source, "val2017"), 3)
@@ -369,6 +371,7 @@ def test_objects_without_outlines_stay_in_the_truth_of_boxes(source, folder):
     np.testing.assert_allclose(filled(scores.mask), official(rest, results, "segm"), rtol=0, atol=1e-12)
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize(
     "segmentation", [[], None, [[9, 9, 20, 20]], dict(size=[9, 9], counts=[81]), dict(size=[96, 96], counts="a1"), "x"]
 )
@@ -387,6 +390,7 @@ def test_boxes_alone_are_scored_as_boxes(source, folder):
     assert scores.mask is None and scores.box == score_results(CocoFolder(source, "val2017"), results).box
 
 
+@pytest.mark.fault("C7")
 @pytest.mark.parametrize("ids", ["zero", "restart"])
 def test_scores_do_not_depend_on_annotation_ids(source, folder, ids):
     results = answers(CocoFolder(source, "val2017"), 4)
@@ -402,6 +406,7 @@ def test_scores_do_not_depend_on_annotation_ids(source, folder, ids):
         )
 
 
+@pytest.mark.fault("C4")
 def test_missing_areas_and_flags_are_filled_in(source, folder):
     results = answers(CocoFolder(source, "val2017"), 4)
 
@@ -416,6 +421,7 @@ def test_missing_areas_and_flags_are_filled_in(source, folder):
     assert abs(scores.box["AP"] - score_results(CocoFolder(source, "val2017"), results).box["AP"]) < 1e-12
 
 
+@pytest.mark.fault("C10")
 def test_two_classes_of_one_name_are_two_rows(folder):
     edit_val(folder, lambda content: [c.update(name="thing") for c in content["categories"]])
     dataset = CocoFolder(folder, "val2017")
@@ -424,6 +430,7 @@ def test_two_classes_of_one_name_are_two_rows(folder):
     assert scores.curve("box", "thing (17)")[1].max() == 1
 
 
+@pytest.mark.fault("C2")
 def test_scores_follow_labels_of_another_file(source, folder):
     "The same names under other ids: table and results go by name."
     train = CocoFolder(source, training=True)
@@ -452,6 +459,7 @@ def test_scores_follow_labels_of_another_file(source, folder):
 BAD_BOXES = [[9, math.nan, 20, 20], [9, 9, math.inf, 20], None, [1, 2, 3], ["1", "2", "3", "4"]]
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("bbox", BAD_BOXES, ids=str)
 def test_a_truth_with_a_box_that_is_none_is_refused(folder, bbox):
     "COCO's own tools raise on it, and take a NaN for a hit: nobody is measured by it, and the check says so."
@@ -472,6 +480,7 @@ def test_a_truth_with_a_box_that_is_none_is_refused(folder, bbox):
     assert not report.ok and "nothing to score by" in str(report) and str(entry["id"]) in str(report)
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("outline, kept", [
     ([[1, 1, 30, 1, 30, 30, 7]], True), ([["1", "1", "30", "1", "30", "30"]], True),
     ([[1, 1, 30, 1, 30, 30], [5, 5]], True), ([[5, 5, 20, 20], [1, 1, 30, 1, 30, 30]], False),

@@ -118,6 +118,7 @@ def objects(*datasets):
 # ---- what is found
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("layout", TWO)
 def test_a_set_with_two_splits_is_read_as_cocos_own(source, tmp_path, layout):
     TWO[layout](source, tmp_path / "set")

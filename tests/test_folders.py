@@ -69,6 +69,7 @@ def test_batches_carry_names(source):
     assert torch.equal(valid[5][0], valid[9, 5][0])
 
 
+@pytest.mark.fault("C2")
 def test_same_classes_lists_what_differs():
     assert same_classes(["a", "b"], ["a", "b"]) == ["a", "b"]
     with pytest.raises(
@@ -117,6 +118,7 @@ def litter(folder):
     return 6
 
 
+@pytest.mark.fault("P1")
 def test_litter_is_skipped_and_counted(folder):
     clean = [ClassFolder(folder / split) for split in ("train", "val")]
     count = litter(folder)
@@ -132,6 +134,7 @@ def test_litter_is_skipped_and_counted(folder):
     assert is_litter("__MACOSX") and is_litter("desktop.ini") and not is_litter("cat.jpg")
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize(
     "link, to",
     [
@@ -162,6 +165,7 @@ def test_links_that_chase_each_other_end(folder):
     assert len(ClassFolder(folder / "train")) == 8 * 5
 
 
+@pytest.mark.fault("C6")
 def test_a_link_beside_is_followed(folder, tmp_path):
     shutil.copytree(folder / "val/red", tmp_path / "more")
     (folder / "train/red/more").symlink_to(tmp_path / "more")
@@ -182,6 +186,7 @@ def test_formats_that_cannot_be_read_are_said(folder):
 # Turned, deep and large pictures
 
 
+@pytest.mark.fault("P5")
 def test_a_turned_picture_is_turned_unless_asked_not_to(folder):
     path = folder / "train/blue/00001.png"
     exif = Image.Exif()

@@ -47,6 +47,7 @@ def test_each_sample_is_evaluated_once(samples, batch_size, size):
     assert len(parts[0]) == max(map(len, parts))  # the first has as many batches as any
 
 
+@pytest.mark.fault("R6")
 @pytest.mark.parametrize("name, says", [
     ("mps", "device mps: expected a CPU or a GPU of CUDA, found 'mps'"), ("xpu", "found 'xpu'"),
     ("meta", "found 'meta'"), ("abacus", "no device 'abacus': choose cpu, cuda or cuda:0")])

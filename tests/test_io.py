@@ -45,6 +45,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
             pass
 
 
+@pytest.mark.fault("R7")
 @pytest.mark.parametrize("write", [
     lambda path: atomic_text(path, "x"*99_999),
     lambda path: save_tensors(dict(x=torch.ones(99_999)), path, {}),
@@ -90,6 +91,7 @@ def test_links_are_followed_and_devices_written_directly(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
+@pytest.mark.fault("R7")
 def test_everything_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     happened = []
     fsync, replace = os.fsync, os.replace
@@ -143,6 +145,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "new"]
 
 
+@pytest.mark.fault("R7")
 def test_killed_while_writing(tmp_path):
     code = """
 import os, signal, sys

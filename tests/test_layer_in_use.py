@@ -60,6 +60,7 @@ def compiled_over_sizes(table, training, backend, *, gradients=False):
     return len(graphs), len(needed)
 
 
+@pytest.mark.fault("L1")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_compiled_for_any_size(table, training):
@@ -68,6 +69,7 @@ def test_compiled_for_any_size(table, training):
     assert graphs <= needed + 1
 
 
+@pytest.mark.fault("L1")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("training", [True, False])
@@ -77,6 +79,7 @@ def test_compiled_forward_and_backward_for_any_size(table, training, backend):
     assert graphs <= needed + 1
 
 
+@pytest.mark.fault("L2")
 @pytest.mark.parametrize("table", POSITIONS)
 def test_torch_func_on_a_large_map(table):
     "jvp, grad, vmap, derivatives for parameters, and forward mode by hand: the numbers of the written-out form."
@@ -121,6 +124,7 @@ def test_pinned_private_functions():
     torch.testing.assert_close(out, want)
 
 
+@pytest.mark.fault("L4")
 @pytest.mark.parametrize("size", [(5, 5), LARGE])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_full_backward_hooks(table, size):
@@ -139,6 +143,7 @@ def test_full_backward_hooks(table, size):
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_meta_tensors(table, training):
@@ -152,6 +157,7 @@ def test_meta_tensors(table, training):
         assert x.grad.shape == x.shape
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize(("network", "position", "term"), [
     *(("small", position, term) for position in POSITIONS for term in TERMS),
     ("resnet50", "flat", "lesa"), ("wrn50", "factored", "lesa"),
@@ -167,6 +173,7 @@ def test_classifiers_without_numbers(network, position, term):
     assert all(p.grad.is_meta and p.grad.shape == p.shape for p in net.parameters())
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize("model", DETECTORS)
 def test_detectors_without_numbers(model):
     "Up to the first choice of boxes, which depends on scores: pyramid, proposals' scores, semantic map, and the heads."
@@ -185,6 +192,7 @@ def test_detectors_without_numbers(model):
                 net.train(training)([torch.empty(3, 64, 96)], [dict(boxes=torch.empty(0, 4), labels=torch.empty(0))])
 
 
+@pytest.mark.fault("L5")
 @pytest.mark.parametrize("table", POSITIONS)
 def test_another_type_is_said_in_one_sentence(table):
     one, _ = layers(table)

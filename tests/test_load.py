@@ -50,6 +50,7 @@ def small():
     return build_classifier("small", num_classes=3)
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("options", CLASSIFIERS, ids=str)
 def test_a_bare_state_dict_of_a_classifier(options, tmp_path):
     torch.manual_seed(0)
@@ -63,7 +64,7 @@ def test_a_bare_state_dict_of_a_classifier(options, tmp_path):
         wanted["image_size"] = list(wanted["image_size"])
     if options["network"] == "resnet50":
         wanted["position"] = "flat"
-    assert loaded.metadata == wanted
+    assert loaded.metadata == wanted | dict(classes_guessed=True)
 
 
 @pytest.mark.parametrize("options", [o for o in CLASSIFIERS if o.get("term") != "attention"] + DETECTORS[:3], ids=str)
@@ -82,6 +83,7 @@ def test_a_file_of_the_authors(options, tmp_path):
     assert same(loaded.model, net) and loaded.metadata["stripped"] == ["module."]
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("options", DETECTORS, ids=str)
 def test_a_bare_state_dict_of_a_detector(options, tmp_path):
     torch.manual_seed(0)
@@ -119,6 +121,7 @@ def test_transforms(small, tmp_path):
         assert classify(other).shape == (3, 64, 64) and detect(other).shape == (3, 90, 100)
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("wrap", [
     nn.DataParallel, torch.compile, lambda net: nn.DataParallel(torch.compile(net)),
 ], ids=["module", "compile", "both"])
@@ -146,6 +149,7 @@ def test_parts_that_were_compiled_and_averages(small, tmp_path):
     assert same(load(tmp_path / "average.pth").model, small) and same(load(tmp_path / "model.pth").model, small)
 
 
+@pytest.mark.fault("R8")
 def test_a_checkpoint_of_a_run(small, tmp_path):
     average = AveragedModel(small)
     trained = build_classifier("small", num_classes=3)

@@ -44,6 +44,7 @@ def test_batches_come_in_the_given_order(workers):
     assert [batch[:, 0].tolist() for batch in loader(Squares(), pairs, torch.stack, workers=workers)] == KEYS
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("error, reason", [
     (ValueError("squares/4.png: broken data stream"), "squares/4.png: broken data stream"),
@@ -110,6 +111,7 @@ except ValueError as error: print("told:", error)
     assert "free memory" in done.stdout
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("then, status", [
     ("raise KeyError('in the middle of the loop')", 1), ("sys.exit(0)", 0),
     ("def f():\n    for batch in batches: raise ValueError('held by a traceback')\nf()", 1)])

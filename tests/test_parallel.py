@@ -44,12 +44,22 @@ def _rank(rank, store, folder):
     odd.weight.data = odd.weight.data.as_strided((6, 4, 1, 1), (4, 1, 4, 4))
     odd_ddp = averaging_gradients(odd, RECIPE, cpu, ranks)
     odd_ddp(torch.randn(2, 4, 3, 3)).sum().backward()
-    wrapped = averaging_gradients(ours, RECIPE, cpu, ranks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing about arguments that are going
+        wrapped = averaging_gradients(ours, RECIPE, cpu, ranks)
     found = dict(plain=_warnings(DistributedDataParallel(plain)), ours=_warnings(wrapped),
                  norms=all(isinstance(m, SyncBatchNorm) for m in ours.modules()
                            if isinstance(m, nn.modules.batchnorm._BatchNorm)),
                  odd=odd.weight.grad.stride() == odd.weight.stride())
     wrapped(torch.randn(2, 3, 16, 16)).square().mean().backward()
+    graphs, backend = [], torch._dynamo.lookup_backend("eager")
+
+    def count(graph, example):
+        graphs.append(graph)
+        return backend(graph, example)
+
+    torch.compile(wrapped, backend=count)(torch.randn(2, 3, 16, 16)).square().mean().backward()
+    found["graphs"] = len(graphs)
     found["strides"] = all(p.grad.stride() == p.stride() for p in ours.parameters())
     (folder/f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -70,6 +80,10 @@ def test_gradients_have_the_strides_of_the_buckets(found):
 
 def test_norms_over_all_processes_go_in(found):
     assert all(one["norms"] for one in found)
+
+
+def test_one_graph_when_compiled(found):
+    assert [one["graphs"] for one in found] == [1, 1]
 
 
 def test_one_process_is_left_alone():

@@ -75,6 +75,7 @@ def test_a_note_turns_the_picture_and_every_mode_becomes_rgb(tmp_path, photo):
     assert np.unique(open_image(tmp_path / "glass.png")).tolist() == [255]  # all transparent: all white
 
 
+@pytest.mark.fault("P5")
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_every_orientation_as_pillow_turns_it(tmp_path, orientation, suffix):
@@ -138,6 +139,7 @@ def test_what_cannot_be_read_is_named(tmp_path, photo):
     assert kinds == {"missing file", "no permission", "a folder", "unreadable file", "broken picture"}
 
 
+@pytest.mark.fault("P3")
 @pytest.mark.parametrize(
     "suffix, options",
     [
@@ -181,6 +183,7 @@ def grey_of(path):
     return np.array(open_image(path))[..., 0]
 
 
+@pytest.mark.fault("C3")
 def test_sixteen_bits_are_scaled(tmp_path):
     values = np.linspace(0, 65535, 48 * 64).round().astype(np.uint16).reshape(48, 64)
     Image.fromarray(values).save(tmp_path / "x.png")
@@ -190,6 +193,7 @@ def test_sixteen_bits_are_scaled(tmp_path):
         assert [kind for kind, _ in _read_photo(tmp_path / name).notes] == ["deep colour"]
 
 
+@pytest.mark.fault("P2")
 def test_twelve_bits_in_a_sixteen_bit_file(tmp_path):
     values = np.linspace(0, 4095, 48 * 64).round().astype(np.uint16).reshape(48, 64)
     Image.fromarray(values).save(tmp_path / "silent.png")
@@ -202,6 +206,7 @@ def test_twelve_bits_in_a_sixteen_bit_file(tmp_path):
     assert not grey_of(tmp_path / "black.png").any()  # black is black on any scale
 
 
+@pytest.mark.fault("P2")
 def test_floats_are_scaled_by_what_they_say_or_refused(tmp_path):
     ramp = np.linspace(0, 1, 48 * 64).astype(np.float32).reshape(48, 64)
     for name, values in (("unit", ramp), ("dim", ramp / 2), ("bytes", 255 * ramp)):
@@ -240,6 +245,7 @@ def test_for_looking_at_it_the_own_range_will_do(tmp_path):
         assert not np.array(open_image(path, stretch=True)).any()
 
 
+@pytest.mark.fault("P2")
 def test_whole_numbers_of_32_bits_need_a_range(tmp_path):
     values = np.arange(48 * 64, dtype=np.int32).reshape(48, 64)
     with pytest.raises(ValueError, match="unclear range .values 0 to 3,071, and the file does not say"):
@@ -251,6 +257,7 @@ def test_whole_numbers_of_32_bits_need_a_range(tmp_path):
 # Large ones
 
 
+@pytest.mark.fault("P4")
 def test_a_large_picture_is_reduced(tmp_path):
     Image.new("RGB", (3000, 2000), "red").save(tmp_path / "x.jpg")
     Image.new("RGB", (3000, 2000), "red").save(tmp_path / "x.png")
@@ -266,6 +273,7 @@ def test_a_large_picture_is_reduced(tmp_path):
     assert open_image(tmp_path / "thin.png", max_pixels=10**4).size == (1, 10000)
 
 
+@pytest.mark.fault("P4")
 def test_108_megapixels_in_bounded_memory(tmp_path):
     Image.new("RGB", (12000, 9000), "blue").save(tmp_path / "x.jpg", quality=30)
     code = (
@@ -287,6 +295,7 @@ def test_108_megapixels_in_bounded_memory(tmp_path):
     assert MAX_PIXELS == 2**24
 
 
+@pytest.mark.fault("P4")
 def test_explain_in_bounded_memory(tmp_path):
     Image.new("RGB", (12000, 9000), "blue").save(tmp_path / "x.jpg", quality=30)
     code = (

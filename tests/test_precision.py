@@ -9,13 +9,14 @@ import torchvision
 from small_runs import RECIPE, make_task
 from torch import nn
 
-from lesa_nb.engine import _backends, loop
-from lesa_nb.engine._backends import backends, check_recipe, not_deterministic
+from lesa_nb.engine import backends as backends_module
+from lesa_nb.engine import loop
 from lesa_nb.engine._checkpoint import read_checkpoint
 from lesa_nb.engine._scaling import LossScaler
+from lesa_nb.engine.backends import backends, check_recipe, not_deterministic
 from lesa_nb.engine.loop import NotFinite, build_optimizer, train_step
 from lesa_nb.engine.run import fit
-from lesa_nb.models import mask_rcnn, ops
+from lesa_nb.models import htc, ops
 from lesa_nb.models.registry import build_classifier, build_detector
 
 CPU = torch.device("cpu")
@@ -154,7 +155,7 @@ def test_operators_without_a_deterministic_form_are_named():
     with pytest.raises(ValueError, match="^adaptive_max_pool2d_backward_cuda does not .* Leave out --deterministic$"):
         with backends(recipe, nn.Linear(1, 1), CPU):
             raise RuntimeError(words)
-    assert set(_backends._OPERATORS) == {"DeformableConv2d", "MaskRCNN"}
+    assert set(backends_module._OPERATORS) == {"DeformableConv2d", "MaskRCNN"}
 
 
 def test_a_deterministic_run_says_so_and_is_the_same_again(tmp_path):
@@ -165,6 +166,35 @@ def test_a_deterministic_run_says_so_and_is_the_same_again(tmp_path):
     assert events[0]["not_deterministic"] == [] and switches() == before
     assert all(torch.equal(t, ends[1]["model"][name]) for name, t in ends[0]["model"].items())
     assert ends[0]["recipe"]["deterministic"] is True
+
+
+def test_roi_align_is_the_kernel_with_deterministic_operators_too(monkeypatch):
+    "torchvision would take a form in Python on a GPU, whose memory grows with boxes times map."
+    maps, boxes = torch.randn(1, 3, 12, 16), torch.tensor([[1., 2., 9., 8.], [0., 0., 5., 5.]])
+    want = torchvision.ops.roi_align(maps, [boxes], 7, .5, aligned=True)
+    rois = torch.cat([torch.zeros(2, 1), boxes], 1)
+    assert torch.equal(ops.roi_align(maps, [boxes], 7, .5), want)
+    monkeypatch.setattr(torchvision.ops, "roi_align", None)
+    with backends(replace(RECIPE, deterministic=True), nn.Linear(1, 1), CPU):
+        assert torch.equal(ops.roi_align(maps, [boxes], 7, .5), want)
+        assert torch.equal(ops.roi_align(maps, rois, 7, .5), want)
+
+
+def test_the_loss_of_stuff_is_a_cross_entropy():
+    "Gathered, in place of PyTorch's, which has no deterministic form on a GPU for maps."
+    torch.manual_seed(0)
+    logits = [torch.randn(1, 5, 3, 4, requires_grad=True) for _ in range(2)]
+    maps = [torch.randint(0, 5, (24, 32), dtype=torch.uint8) for _ in range(2)]
+    maps[0][:16], maps[1][:, 8:] = 255, 255
+    y = torch.stack([m[::8, ::8].long() for m in maps])
+    want = .2*torch.nn.functional.cross_entropy(torch.cat(logits), y, ignore_index=255)
+    got = htc._stuff_loss(logits, maps)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(torch.autograd.grad(got, logits), torch.autograd.grad(want, logits)):
+        torch.testing.assert_close(a, b)
+    unknown = [torch.full_like(m, 255) for m in maps]
+    for some in (logits, [t.detach()*torch.inf for t in logits]):
+        assert htc._stuff_loss(some, unknown) == 0
 
 
 # ---- boxes keep float32
@@ -191,7 +221,6 @@ def test_boxes_reach_roi_align_in_float32(monkeypatch, model, half):
         return real(maps, boxes, *words, **options)
 
     monkeypatch.setattr(ops, "roi_align", spy)
-    monkeypatch.setattr(mask_rcnn, "roi_align", spy)
     torch.manual_seed(0)
     detector = build_detector(model, network="small", num_classes=3, image_size=96)
     image, target = picture()

@@ -109,6 +109,7 @@ def test_a_broken_picture_is_named_and_the_rest_goes_on(classifier, photos):
     assert sum("classes" in answer for answer in answers.values()) == 2
 
 
+@pytest.mark.fault("P5")
 def test_pictures_are_seen_upright(classifier, tmp_path):
     path = picture(tmp_path/"turned.jpg", (90, 60), seed=4, quality=100, subsampling=0)
     exif = Image.Exif()

@@ -65,6 +65,7 @@ def rule_one_by_one(truth, boxes, positive, negative, lowest):
     return matched
 
 
+@pytest.mark.fault("C13")
 @pytest.mark.parametrize("objects", [1, 2, 40, 200])
 def test_assign_is_the_published_rule_in_blocks(objects):
     boxes = torch.cat(_grid_anchors([(100 >> level, 152 >> level) for level in range(5)]))
@@ -73,6 +74,7 @@ def test_assign_is_the_published_rule_in_blocks(objects):
         assert assign(truth, boxes, *thresholds).equal(rule(truth, boxes, *thresholds))
 
 
+@pytest.mark.fault("C13")
 def test_assign_is_bounded_in_memory_and_in_launches():
     "300 objects among 261,888 anchors took 2.65 GiB, and four kernels an object."
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,7 +125,7 @@ print(peak_mib() - before)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
     assert told.returncode == 0, told.stderr
-    assert 0 < int(told.stdout) < 200
+    assert 0 < int(told.stdout) < 180  # MiB, which are a little more
 
 
 def test_a_crowd_of_objects_is_matched_as_by_a_loop():

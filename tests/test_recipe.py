@@ -13,6 +13,7 @@ STAIRS = Recipe("detector", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_
                 warmup_from=.001, milestones=(16, 19))
 
 
+@pytest.mark.fault("R6")
 @pytest.mark.parametrize("changes, says", [
     (dict(label_smoothing=-.1), "label_smoothing of a recipe must be at least 0 and at most 1, got -0.1"),
     (dict(label_smoothing=1.5), "label_smoothing .* got 1.5"),
@@ -43,6 +44,7 @@ def test_numbers_out_of_range_are_refused(changes, says):
         replace(COSINE, **changes)
 
 
+@pytest.mark.fault("R6")
 def test_every_number_has_a_range():
     "Whatever is added to a recipe is refused as nan or as a word."
     for field in fields(Recipe):
@@ -93,6 +95,7 @@ def test_a_smaller_batch_is_said_aloud(monkeypatch):
         fit_batch(COSINE, 2, heard.append)
 
 
+@pytest.mark.fault("R10")
 def test_a_warm_up_fits_the_run():
     "The published five epochs of three would be all of it: at most a quarter of a run is spent on the way up."
     short, longer = replace(COSINE, epochs=3), replace(COSINE, epochs=6)
@@ -111,6 +114,7 @@ def test_a_run_of_few_steps_learns_in_each(steps):
         assert all(lr_factor(recipe, t, steps) > 0 for t in range(steps))
 
 
+@pytest.mark.fault("R10")
 def test_a_longer_run_never_warms_up_less():
     warmups = [replace(COSINE, epochs=n).warmup(10) for n in range(1, 40)]
     assert warmups == sorted(warmups) and warmups[-1] == 50

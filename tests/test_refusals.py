@@ -123,6 +123,7 @@ def is_refused(line, reason, made, monkeypatch, capsys):
     assert reason in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3, err
 
 
+@pytest.mark.fault("R9")
 @pytest.mark.parametrize("line", MISSING)
 def test_a_missing_package_is_named_with_its_extra(line, made, monkeypatch, capsys):
     package, reason = MISSING[line]

@@ -257,6 +257,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         train(tmp_path / "torn", resume=True)
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
     from lesa_nb.engine.run import sample_keys
@@ -297,6 +298,7 @@ class Named:
         return self.samples[index if epoch is None else (epoch, self.keep[index])]
 
 
+@pytest.mark.fault("R3")
 def test_other_data_are_refused_or_accepted(tmp_path):
     task = make_task()
     samples, named = task.train, task._replace(train=Named(task.train))
@@ -327,6 +329,7 @@ def test_other_data_are_refused_or_accepted(tmp_path):
 # ---- validation is tried first, and costs no epoch
 
 
+@pytest.mark.fault("R5")
 def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path):
     from functools import partial
 
@@ -339,6 +342,7 @@ def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path
     train(tmp_path, until=1)  # so the folder holds no run
 
 
+@pytest.mark.fault("R5")
 def test_an_epoch_is_saved_before_validating(tmp_path, straight):
     task, calls = make_task(), []
 
@@ -355,6 +359,7 @@ def test_an_epoch_is_saved_before_validating(tmp_path, straight):
     assert same(last(tmp_path), last(straight))
 
 
+@pytest.mark.fault("R11")
 def test_ties_go_to_the_smaller_loss(tmp_path):
     told = iter([(50.0, 9.0), (50.0, 2.0), (50.0, 1.0), (50.0, 3.0), (40.0, 0.1)])  # the first is the trial
 
@@ -368,6 +373,20 @@ def test_ties_go_to_the_smaller_loss(tmp_path):
     assert events[-1]["best"] == 50.0 and read_metadata(tmp_path / "best.safetensors")["scores"]["loss"] == 1.0
 
 
+@pytest.mark.fault("R11")
+def test_without_a_loss_the_first_of_equal_scores_stays(tmp_path):
+    "Detectors are validated by AP alone: a later epoch is not better for being later."
+
+    def scores(model, batches):
+        for _ in batches:
+            pass
+        return {"top1": 50.0}
+
+    events = train(tmp_path, task=make_task()._replace(validate=scores))
+    assert [e["best"] for e in events if e["kind"] == "valid"] == [True, False, False, False]
+
+
+@pytest.mark.fault("R6")
 def test_other_devices_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="device meta: expected a CPU"):
         list(fit(make_task(), tmp_path / "new", device="meta"))

@@ -75,6 +75,7 @@ if sys.stdin.readline() == "end it\\n":
 """
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not say who sent a signal")
 def test_a_worker_ends_with_its_parent_and_for_nobody_else():
     with subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -15,6 +15,7 @@ def prepared(target, image=IMAGE, side=32, **options):
     return prepare([image], [target], side=side, **options)
 
 
+@pytest.mark.fault("C9")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -54,6 +55,7 @@ def test_what_is_missing_is_named(key):
         prepared({name: value for name, value in GOOD.items() if name != key})
 
 
+@pytest.mark.fault("C9")
 @pytest.mark.parametrize(("image", "message"), [
     (torch.zeros(3, 8, 8, dtype=torch.uint8), "image 1: expected a float image, nominally in .* found torch.uint8"),
     (torch.zeros(8, 8), r"image 1: expected an RGB image of shape \(3, H, W\), found \(8, 8\)"),
@@ -68,6 +70,7 @@ def test_images_that_overshoot_a_little_are_taken():
     assert prepare([], side=32) == ([], []) and prepare([], [], side=32) == ([], [])
 
 
+@pytest.mark.fault("C9")
 def test_names_of_images():
     names = [
         image_name(t, 3)
@@ -76,6 +79,7 @@ def test_names_of_images():
     assert names == ["image 3", "image 3", "image_id 7", "image_id a/b.jpg", "image_id 9"]
 
 
+@pytest.mark.fault("C12")
 def test_sides_are_judged_as_they_are_used():
     "A box that has an area in double, but none in float32, cut at the edge and scaled, would make the loss infinite."
     left = 40 - 1e-7                                                      # rounds to 40, which is the edge
@@ -97,5 +101,6 @@ def small(**options):
     return MaskRCNN(Pyramid(backbone, channels=16), num_classes=3, image_size=64, width=32, **options).train()
 
 
+@pytest.mark.fault("C9")
 def test_string_ids_train():
     assert all(loss.isfinite() for loss in small()([IMAGE], [GOOD | dict(image_id="000042")]).values())

@@ -270,6 +270,19 @@ def test_two_processes_equal_one(data, tmp_path):
     assert one["scores"] == pytest.approx(two["scores"], abs=1e-5)
 
 
+def test_float16_tf32_and_deterministic(data, tmp_path):
+    "The switches of a GPU are taken on a CPU as well, by both kinds of run that go on from each other."
+    words = training(data, tmp_path / "run", epochs=2, workers=0)
+    words += ["--precision", "float16", "--deterministic", "--tf32"]
+    for more in (["--stop-after", "1"], ["--resume", "auto"]):
+        assert cli.main([str(word) for word in [*words, *more]]) == 0
+    saved = read_checkpoint(tmp_path / "run" / "last.pt")
+    told = saved["recipe"]
+    assert (told["precision"], told["deterministic"], told["tf32"], saved["epoch"]) == ("float16", True, True, 2)
+    assert saved["scaler"]["scale"] > 0 and not torch.are_deterministic_algorithms_enabled()
+    assert cli.main([str(word) for word in [*words[:-1], "--resume", "auto"]]) == 2  # another recipe
+
+
 def test_measure(data, tmp_path):
     done = lesa("train", "imagenet", "--data", data, "--out", tmp_path / "x", *SMALL, "--workers", "1", "--measure")
     assert done.returncode == 0 and "limits" in done.stdout and not (tmp_path / "x").exists(), done.stderr

@@ -193,6 +193,7 @@ def test_what_the_backbone_starts_from_is_said(source, tmp_path):
 # ---- what is refused before a run begins, and what trains
 
 
+@pytest.mark.fault("C8")
 def test_htc_without_stuff_maps_is_refused_with_the_way_out(folder):
     gone = sorted((folder / "stuffthingmaps" / "train2017").iterdir())[1]
     gone.unlink()
@@ -205,6 +206,7 @@ def test_htc_without_stuff_maps_is_refused_with_the_way_out(folder):
     assert task_of(folder).metadata["net"]["model"] == "mask_rcnn"
 
 
+@pytest.mark.fault("C2")
 def test_classes_of_both_splits_are_compared_by_name(source, folder):
     def rename(content):
         content["categories"][0]["name"] = "ball"
@@ -216,6 +218,7 @@ def test_classes_of_both_splits_are_compared_by_name(source, folder):
         task_of(folder)
 
 
+@pytest.mark.fault("R9")
 def test_a_missing_package_is_said_before_the_run(source, monkeypatch):
     import sys
 
@@ -241,6 +244,7 @@ def test_an_object_without_a_mask_survives_the_jitter(folder):
         assert "has_mask" not in target or target["has_mask"].equal(target["masks"].flatten(1).any(1))
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("model", KINDS)
 def test_an_object_without_a_mask_trains_the_box_parts_only(folder, model):
     """Its box counts as before, its mask is not learned as an empty one."""
@@ -375,6 +379,7 @@ def test_a_broken_picture_stops_the_run_and_is_named(folder, tmp_path):
             list(fit(task, tmp_path / f"run {workers}", workers=workers))
 
 
+@pytest.mark.fault("C2")
 def test_files_of_other_classes_are_refused(source, folder, tmp_path):
     task = task_of(source)
     torch.manual_seed(0)

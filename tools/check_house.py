@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import course
+
 ROOT = Path(__file__).resolve().parent.parent
 ANY = "*"
 
@@ -294,7 +296,12 @@ def code_lines(source):
 
 
 def words(source):
-    "Words of prose: without code, formulas of their own line, addresses of links and rulers of tables."
+    """Words of prose: without code, formulas of their own line, addresses of links and rulers of tables.
+
+    The links to the pages before and after, which tools/course.py writes, are no prose.
+    """
+    if source.startswith(course.MADE):
+        return 0
     return sum(1 for word in _fence.sub(" ", source).split() if re.search(r"\w", word))
 
 

@@ -1,6 +1,6 @@
-"""Bring everything that is made from the notebooks up to date: package, clean notebooks, README.
+"""Bring everything that is made from the notebooks up to date: package, clean notebooks, links between them, README.
 
-python tools/sync.py              # nbdev_export, nbdev_clean, README.md
+python tools/sync.py              # nbdev_export, nbdev_clean, course links, README.md
 python tools/sync.py --check      # do it on a copy; list what would change, exit 1 if anything would
 """
 
@@ -19,13 +19,14 @@ _NBDEV = "import sys; from nbdev.{module} import {name}; sys.argv = [{name!r}]; 
 STEPS = {
     "nbdev_export": ["-c", _NBDEV.format(module="doclinks", name="nbdev_export")],
     "nbdev_clean": ["-c", _NBDEV.format(module="clean", name="nbdev_clean")],
+    "course links": [str(TOOLS / "course.py")],
     "README.md": [str(TOOLS / "readme.py")],
 }
 
 
 def run_step(step, root):
     "Run one step in `root`; returns its output, raises CalledProcessError."
-    arguments = STEPS[step] + ([str(root)] if step == "README.md" else [])
+    arguments = STEPS[step] + ([] if STEPS[step][0] == "-c" else [str(root)])
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev_export does nothing where IN_TEST is set
     result = subprocess.run(
         [sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=300

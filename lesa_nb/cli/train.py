@@ -213,7 +213,8 @@ def train_imagenet(
     """Train a network on a folder of pictures in ImageNet's layout: train/CLASS/*.jpg and val/CLASS/*.jpg.
 
     With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
+    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
+    GPU: with --deterministic).
     A run cut off by force loses at most --minutes.
 
     Args:
@@ -301,7 +302,8 @@ def train_coco(
     """Train a detector on a folder of pictures and COCO annotations; for HTC with stuffthingmaps, or --no-semantic.
 
     With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit.
+    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
+    GPU: but for last digits).
     A run cut off by force loses at most --minutes.
 
     Args:

@@ -20,6 +20,7 @@ _NO_STUFF = 255  #: unlabelled in a stuff map
 _RAW_VALUES = 183  # stuff maps hold 0..182
 _SHOWN = 5  # faults of types that one error lists
 _FARTHEST = 1e5  # of a corner that is scored, in pixels: drawing takes memory for each pixel on the way there
+_LONGEST_SIDE = 10**6  # of a picture that is believed
 _MOST_PIXELS = 10**8  # of a mask of another size that is looked at
 
 #: what can be wrong with an annotation: name -> what happens
@@ -190,7 +191,7 @@ def _whole_or_missing(value: Any) -> bool:
 
 
 def _side(value: Any) -> bool:
-    return _whole(value) and value > 0
+    return _whole(value) and 0 < value <= _LONGEST_SIDE
 
 
 def _text(value: Any) -> bool:
@@ -209,10 +210,11 @@ def _flag_or_missing(value: Any) -> bool:
     return value is None or (isinstance(value, (bool, int, float)) and value in (0, 1))
 
 
+_SIDE = f"a whole number from 1 to {_LONGEST_SIDE:,}"
 #: list of the file -> field -> (test, what it must be); other fields are not looked at
 _FIELDS = {
     "images": {"id": (_whole, "a whole number"), "file_name": (_text, "a text"),
-               "height": (_side, "a whole number above 0"), "width": (_side, "a whole number above 0")},
+               "height": (_side, _SIDE), "width": (_side, _SIDE)},
     "categories": {"id": (_whole, "a whole number"), "name": (_text_or_missing, "a text")},
     "annotations": {"id": (_whole_or_missing, "a whole number, or none"), "image_id": (_whole, "a whole number"),
                     "category_id": (_whole, "a whole number"), "area": (_number_or_missing, "a number, or none"),

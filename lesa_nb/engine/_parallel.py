@@ -1,6 +1,9 @@
 """A network that several processes train: gradients averaged, batch norms over all samples if the recipe says so."""
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -44,8 +47,10 @@ def averaging_gradients(model: nn.Module, recipe: Recipe, device: torch.device, 
         if parameter.requires_grad and parameter.ndim == 4:
             _lay_out_gradient(parameter)
     # Norms over all processes keep equal statistics; others part, and then the main process's count.
-    wrapped = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None,
-                                      broadcast_buffers=not recipe.sync_norm)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
+    options: dict[str, Any] = {buffers: not recipe.sync_norm}
+    wrapped = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
     if recipe.sync_norm:
         convert_sync_batchnorm(model)
     return wrapped

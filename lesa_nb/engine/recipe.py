@@ -119,7 +119,8 @@ class Recipe:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} of a recipe must be True or False, got {getattr(self, name)!r}")
-        rising = all(isinstance(m, Integral) and m >= 1 for m in self.milestones)
+        rising = isinstance(self.milestones, (tuple, list)) and all(
+            isinstance(m, Integral) and not isinstance(m, bool) and m >= 1 for m in self.milestones)
         if not rising or list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones of a recipe must be epochs in rising order, from 1, got {self.milestones!r}")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:

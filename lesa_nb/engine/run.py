@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ._backends import backends, check_recipe, not_deterministic
 from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
 from ._errors import explain_errors, explain_step
 from ._folder import RunFolder
 from ._lock import run_lock
 from ._parallel import averaging_gradients
 from ._scaling import LossScaler
+from .backends import backends, check_recipe, not_deterministic
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
 from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step

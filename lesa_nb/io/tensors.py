@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -20,6 +22,16 @@ from torch import Tensor
 from lesa_nb.io.atomic import atomic_path, atomic_write
 
 __all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth"]
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
+    """SHA-256 of what a file holds: metadata, names, types, shapes and numbers."""
+    found = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def save_tensors(
@@ -38,6 +50,7 @@ def save_tensors(
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     words = dict(metadata=json.dumps(dict(metadata)))
+    words["sha256"] = _checksum(content, words["metadata"])
     with atomic_path(path, what=what) as beside:
         try:
             save_file(content, beside, metadata=words)
@@ -90,10 +103,14 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no safetensors file.
+        ValueError: It is no safetensors file, or it holds something else than `save_tensors` wrote.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        tensors, words = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    if "sha256" in words and words["sha256"] != _checksum(tensors, words.get("metadata", "")):
+        raise ValueError(f"{path}: damaged, its content has another checksum than was written into it; copy or "
+                         "download it again")
+    return tensors
 
 
 def save_pth(content: Any, path: str | PathLike, *, what: str = "the file", advice: str = "") -> None:
@@ -125,6 +142,10 @@ def read_pth(path: str | PathLike) -> Any:
     if path.stat().st_size == 0:
         raise ValueError(f"cannot read {path}: expected {kind}, found an empty one; copy or download it again")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load looks at no checksum
+                    raise ValueError(f"{damaged} has another checksum than was written")
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise  # the system's own message says it all

@@ -89,8 +89,11 @@ def _stuff_loss(
     y = [y_HW[::8, ::8].long() for y_HW in semantic]                                               # (26.4)
     total = known = logits[0].new_zeros(())
     for logits_1Khw, y_hw in zip(logits, y):
-        total = total + F.cross_entropy(logits_1Khw, y_hw[None], ignore_index=255, reduction="sum")
-        known = known + (y_hw != 255).sum()
+        known_hw = y_hw != 255
+        # Gathered, since cross entropy of a map has no deterministic form on a GPU.
+        log_p_hw = logits_1Khw[0].log_softmax(0).gather(0, y_hw.masked_fill(~known_hw, 0)[None])[0]
+        total = total - log_p_hw.masked_fill(~known_hw, 0).sum()
+        known = known + known_hw.sum()
     return .2*total/known.clamp_min(1)                                                             # (26.4)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-14
@@ -103,7 +106,7 @@ def _cut_boxes(
     cuts_nCSS = roi_features(features.maps, boxes_n4, size)
     if features.stuff is None: return cuts_nCSS
     stuff_nCSS = roi_cuts(features.stuff[1], boxes_n4, 14, 1/8)
-    return cuts_nCSS + F.adaptive_avg_pool2d(stuff_nCSS, size)                                     # (26.5)
+    return cuts_nCSS + F.avg_pool2d(stuff_nCSS, 14//size)                                          # (26.5)
 
 def _mask_features(
     heads: Iterable[MaskHead], # from the first

@@ -1,6 +1,7 @@
 """What a classifier asks of a batch of images."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lesa_nb.layers.tracing import Proxy, as_one_step
@@ -8,8 +9,9 @@ from lesa_nb.layers.tracing import Proxy, as_one_step
 __all__ = ["check_batch"]
 
 
-def check_batch(x: Tensor) -> Tensor:
-    """The images, if they are a float batch (B, 3, H, W); else ValueError says what is wrong and how to mend it."""
+def check_batch(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The images, if they are a float batch (B, 3, H, W), and, where autocast does not see to it, of the type of the
+    `weight` that they meet; else ValueError says what is wrong and how to mend it."""
     if isinstance(x, Proxy):
         return as_one_step(check_batch, x)
     if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
@@ -18,4 +20,9 @@ def check_batch(x: Tensor) -> Tensor:
         raise ValueError(f"need images of shape (B, 3, H, W) with at least one pixel, got {tuple(x.shape)}{hint}")
     if not x.is_floating_point():
         raise ValueError(f"need normalised floating-point images, got {x.dtype}")
+    if weight is not None and x.dtype != weight.dtype:
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            raise ValueError(f"expected images of {weight.dtype} like the network's weights, found {x.dtype}: convert "
+                             f"the images with .to({weight.dtype}) or the network with .to({x.dtype})")
     return x

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
+from . import ops
 from ._detector import Detector, ImageFeatures
 from .ops import Sampler, best_boxes, cuts_by_level, full_precision, places_of, random_sampler, smooth_l1
 from .pyramid import Pyramid, scale_boxes
@@ -147,7 +147,7 @@ def _mask_targets(
     "What the mask head should have drawn in each positive box, eq. (25.7)."
     boxes_P4 = sampled.boxes[:len(sampled.objects)]
     rois_P5 = torch.cat([sampled.objects[:, None].to(boxes_P4.dtype), boxes_P4], 1)
-    return roi_align(masks_THW[:, None].to(boxes_P4.dtype), rois_P5, 28, 1., aligned=True)[:, 0] >= .5 # (25.7)
+    return ops.roi_align(masks_THW[:, None].to(boxes_P4.dtype), rois_P5, 28)[:, 0] >= .5           # (25.7)
 
 def mask_loss(
     logits_PCSS: Float[Tensor, "P C 28 28"], # of the boxes of `mask_samples`, all pictures one after the other

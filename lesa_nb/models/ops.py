@@ -5,7 +5,8 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, nms, roi_align
+from torchvision import ops as vision
+from torchvision.ops import batched_nms, nms
 
 #: takes places to choose from and a number, and returns at most so many of them
 Sampler = Callable[[Tensor, int], Tensor]
@@ -41,7 +42,8 @@ def places_of(masks: Sequence[Tensor]) -> list[Tensor]:
     if not masks:
         return []
     counts = torch.stack([mask.sum() for mask in masks]).tolist()  # the wait
-    return [mask.nonzero_static(size=count)[:, 0] for mask, count in zip(masks, counts)]
+    return [mask.nonzero_static(size=count)[:, 0] if count else mask.new_empty(0, dtype=torch.int64)
+            for mask, count in zip(masks, counts)]
 
 
 def random_sampler(places: Tensor, number: int) -> Tensor:
@@ -93,6 +95,20 @@ def best_boxes(boxes: Tensor, probabilities: Tensor, threshold: float) -> tuple[
     scores = probabilities[places, classes]
     kept = grouped_nms(boxes, scores, classes, .5)[:100]
     return boxes[kept], scores[kept], classes[kept]
+
+
+def roi_align(
+    maps: Tensor, boxes: Tensor | list[Tensor], size: int, scale: float = 1., *, aligned: bool = True
+) -> Tensor:
+    """torchvision's `roi_align`, always by its kernel: (n, C, size, size).
+
+    `boxes`: (n, 5) with the number of a map in front, or a list of (n, 4) for a single map. Where deterministic
+    operators were asked for, torchvision would take a form in Python on a GPU that holds the map once for each box.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return vision.roi_align(maps, boxes, size, scale, aligned=aligned)
+    rois = F.pad(boxes[0], (1, 0)) if isinstance(boxes, list) else boxes
+    return torch.ops.torchvision.roi_align(maps, rois, scale, size, size, -1, aligned)
 
 
 def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:

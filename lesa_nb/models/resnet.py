@@ -164,7 +164,7 @@ class ResNet(nn.Module):
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
     ) -> list[Float[Tensor, "B D h w"]]: # the output of every stage
         "The maps after each stage, for whoever needs more than a class."
-        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(check_batch(x_BCHW)))))
+        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(check_batch(x_BCHW, self.conv1.weight)))))
         maps: list[Tensor] = []
         for i in range(1, self.depth + 1):
             maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))

@@ -96,13 +96,13 @@ def assign(
     "Match boxes with objects, eqs. (24.5) and (24.6)."
     T, N = len(truth_T4), len(boxes_N4)
     if not T or not N: return torch.full((N,), _BACKGROUND, device=boxes_N4.device)
-    blocks, found = boxes_N4.split(max(14_000, 2**21//T)), [] # two million pairs at a time, and never many blocks
+    blocks = boxes_N4.split(max(14_000, 2**21//T)) # two million pairs at a time, and never many blocks
     top_T = torch.stack([pairwise_iou(truth_T4, block_n4).amax(1) for block_n4 in blocks]).amax(0)
     top_T1 = torch.where(top_T >= lowest, top_T, 2.)[:, None] # no overlap is 2
     number_T1 = torch.arange(1, T + 1, dtype=top_T.dtype, device=top_T.device)[:, None]
-    for block_n4 in blocks:
-        iou_Tn = pairwise_iou(truth_T4, block_n4)
-        found.append((*iou_Tn.max(0), iou_Tn.eq_(top_T1).mul_(number_T1).amax(0))) # best, object, last: in place
+    def look(iou_Tn): # in place, and forgotten before the next block
+        return *iou_Tn.max(0), iou_Tn.eq_(top_T1).mul_(number_T1).amax(0)
+    found = [look(pairwise_iou(truth_T4, block_n4)) for block_n4 in blocks]
     best_N, object_N, last_N = map(torch.cat, zip(*found))
     matched_N = torch.where(best_N < negative, _BACKGROUND, _IGNORED)
     matched_N = torch.where(best_N >= positive, object_N, matched_N)                               # (24.5)

@@ -154,12 +154,12 @@ def classification_task(
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
 def _check_classes(names, metadata, folder):
     "Refuse a folder whose labels mean something else than the network's."
-    known = metadata["classes"]
+    known = list(map(str, metadata["classes"]))
     if len(names) != len(known):
         raise ValueError(f"{folder}: {len(names)} classes, but the network knows {len(known)}")
-    if "recipe" in metadata and names != known:
-        there, here = next((a, b) for a, b in zip(names, known) if a != b)
-        raise ValueError(f"{folder}: other classes than the network's: {there!r} where it learned {here!r}; "
+    if not metadata.get("classes_guessed") and names != known:
+        there, here = ([a for a in one if a not in two] or one for one, two in ((names, known), (known, names)))
+        raise ValueError(f"{folder}: other classes than the network's: {there[0]!r} where it learned {here[0]!r}; "
                          "labels would not mean the same")
 
 def score_folder(

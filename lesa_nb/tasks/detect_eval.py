@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.coco import Categories, CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
 from ..data.coco_index import require_scorable
 from ..data.coco_layout import CocoLayout, require_splits
 from ..engine.group import pick_device
+from ..engine.loader import checked_batches, loader
 from ..weights.load import Loaded, load
 from .coco_eval import Scores, score_results
 from .coco_results import _predict_results, write_testdev
@@ -48,9 +49,9 @@ def _percent_scores(scores: Scores) -> dict[str, float]:
 
 def _trained_categories(loaded: Loaded, source: str | PathLike) -> Categories | None:
     """The categories that a detector was trained on, as far as its file says them."""
-    ids = loaded.metadata.get("category_ids")
-    if ids is None:
+    if loaded.metadata.get("classes_guessed") or not loaded.metadata.get("classes"):
         return None
+    ids = loaded.metadata.get("category_ids") or range(1, 1 + len(loaded.classes))
     named = [dict(id=category_id, name=name) for category_id, name in zip(ids, loaded.classes)]
     return Categories(named, str(source))
 
@@ -71,8 +72,9 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
     elif say and not dataset.has_masks:
         say(f"boxes only: no object in {dataset.path} has a mask")
     on = pick_device(device)
-    batches = DataLoader(_ValidSamples(dataset), batch_size, collate_fn=collate_detection, num_workers=workers,
-                         pin_memory=on.type == "cuda")
+    keys = [list(range(first, min(first + batch_size, len(dataset)))) for first in range(0, len(dataset), batch_size)]
+    batches = checked_batches(loader(_ValidSamples(dataset), keys, collate_detection, workers=workers,
+                                     pin=on.type == "cuda"))
     return dataset, watch(_predict_results(loaded.model.to(on), batches, dataset))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lesa_nb.data.speed import loader_speed
+from lesa_nb.engine.backends import backends
 from lesa_nb.engine.group import pick_device
 from lesa_nb.engine.loop import build_optimizer, train_step
 from lesa_nb.engine.task import Task
@@ -37,12 +38,13 @@ def speeds(task: Task, *, workers: int = 0, device: str | None = None, seconds: 
     def step() -> None:  # `train_step` reads the loss, and so waits for the GPU
         train_step(trained, [batch], task.losses, optimizer, recipe, on, recipe.peak_lr)
 
-    step()
-    step()
-    steps, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds or not steps:
+    with backends(recipe, model, on, fixed_size=task.fixed_size):
         step()
-        steps += 1
+        step()
+        steps, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds or not steps:
+            step()
+            steps += 1
     loader = loader_speed(task.train, batch_size=n, workers=workers, seconds=seconds, collate=task.collate)
     return dict(loader=loader, network=n*steps/spent)
 

@@ -119,6 +119,8 @@ def _of_a_run(content: Any, what: str) -> tuple[Mapping[str, Tensor], dict[str, 
         raise ValueError(f"{what}: its metadata are nothing that JSON can hold ({error})") from None
     if average is None:
         return content["model"], metadata
+    if not isinstance(average, Mapping):
+        raise ValueError(f"{what}: expected averaged weights as names and tensors, found a {type(average).__name__}")
     return _averaged(average), metadata
 
 

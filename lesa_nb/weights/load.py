@@ -34,7 +34,8 @@ class Loaded(NamedTuple):
         classes: Name of each class, in the order of the network's numbers; a detector's label 1 is the first.
         transform: From a Pillow picture of any mode to what `model` takes: for a classifier a standardised tensor
             (3, S, S), for a detector RGB (3, H, W) from 0 to 1.
-        metadata: What the file says about itself, or what its tensors say where it is silent.
+        metadata: What the file says about itself, or what its tensors say where it is silent; then `classes_guessed`
+            says that nobody gave the classes their names.
         kind: "classifier" or "detector".
     """
 
@@ -273,7 +274,7 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     """
     what = os.fspath(path)
     tensors, said, stripped, published = _read_weights(path)
-    metadata = dict(said) if said else _described(tensors, what)
+    metadata = dict(said) if said else _described(tensors, what) | dict(classes_guessed=True)
     arch = metadata.get("arch")
     found = _kind_of(arch)
     if found is None or kind not in (None, found.kind):

@@ -8,13 +8,14 @@ endif
 # Paths below are relative, so it does not matter what the project's folder is called.
 dev = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv)" dev
 proof = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" dev
+browser = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" browser
 ifdef VENV
 demo = "$(PYTHON)" tools/in_env.py "$(VENV)" demo
 else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all nbdev-test check lab notebooks sync dev hooks clean
+.PHONY: help demo test test-all test-browser nbdev-test check lab notebooks sync dev hooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +29,9 @@ test: ## prove everything: notebooks, tests, files made from the notebooks
 
 test-all: ## the same and the slow tests (installs the package in fresh environments: minutes and gigabytes)
 	@$(proof) -- python tools/test.py --slow $(ARGS)
+
+test-browser: ## prove what a reader sees, in Chromium: the course in JupyterLab, the explorer, README on a phone
+	@$(browser) -- python tools/test.py --jobs 1 tests/browser $(ARGS)
 
 nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as it is
 	@before=$$(git status --porcelain); $(proof) -- nbdev_test $(ARGS) && \

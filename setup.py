@@ -11,6 +11,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "export", "coco", "train", "hub", "timm")}
 extras["dev"] = sum(extras.values(), cfg["dev_requirements"].split())
+extras["browser"] = cfg["browser_requirements"].split()
 
 setup(
     name=cfg["lib_name"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["browser"]  # needs Chromium: make test-browser
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Side by side (pytest -n 2), workers with more threads than cores wait for each other most of the time.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

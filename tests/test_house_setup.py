@@ -56,6 +56,20 @@ def test_an_environment_up_to_date_is_used_as_it_is(small):
     assert not (small / ".venv-demo").exists()
 
 
+def test_an_environment_with_less_in_it_is_added_to(small):
+    "[browser] is [dev] and more: gigabytes are not installed twice, and afterwards it serves both."
+    venv = small / ".venv"
+    (venv / "old").write_text("")
+    done = in_env(small, ".venv", "browser", *SHOW)
+    assert "adding to the environment .venv" in done.stdout and "pip install -e .[dev,browser]" in done.stdout
+    assert done.returncode == 1 and (venv / "old").exists()  # nothing can be installed here; what was there is there
+    script = load(small / "tools" / "in_env.py")
+    assert script.is_ready(str(venv), "dev") and not script.is_ready(str(venv), "browser")
+    (venv / script.STAMP).write_text("browser\n")
+    assert all(script.is_ready(str(venv), extra) for extra in ("browser", "dev", "demo"))
+    assert not script.sources_changed(str(venv), "browser")
+
+
 @pytest.mark.parametrize("why", ["settings are newer", "interrupted", "another extra", "package gone", "python gone"])
 def test_an_environment_out_of_date_is_noticed(small, why):
     script = load(small / "tools" / "in_env.py")
@@ -280,12 +294,12 @@ def test_ci_and_workflow_call_make_test():
     assert "\nmake test" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
-    assert "make test" in workflow
+    assert "make test PYTHON" in workflow and "make test-browser" in workflow
     for version in ("3.10", "3.11", "3.12", "3.13"):
         assert f'"{version}"' in workflow
 
 
 def test_make_lists_its_targets():
     done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
-    for target in ("demo", "test", "test-all", "lab", "notebooks", "sync", "dev", "hooks"):
+    for target in ("demo", "test", "test-all", "test-browser", "lab", "notebooks", "sync", "dev", "hooks"):
         assert f"make {target} " in done.stdout, done.stdout + done.stderr

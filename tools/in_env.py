@@ -20,7 +20,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST, NEWEST_TRIED = (3, 10), (3, 13)
 STAMP = "lesa_nb.stamp"  # inside the environment: "making", or the extra that is installed
 FACTS = ("settings.ini", "setup.py", "pyproject.toml")  # what decides which packages are installed
-CONTAINS = {"dev": ("dev", "demo"), "demo": ("demo",)}  # [dev] brings what [demo] needs
+CONTAINS = {"browser": ("browser", "dev", "demo"), "dev": ("dev", "demo"), "demo": ("demo",)}  # what each one brings
+EDITABLE = {"dev": ".[dev]", "browser": ".[dev,browser]"}  # installed in place, not as a copy
 
 
 def stop(message):
@@ -119,7 +120,7 @@ def install(venv, extra):
     # setuptools puts a module that was deleted from the project back into the package if an old build is lying about
     shutil.rmtree(os.path.join(ROOT, "build", "lib"), ignore_errors=True)
     start = time.time()
-    pip(venv, ["-e", ".[dev]"] if extra == "dev" else [".[%s]" % extra])
+    pip(venv, ["-e", EDITABLE[extra]] if extra in EDITABLE else [".[%s]" % extra])
     stamp(venv, extra)
     print("installed in %.0f s" % (time.time() - start))
     sys.stdout.flush()
@@ -127,7 +128,7 @@ def install(venv, extra):
 
 def sources_changed(venv, extra):
     "A package installed as a copy is stale once the sources are newer."
-    if stamp_of(venv) == "dev":
+    if stamp_of(venv) in EDITABLE:
         return False  # editable: it is the sources
     package = os.path.join(ROOT, "lesa_nb")
     return newest(
@@ -158,7 +159,11 @@ def main():
     if args.other and is_ready(args.other, args.extra):
         venv = args.other
     if not is_ready(venv, args.extra):
-        create(venv)
+        have = stamp_of(venv)
+        if have in CONTAINS[args.extra] and is_ready(venv, have):
+            print("adding to the environment %s" % venv)  # up to date, with less in it
+        else:
+            create(venv)
         install(venv, args.extra)
     elif sources_changed(venv, args.extra):
         shutil.rmtree(os.path.join(ROOT, "build", "lib"), ignore_errors=True)

@@ -266,3 +266,36 @@ def test_importing_needs_no_plotting(root, name):
     code = f"import sys, lesa_nb.look.{name}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_what_is_spread_evenly_is_dark(networks, photo):
+    code = Reader(explorer(photo, networks, torch.rand(1, 3, 60, 60)).html).scripts[1]
+    assert "const LEAST = 4;" in code and "Math.max(LEAST, ...cards.map(card => card.shares(pixel)))" in code
+
+
+def test_bars_differ_by_more_than_colour_and_a_redrawn_table_keeps_the_keyboard(networks, photo):
+    page = explorer(photo, networks, torch.rand(1, 3, 60, 60)).html
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    patterns = {part: re.search(rf"\.bar \.{part} {{ background: ([^;]+);", style) for part in ("context", "gate")}
+    assert patterns["context"][1] != patterns["gate"][1] and "gradient" in patterns["gate"][1]
+    assert "if (held) go.focus();" in page and "[hidden] { display: none !important; }" in style
+
+
+def test_phone_print_and_forced_colours_have_styles(networks, photo):
+    page = explorer(photo, networks, torch.rand(1, 3, 60, 60)).html
+    phone = page.partition("@media screen and (max-width: 640px) {")[2].partition("</style>")[0]
+    assert "#picture-card .picture { position: sticky; top: 0;" in phone
+    assert "@media print {" in page and "@media (forced-colors: active) {" in page
+
+
+def test_who_waits_for_a_page_can_watch_its_layers(networks, photo):
+    seen = []
+
+    def watch(layers):
+        for layer in layers:
+            seen.append(layer)
+            yield layer
+
+    page = explorer(photo, networks, torch.rand(1, 3, 60, 60), watch=watch)
+    assert [name for name, _ in seen] == ["lesa", "lesa", "attention", "attention"]
+    assert [len(v) for v in read_page(page.html)[1].values()] == [2, 2, 0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Text
 from PIL import Image
 
 from lesa_nb.look import figures
@@ -18,6 +19,7 @@ from lesa_nb.look.figures import (
     COLORS,
     _png,
     draw_map,
+    draw_tall_map,
     mark,
     new_figure,
     overlay,
@@ -292,15 +294,46 @@ def test_every_page_lights_its_own_box(root):
 
 
 def test_the_readme_shows_the_map_as_it_is_drawn_today(root):
-    now = Image.open(io.BytesIO(_png(draw_map()))).convert("L")
+    now = Image.open(io.BytesIO(_png(draw_tall_map()))).convert("L")
     with Image.open(root/"Images"/"lesa_map.png") as kept:
         assert kept.size == now.size
         away = np.abs(np.asarray(kept.convert("L"), dtype=float) - np.asarray(now, dtype=float))
-    assert away.mean() < 1, "the map has changed: python tools/draw_images.py draws Images/ anew"
+    assert away.mean() < 1, "the map has changed: python tools/draw_images.py draws it anew"
 
 
-def test_the_galleries_beside_the_map_are_small_pictures(root):
-    for name in ("gallery_digit.png", "gallery_photo.png"):
-        with Image.open(root/"Images"/name) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 300
-        assert (root/"Images"/name).stat().st_size < 120_000
+def test_a_phone_can_show_the_tall_map():
+    fig = draw_tall_map()
+    ax, wide = fig.axes[0], 100*fig.get_figwidth()
+    texts = [text for text in fig.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in texts)*100/72*358/wide >= 10.5  # pixels, on a phone 390 wide
+    shown = {text.get_text() for text in texts}
+    for name, box in figures._BOXES.items():
+        assert any(name in text and str(int(box[4])) in text for text in shown), name
+    extents = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    assert all(0 < e.x0 and e.x1 < wide - 12 for e in extents)
+    pages = [e for text, e in zip(filter(Text.get_text, ax.texts), extents) if text.get_text()[:2].isdigit()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(pages, 2))
+
+
+def test_letters_of_figures_are_nine_pixels_high_at_least(root):
+    """In source: a figure's 100 dots for an inch make 7 points ten pixels, and every figure is made by `new_figure`."""
+    exempt = {"figures.py"}  # the small map, 760 pixels wide, whose places have been measured
+    for path in sorted([*(root/"nbs").rglob("[0-9]*.ipynb"), *(root/"lesa_nb").rglob("*.py")]):
+        text = path.read_text(encoding="utf-8")
+        sizes = [float(size) for size in re.findall(r"fontsize=([0-9.]+)", text)]
+        assert path.name in exempt or not sizes or min(sizes) >= 7, path.name
+        if path.suffix == ".ipynb":
+            assert "plt.subplots(" not in text and "plt.figure(" not in text, path.name
+
+
+def test_what_was_not_run_has_no_scale():
+    ax = show_bars({"not run": {"LESA": None}}, ylabel="accuracy").axes[0]
+    assert not len(ax.get_yticks()) and ax.get_ylim() == (0, 1)
+    assert len(show_bars({"a": 1., "b": None}).axes[0].get_yticks())
+
+
+def test_numbers_beside_a_flat_map_do_not_touch():
+    fig = show_maps(torch.rand(2, 6), vmin=0, vmax=1, colorbar=True, title="one finding\non two lines")
+    fig.canvas.draw()
+    ticks = [label.get_window_extent() for label in fig.axes[-1].get_yticklabels() if label.get_text()]
+    assert ticks and not any(a.overlaps(b) for a, b in itertools.combinations(ticks, 2))

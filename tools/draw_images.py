@@ -1,37 +1,49 @@
-"""Draw the pictures of the README anew: the map, and the two galleries as notebook 22 keeps them.
+"""Draw the pictures of the README anew.
 
-    python tools/draw_images.py
+    python tools/draw_images.py              # the map
+    python tools/draw_images.py triptych     # one photograph before three networks, which it trains first: minutes
 
 Images/explorer.png is a screenshot of the explorer's page in a browser; no script makes it.
 """
 
-import base64
-import json
+import argparse
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GALLERY = ROOT / "nbs" / "4_seeing" / "22_gallery.ipynb"
+IMAGES = ROOT / "Images"
+CROP = ("cat", (40, 173), (6, 6))  # the photograph, row and column of the crop in it, row and column of the position
 
 
-def galleries():
-    "The galleries in the notebook, in order: PNG files."
-    for cell in json.loads(GALLERY.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "\nshow_gallery(" in "".join(cell["source"]):
-            for output in cell["outputs"]:
-                if "image/png" in output.get("data", {}):
-                    yield base64.b64decode("".join(output["data"]["image/png"]))
+def draw_map_image():
+    "The map, as the README shows it."
+    from lesa_nb.look.figures import draw_tall_map, save_png
+
+    save_png(draw_tall_map(), IMAGES / "lesa_map.png")
+
+
+def draw_triptych_image(steps):
+    "Train convolution, plain attention and LESA on crops of photographs, and draw one crop that none has seen."
+    from lesa_nb.look.figures import save_png
+    from lesa_nb.study.photographs import draw_triptych, train_triptych
+
+    runs = train_triptych(steps)
+    for term, run in runs.items():
+        facts = run.metadata
+        print(f"{term}: {facts['accuracy']:.1%} of {facts['pictures']} unseen crops, {facts['parameters']:,} weights, "
+              f"{facts['cpu_seconds']} s")
+    save_png(draw_triptych(runs, *CROP), IMAGES / "triptych.png")
 
 
 def main():
     os.environ.setdefault("MPLBACKEND", "Agg")
     sys.path.insert(0, str(ROOT))
-    from lesa_nb.look.figures import draw_map, save_png
-
-    save_png(draw_map(), ROOT / "Images" / "lesa_map.png")
-    for name, data in zip(("gallery_digit.png", "gallery_photo.png"), galleries(), strict=True):
-        (ROOT / "Images" / name).write_bytes(data)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="map", choices=["map", "triptych"])
+    parser.add_argument("--steps", type=int, default=800, help="of training, for each network of the triptych")
+    args = parser.parse_args()
+    draw_map_image() if args.what == "map" else draw_triptych_image(args.steps)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """`lesa demo`, `lesa explain`, `lesa explore`: see it learn, and what it looks at."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,13 @@ def _progress(losses: Iterator[float], name: str, steps: int) -> Iterator[float]
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
             yield loss
+
+
+def _layer_bar(layers: Sequence) -> Iterator:
+    "A progress bar around the layers that a page is made of, with an estimate of what is left."
+    from tqdm import tqdm
+
+    return iter(tqdm(layers, desc="maps of the page", unit="layer"))
 
 
 def run_demo(
@@ -215,7 +222,8 @@ def explore_photo(
     layers = [layer] if layer else None
     says = {name: said for name, found in answers.items() if (said := drawn_answer(found))}
     page = explorer(
-        picture, networks, images, answers=says, layers=layers, heads=not mean, pixel=start, title=photo.name
+        picture, networks, images, answers=says, layers=layers, heads=not mean, pixel=start, title=photo.name,
+        watch=_layer_bar,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)

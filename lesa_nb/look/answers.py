@@ -54,7 +54,7 @@ def draw_answer(ax: Axes, answer: Mapping[str, Any], *, width: int = 36) -> str:
         ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=hue, lw=1.4))
         if place < _MOST_NAMES:
             name = thing["name"] if has_letters(thing["name"]) else ""
-            ax.text(left, max(top, 0), no_formulas(f"{name} {thing['score']:.2f}".strip()), fontsize=6, color="white",
+            ax.text(left, max(top, 0), no_formulas(f"{name} {thing['score']:.2f}".strip()), fontsize=7, color="white",
                     va="bottom", bbox=dict(fc=hue, ec="none", pad=.6), clip_on=True)
     words = format_answer(answer) if "objects" not in answer else _objects_in_words(objects)
     if not has_letters(words):

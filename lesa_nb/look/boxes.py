@@ -34,7 +34,7 @@ def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, 
         texts.append((box, name if scores[i] is None else f"{name} {scores[i]:.2f}", hue))
     ax.imshow(canvas)
     for box, text, hue in texts:
-        ax.text(box[0], max(box[1], 6), text, fontsize=6, color="white", va="bottom",
+        ax.text(box[0], max(box[1], .06*image.shape[-2]), text, fontsize=7, color="white", va="bottom",
                 bbox=dict(fc=hue, ec="none", pad=.6))
 
 
@@ -46,12 +46,13 @@ def show_batch(
 
     `images`: (3, H, W) in [0, 1]. `targets`: targets, or what a detector returns: boxes, labels and, if there are any,
     masks and scores. `names`: of the labels 1, 2, ... `threshold`: draw what scores at least this. `cols`: images in a
-    row, each `size` inches wide.
+    row, each `size` inches wide, 1.6 at least: 160 pixels.
     """
     from .figures import new_figure
-    cols = min(cols, len(images))
-    rows = -(-len(images)//cols)
-    fig, axes = new_figure(rows, cols, size=(size*cols, size*rows + .45*bool(title)), title=title, squeeze=False)
+    size, cols = max(size, 1.6), min(cols, len(images))
+    rows, tall = -(-len(images)//cols), max(image.shape[-2]/image.shape[-1] for image in images)
+    height = size*tall*rows + .35*bool(title)
+    fig, axes = new_figure(rows, cols, size=(size*cols, height), title=title, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, target in zip(axes.flat, images, targets):
@@ -117,7 +118,8 @@ def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[st
     if not len(boxes):
         raise ValueError("no boxes to look from: the detector found nothing on this picture")
     size = (image.shape[1], image.shape[2])
-    fig, axes = new_figure(1, len(boxes), size=(1.25*len(boxes), 1.4 + .3*bool(title)), title=title, squeeze=False)
+    height = 1.7*size[0]/size[1] + .3 + .35*bool(title)
+    fig, axes = new_figure(1, len(boxes), size=(1.7*len(boxes), height), title=title, squeeze=False)
     for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, _box_middles(boxes, size)):
         overlay(image.cpu(), values.cpu(), cell_of(middle, size, (values.shape[0], values.shape[1])), name, ax)
         ax.add_patch(plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=1.2))

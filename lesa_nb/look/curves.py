@@ -34,7 +34,7 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     left.plot(places, [e["loss"] for e in steps], color=COLORS["lesa"], lw=1.2)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     names = [name for name in (valid[0]["scores"] if valid else ()) if "loss" not in name]
-    hues = [plt.get_cmap("tab10")(n) for n in range(10)]
+    hues = [COLORS["lesa"], COLORS["neutral"], *plt.get_cmap("tab10").colors[1:9]]  # type: ignore[attr-defined]
     for n, name in enumerate(names):
         scores = [e["scores"].get(name) for e in valid]
         epochs, style = [e["epoch"] + 1 for e in valid], ("-", "--", ":")[n // 10 % 3]

@@ -7,7 +7,7 @@ __all__ = ['explorer']
 
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-02
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,7 @@ def explorer(
     title: str = "What does a pixel look at?",
     height: int = 980, # pixels, in a notebook
     limit: int = _LIMIT, # bytes of maps, eq. (21.5)
+    watch: Callable[[Sequence], Iterable] = iter, # gets the layers before they are packed: a progress bar, for instance
 ) -> Page:
     "Make the page on which every pixel of a picture can be clicked."
     picture = as_picture(photo)
@@ -131,7 +132,7 @@ def explorer(
     every = [part for parts in seen.values() for part in parts.values()]
     _check_page_size([(part.heads if heads else 1, *part.size) for part in every], limit)
     del every # one layer at a time: only its bytes stay
-    packed = []
-    for name in networks:
-        packed.append((name, [pack_view(_view_layer(seen[name].pop(key), heads)) for key in chosen[name]]))
-    return make_page(title, picture, pixel, packed, answers=answers, height=height)
+    packed: dict[str, list] = {name: [] for name in networks}
+    for name, key in watch([(name, key) for name in networks for key in chosen[name]]):
+        packed[name].append(pack_view(_view_layer(seen[name].pop(key), heads)))
+    return make_page(title, picture, pixel, list(packed.items()), answers=answers, height=height)

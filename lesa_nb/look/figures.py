@@ -15,13 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 __all__ = [
     "COLORS",
     "draw_map",
+    "draw_tall_map",
     "mark",
     "new_figure",
     "overlay",
@@ -184,7 +185,7 @@ def show_maps(
 def _colorbar(fig: Figure, drawn: Any, axs: Any) -> None:
     bar = fig.colorbar(drawn, ax=axs, shrink=.85, aspect=16)
     bar.ax.tick_params(labelsize=8, length=2)
-    bar.ax.locator_params(nbins=4)
+    bar.ax.locator_params(nbins=max(1, min(4, int(4*fig.get_figheight() - 2.6))))  # numbers that do not touch
     bar.outline.set_visible(False)
 
 
@@ -298,6 +299,8 @@ def show_bars(values: Mapping[str, Any], title: str | None = None, ylabel: str |
     ax.set_xticks(range(len(groups)), labels, fontsize=9, va="top" if wrapped else "baseline")
     ax.tick_params(axis="x", length=0, pad=3 if wrapped else 13)
     ax.margins(y=.12)  # room for the numbers
+    if all(value is None or np.isnan(float(value)) for group in groups.values() for value in group.values()):
+        ax.set(ylim=(0, 1), yticks=[])  # no scale where nothing was measured
     if slots > 1:
         _legend(ax)
     return fig
@@ -472,4 +475,86 @@ def draw_map(lit: str | None = None) -> Figure:
         ax.text(x, y, word, color=ink, fontsize=8.5, ha="center", va="center")
     here = "LESA, and what this library builds from it" if lit is None else f"You are here: {_BOXES[lit][4]} {lit}"
     ax.text(44, 19, here, color=COLORS[_BOXES[lit or "lesa"][6]], fontsize=10, weight="bold", va="center")
+    return fig
+
+
+# ------------------------------------------------------------------------------------------- the map for a narrow page
+
+_TALL = 720  # pixels wide: on a phone, at half this width, the letters are 11 pixels high
+_TERM_BOXES: dict[str, tuple] = dict(  # as _LAYER, with two lines of words at most
+    terms=(34, 120, 652, 62, "02", "one sum, two parts", "lesa"),
+    local=(34, 232, 300, 250, "03", "a pixel and its ring:\ngrouped 3×3, then 1×1", "local"),
+    context=(372, 232, 314, 250, "05", "all other pixels", "context"),
+    gate=(34, 532, 652, 104, "08", "", "gate"),
+)
+_WITHIN_CONTEXT = dict(attention="01", position="04", moments="06", blockwise="07")
+
+
+def _rounded(ax: Axes, box: Sequence[float], hue: str, fill: float = .08, edge: float = .7) -> None:
+    """A rounded box (left, top, width, height) in tints of a hue."""
+    x, y, w, h = box
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=10", lw=1.6,
+                                facecolor=_tint(hue, fill), edgecolor=_tint(hue, edge)))
+
+
+def _draw_tall_layer(ax: Axes) -> None:
+    """The inside of the layer, from above downwards."""
+    _rounded(ax, (12, 62, 696, 596), COLORS["lesa"], 0)
+    ax.text(34, 92, "09  lesa", fontsize=16, weight="bold", va="center")
+    ax.text(150, 92, "in place of a 3×3 convolution", fontsize=16, va="center")
+    for name, (x, y, w, h, number, words, key) in _TERM_BOXES.items():
+        hue = COLORS[key]
+        _rounded(ax, (x, y, w, h), hue)
+        ax.text(x + 16, y + 31, f"{number}  {name}", color=hue, fontsize=17, weight="bold", va="center")
+        if h < 100:
+            ax.text(x + 176, y + 31, words, color=hue, fontsize=16, va="center")
+        elif words:
+            ax.text(x + 16, y + 54, words, color=hue, fontsize=16, va="top", linespacing=1.25)
+    for i, (name, number) in enumerate(_WITHIN_CONTEXT.items()):
+        hue, top = COLORS["context"], 322 + 38*i
+        ax.add_patch(FancyBboxPatch((388, top), 282, 32, boxstyle="round,pad=0,rounding_size=6", lw=1.2,
+                                    facecolor="white", edgecolor=_tint(hue, .5)))
+        ax.text(400, top + 16, f"{number}  {name}", color=hue, fontsize=15.5, va="center")
+    for row in range(3):  # the ring
+        for col in range(3):
+            ax.add_patch(Rectangle((134 + 34*col, 366 + 34*row), 32, 32, lw=1.2, edgecolor=COLORS["local"],
+                                   facecolor=_tint(COLORS["local"], .75 if row == col == 1 else .25)))
+    style = dict(fontsize=18, weight="bold")
+    ink = COLORS["lesa"]
+    parts = ("out =", ink), ("local", COLORS["local"]), ("+", ink), ("gate", COLORS["gate"]), ("×", ink)
+    parts += (("context", COLORS["context"]),)
+    words: list[Artist] = [TextArea(word, textprops=dict(color=hue, **style)) for word, hue in parts]
+    row = HPacker(children=words, sep=8, pad=0, align="baseline")
+    ax.add_artist(AnnotationBbox(row, (360, 608), frameon=False, pad=0))
+    ax.text(176, 563, "has seen both", color=COLORS["gate"], fontsize=16, va="center")
+    for corners in (((184, 182), (184, 232)), ((529, 182), (529, 232)), ((184, 482), (184, 532)),
+                    ((529, 482), (529, 532)), ((360, 658), (360, 700))):
+        ax.annotate("", corners[1], corners[0], arrowprops=dict(arrowstyle="-|>", color=_tint(COLORS["lesa"], .8), lw=2,
+                                                                shrinkA=0, shrinkB=2, mutation_scale=18))
+
+
+def _tall_parts() -> Iterator[tuple[str, float, float, list[tuple[float, float, str]]]]:
+    """For each part: its name, top and height, and left, top and words of its pages."""
+    top = 700.
+    for part, (_, first, names) in _PARTS.items():
+        pages = [(34. + 165*(i % 4), top + 66 + 36*(i // 4), f"{first + i} {name}") for i, name in enumerate(names)]
+        y = pages[-1][1]
+        yield part, top, y + 26 - top, pages
+        top = y + 38
+
+
+def draw_tall_map() -> Figure:
+    """The map of `draw_map` for a narrow page: one column, and letters that a phone shows 11 pixels high."""
+    parts = list(_tall_parts())
+    height = parts[-1][1] + parts[-1][2] + 12
+    fig = plt.figure(figsize=(_TALL/100, height/100), dpi=100, FigureClass=_ShownOnce)
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, _TALL), ylim=(height, 0))  # one unit is one pixel, downwards
+    ax.axis("off")
+    ax.text(14, 32, "LESA, and what this library builds from it", fontsize=18, weight="bold", va="center")
+    _draw_tall_layer(ax)
+    for part, top, tall, pages in parts:
+        _rounded(ax, (12, top, 696, tall), COLORS["lesa"], 0)
+        ax.text(34, top + 28, part, fontsize=17, weight="bold", va="center")
+        for x, y, words in pages:
+            ax.text(x, y, words, fontsize=16, va="center")
     return fig

@@ -115,11 +115,11 @@ def wrong_answers(rows: Sequence[dict], variant: str, names: Iterable[str]) -> d
 
 def show_wrong(rows: Sequence[dict], variant: str, names: Iterable[str]) -> "Figure":
     """Which label is taken for which other: a map for each network, mean of the seeds; `not run` without rows."""
-    from lesa_nb.look.figures import show_maps
+    from lesa_nb.look.figures import show_bars, show_maps
 
     wrong = wrong_answers(rows, variant, names)
     if not wrong:
-        return show_maps([torch.zeros(1, 1)], title=f"{variant}: not run", vmin=0, vmax=1, size=1.6)
+        return show_bars({"not run": None}, title=f"{variant}: not run", ylabel="pictures per seed")
     return show_maps(list(wrong.values()), titles=[f"{name}: {c.sum():.0f} wrong" for name, c in wrong.items()],
                      size=2.2, vmin=0, colorbar=True,
                      title=f"{variant}: truth (rows) against wrong answer (columns), pictures per seed")

@@ -226,7 +226,7 @@ def test_the_small_lines_work(made, tmp_path, capsys):
         assert not wrong and status == 0, (words, wrong, status, err)
 
 
-def test_sixty_random_lines(made, tmp_path, capsys):
+def test_random_lines(made, tmp_path, capsys):
     found, count = run_lines(int(os.environ.get("LESA_FUZZ_NUMBER", 60)), SEED, made, tmp_path, capsys)
     with capsys.disabled():
         print(f"\nseed {SEED}: {json.dumps({str(status): n for status, n in count.items()})}")
@@ -234,8 +234,10 @@ def test_sixty_random_lines(made, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_thousand_random_lines(made, tmp_path, capsys):
+def test_two_thousand_random_lines(made, tmp_path, capsys, record_property):
     found, count = run_lines(2000, SEED + 1, made, tmp_path, capsys)
+    record_property("command lines:", 2000)
+    record_property("with something wrong:", len(found))
     with capsys.disabled():
         print(f"\nseed {SEED + 1}: {json.dumps({str(status): n for status, n in count.items()})}")
     assert not found, f"seed {SEED + 1}: {len(found)} lines\n" + "\n".join(found[:20])

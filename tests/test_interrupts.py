@@ -154,7 +154,7 @@ def test_threads_that_cannot_be_are_refused_by_both_checks(workers, made):  # no
 
 
 @pytest.mark.slow
-def test_every_command_at_random_moments(made, tmp_path, capsys):  # noqa: F811
+def test_every_command_at_random_moments(made, tmp_path, capsys, record_property):  # noqa: F811
     chance, number = random.Random(SEED), 0
     with capsys.disabled():
         print(f"\nseed {SEED}")
@@ -162,3 +162,4 @@ def test_every_command_at_random_moments(made, tmp_path, capsys):  # noqa: F811
         for ending in (signal.SIGINT, signal.SIGTERM, chance.choice([signal.SIGINT, signal.SIGTERM])):
             number += 1
             check_end(words, made, tmp_path / str(number), ending, seconds_of(chance.uniform(0.5, 5)))
+    record_property("interrupts:", number)

@@ -205,12 +205,11 @@ def test_what_the_kernel_says_is_what_the_hook_wrote(tmp_path):
 
 def test_the_settings_of_the_lab_are_defaults_that_jupyterlab_knows():
     "Each setting exists in this JupyterLab: a name that has gone would be ignored without a word."
-    import jupyterlab
+    from jupyterlab.commands import get_app_dir
 
-    schemas = Path(sys.prefix) / "share" / "jupyter" / "lab" / "schemas"
-    assert schemas.is_dir(), jupyterlab.__file__
+    schemas = Path(get_app_dir()) / "schemas" / "@jupyterlab"
     text = (ROOT / "tools" / "jupyter" / "labconfig" / "default_setting_overrides.json").read_text(encoding="utf-8")
     for name, values in json.loads(text).items():
-        package, plugin = name.split(":")
+        package, plugin = name.removeprefix("@jupyterlab/").split(":")
         known = json.loads((schemas / package / f"{plugin}.json").read_text(encoding="utf-8"))["properties"]
         assert set(values) <= set(known), name

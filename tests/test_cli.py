@@ -131,6 +131,11 @@ def test_every_command_has_help(command, capsys):
         ("explain a.jpg --size 0", "--size must be at least 1"),
         ("check --all", "lesa check has no option --all"),
         ("train imagenet --data=", "--data is empty"),
+        ("train imagenet --data x --augment no", "--augment must be one of"),
+        ("train imagenet --data x --tf3", "no option --tf3; did you mean --tf32?"),
+        ("export --weights x --out y.pt2 --image-size a b", "--image-size does not take 'a', 'b'"),
+        (f"demo --steps {'9' * 5000}", "--steps wants a number of fewer digits"),
+        ("make-data coco -- --size 3", "more words than lesa make-data coco takes: 3"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_ends_with_2(words, says, capsys):

@@ -259,6 +259,60 @@ def test_syntax_of_the_oldest_python():
     )  # to say that it is too old
 
 
+def test_every_python_that_is_here_compiles_every_file():
+    "Not only the grammar: each interpreter reads the files itself, without the packages."
+    code = (
+        "import pathlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    compile(pathlib.Path(name).read_text(encoding='utf-8'), name, 'exec')\n"
+        "print(len(sys.argv) - 1)"
+    )
+    files = [str(path) for folder in ("lesa_nb", "tools", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    tried = 0
+    for name in ("python3.10", "python3.11", "python3.12", "python3.13"):
+        if not (path := shutil.which(name)):
+            continue
+        done = subprocess.run([path, "-c", code, *files], capture_output=True, text=True, env=clean_environment())
+        if done.returncode == 127 or "command not found" in done.stderr:  # a shim without its Python
+            continue
+        assert done.stdout.strip() == str(len(files)), (name, done.stderr)
+        tried += 1
+    assert tried > 0 or sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12), (3, 13))
+
+
+def test_importing_the_package_brings_in_nothing_but_itself():
+    "Counted in modules, not in seconds, which depend on the machine; without torch it takes some milliseconds."
+    code = (
+        "import sys; before = set(sys.modules); import lesa_nb; new = set(sys.modules) - before;"
+        "print(len(new), *sorted({name.partition('.')[0] for name in new} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, env=clean_environment()
+    )
+    number, *packages = done.stdout.split()
+    assert packages == ["lesa_nb"] and int(number) < 60, done.stdout + done.stderr
+
+
+def test_archives_are_small(archives):
+    "The notebooks with their figures are in the source archive, and nearly all of it."
+    source, wheel = (path.stat().st_size for path in archives)
+    assert wheel < 2_000_000 and source < 6_000_000, (source, wheel)
+
+
+def test_no_shell_and_no_text_run_as_code():
+    "What SECURITY.md says of the package: no os.system, no shell=True, no eval or exec, torch.load of tensors only."
+    found = []
+    for path in sorted((ROOT / "lesa_nb").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            shell = name in ("eval", "exec", "os.system", "os.popen") or words.get("shell") == "True"
+            if shell or (name == "torch.load" and words.get("weights_only") != "True"):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert found == []
+
+
 def test_versions_agree():
     source = (ROOT / "lesa_nb" / "__init__.py").read_text(encoding="utf-8")
     assert f'__version__ = "{FACTS["version"]}"' in source

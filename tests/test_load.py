@@ -216,7 +216,7 @@ def test_refusals_name_the_file_and_the_cure(small, tmp_path):
         return lambda path: save_weights(small, path, **told | changes)
 
     refused("gone.pth", None, "no such file of weights", FileNotFoundError)
-    refused("folder", lambda path: path.mkdir(), "a folder, not a file of weights; name the file inside it")
+    refused("folder", lambda path: path.mkdir(), "a folder without model.safetensors, .*name the file inside it")
     refused("page.pth", lambda path: path.write_text("<html>"), "found something else or a damaged one")
     refused("page.safetensors", lambda path: path.write_text("<html>"), "not a safetensors file")
     refused("trap.pth", lambda path: torch.save({"net": Trap(tmp_path / "it ran")}, path), "it would run code")

@@ -38,7 +38,7 @@ from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.load import Kind, load, register_kind
 
 SEED = int(os.environ.get("LESA_SEED", 0))
-MORE = 20  # so many times as many cases in the slow run
+MORE = 8  # so many times as many cases in the slow run
 
 
 def holds(examples, **strategies):

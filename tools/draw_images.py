@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "Images"
-CROP = ("cat", (40, 173), (6, 6))  # the photograph, row and column of the crop in it, row and column of the position
+CROP = ("coins", (66, 150), (8, 8))  # the photograph, row and column of the crop in it, row and column of the position
 
 
 def draw_map_image():
@@ -41,7 +41,7 @@ def main():
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="map", choices=["map", "triptych"])
-    parser.add_argument("--steps", type=int, default=800, help="of training, for each network of the triptych")
+    parser.add_argument("--steps", type=int, default=250, help="of training, for each network of the triptych")
     args = parser.parse_args()
     draw_map_image() if args.what == "map" else draw_triptych_image(args.steps)
 

@@ -1,6 +1,6 @@
 """Bring everything that is made from the notebooks up to date: package, clean notebooks, links between them, README.
 
-python tools/sync.py              # nbdev_export, nbdev_clean, course links, README.md
+python tools/sync.py              # nbdev_export, nbdev_clean, course links, README.md, promises.md
 python tools/sync.py --check      # do it on a copy; list what would change, exit 1 if anything would
 """
 
@@ -21,6 +21,7 @@ STEPS = {
     "nbdev_clean": ["-c", _NBDEV.format(module="clean", name="nbdev_clean")],
     "course links": [str(TOOLS / "course.py")],
     "README.md": [str(TOOLS / "readme.py")],
+    "promises.md": [str(TOOLS / "promises.py")],
 }
 
 

@@ -6,6 +6,7 @@
     python tools/test.py nbs/1_layer tests/test_cli.py    # only these folders and files
 
 1. pytest runs every notebook (proof.py, on a copy of the project) and tests/, side by side (pytest-xdist).
+   With --slow, how they ended is written into nbs/promises.json and nbs/promises.md.
 2. nbdev_export, nbdev_clean and the README change nothing (tried on a copy).
 
 The last line is `N passed, N failed`; the exit status is 1 if anything failed, and 130 if it was interrupted.
@@ -24,6 +25,7 @@ TOOLS = Path(__file__).resolve().parent
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != TOOLS] + [str(TOOLS)]
 
 import project  # noqa: E402  (tools/ comes last: this file must not hide Python's own `test`)
+import promises  # noqa: E402
 import pytest  # noqa: E402
 import sync  # noqa: E402
 
@@ -69,11 +71,14 @@ class Reporter:
         self.board, self.timeout = board, timeout
         self.parts = {}  # test -> [seconds, has it been called, what failed]
         self.ended, self.deselected = set(), set()
+        self.results = []  # of every test that was run: its name, whether it passed, what it measured
 
     def pytest_runtest_logreport(self, report):
         part = self.parts.setdefault(report.nodeid, [0.0, False, []])
         part[0] += getattr(report, "duration", 0.0)
         part[1] |= report.when == "call" and report.passed
+        if report.when == "call":
+            self.results.append((report.nodeid, report.passed, dict(report.user_properties)))
         if report.failed:
             text = re.sub(r"^\[gw\d+\] .*\n", "", report.longreprtext) or f"failed in {report.when}"
             if report.when == "???":  # pytest-xdist's word for a test that took its process with it
@@ -138,6 +143,8 @@ def run_pytest(board, root, folders, timeout, jobs, slow):
         board.add("pytest finds tests", "no test was found: nothing was tested")
     elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         board.add("pytest", f"stopped with status {status!r}")
+    if slow:
+        promises.record(reporter.results, root)
     left_out = reporter.deselected - reporter.ended
     if left_out:
         print(f"  not run here: {len(left_out)} tests (`make test-all` adds the slow ones; some need a GPU)")

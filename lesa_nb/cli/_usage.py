@@ -24,6 +24,8 @@ _VALUES = (
         re.compile(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\."),
         r"\2 must be one of \3, got \1",
     ),
+    (re.compile(r"Error parsing (\S+): Exceeds the limit.*"), r"\1 wants a number of fewer digits"),
+    (re.compile(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]"), r"\1 does not take \2"),
     (re.compile(r"Missing value for argument '(\S+)'\..*"), r"\1 wants a value, found none"),
 )
 
@@ -114,13 +116,15 @@ def _in_words(lines: list[str], known: Sequence[str], command: str) -> str:
     title, _, rest = first.partition(": ")
     if title == "Unrecognized options":
         return _unknown(rest.split(", "), known, command)
+    if title.startswith("Unrecognized or misplaced options"):
+        return _unknown([re.sub(r" \(applied to .*", "", line.strip()) for line in lines[1:]], known, command)
     if first.startswith("Missing from "):
         indent = min((len(line) - len(line.lstrip()) for line in lines[1:]), default=0)
         names = [line.strip() for line in lines[1:] if len(line) - len(line.lstrip()) == indent]
         return f"{command} needs {' and '.join(names)}"
     for pattern, sentence in _VALUES:
         if pattern.fullmatch(first):
-            return pattern.sub(sentence, first)
+            return pattern.sub(sentence, first.replace("'None', ", ""))  # what an option is if it is not given
     return first
 
 
@@ -138,6 +142,6 @@ def read_words(read: Callable[[Sequence[str]], _T], words: Sequence[str], comman
     rows = [_FRAME.sub("", row).rstrip() for row in _answer(read, words).splitlines()]
     rows = [row for row in rows if row.strip()][1:]  # the first one is the title of a box
     parts = [list(part) for is_ruler, part in itertools.groupby(rows, _is_ruler) if not is_ruler]
-    known = re.findall(r"--[a-z][a-z-]*", _answer(read, [*command.split()[1:], "--help"]))
+    known = re.findall(r"--[a-z][a-z0-9-]*", _answer(read, [*command.split()[1:], "--help"]))
     said = _in_words(parts[0] if parts else [f"{command} does not understand this"], sorted(set(known)), command)
     raise UsageError(f"{said.rstrip('.')}{'' if said.endswith('?') else ';'} {command} --help says more")

@@ -1,4 +1,5 @@
 """The command `lesa`: every command by its name, and the one place that turns mistakes into sentences."""
+import errno
 import functools
 import logging
 import os
@@ -10,6 +11,7 @@ from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import _usage, check, data, eval, export, predict, see, train
 from lesa_nb.cli._common import UsageError, Work
+from lesa_nb.cli._ending import ends_in_order, say_last
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
@@ -54,6 +56,11 @@ def _is_memory(mistake: Exception) -> bool:
     return type(mistake).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(mistake)
 
 
+def _is_full(mistake: Exception) -> bool:
+    "Whether something could not be written to its end: the work was begun then."
+    return getattr(mistake, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _later(function: Callable) -> Callable:
     "A command that is only chosen: it returns what is to be run, so that reading the words is one step of its own."
 
@@ -94,6 +101,8 @@ def _sentence(mistake: Exception) -> str:
     words = str(mistake)
     if isinstance(mistake, OSError) and mistake.filename and mistake.strerror:  # the system's own, without a number
         words = f"{mistake.filename}: {mistake.strerror}"
+    elif isinstance(mistake, OSError) and mistake.strerror:  # while it wrote to a file or a pipe that was open
+        words = mistake.strerror
     return " ".join(words.split()) or type(mistake).__name__
 
 
@@ -103,6 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine; 1 the work
     was begun and something is wrong with it; 2 refused before anything was done; 130 interrupted; 143 taken away.
     """
+    return ends_in_order(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: Sequence[str]) -> int:
+    "The exit status of a command."
     if "matplotlib" not in sys.modules:
         os.environ["MPLBACKEND"] = "Agg"  # figures go to files: no display is needed
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a home folder; no need to say so
@@ -111,24 +125,20 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     Work.begun = False
     try:
-        return _choose(sys.argv[1:] if argv is None else argv)() or 0
+        return _choose(words)() or 0
     except SystemExit as stop:  # help was asked for, and is written
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print("\nlesa: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader has seen enough, as in `lesa --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         return 1
     except Stopped as stopped:  # asked to end, and everything is saved
         if is_main_process():
-            print(f"lesa: {stopped}", file=sys.stderr)
+            say_last(f"lesa: {stopped}")
         return stopped.status
     except (RuntimeError, *_MISTAKES) as mistake:
         if os.environ.get("LESA_DEBUG") or not (_is_memory(mistake) or isinstance(mistake, _MISTAKES)):
             raise
         if _is_memory(mistake):
             mistake = MemoryError(f"not enough memory; choose smaller pictures or batches ({mistake})")
-        print(f"{process_name('lesa')}: {_sentence(mistake)}", file=sys.stderr)
-        failed = Work.begun or isinstance(mistake, (FloatingPointError, MemoryError))
+        say_last(f"{process_name('lesa')}: {_sentence(mistake)}")
+        failed = Work.begun or _is_full(mistake) or isinstance(mistake, (FloatingPointError, MemoryError))
         return 1 if failed and not isinstance(mistake, UsageError) else 2

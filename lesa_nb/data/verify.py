@@ -5,8 +5,8 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
+from lesa_nb.data._threads import check_threads, thread_pool
 from lesa_nb.data.folders import class_names, held_out, same_classes
 from lesa_nb.data.listing import (
     _ONE_CLASS,
@@ -135,15 +135,14 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{printable(folder)}: no such folder")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    check_threads(workers)
     layout = find_layout(folder, val_fraction) if val_fraction is not None else None
     halves = {"all": layout.train} if layout else _halves(folder, [splits] if isinstance(splits, str) else splits)
     report = Report(f"picture folder {printable(folder)}", FOLDER_FAULTS, _MEND)
     if layout:
         report.add_line(str(layout))
     names: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool, warnings.catch_warnings():
+    with thread_pool(workers) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for split, half in halves.items():
             classes = _find_classes(report, folder, half)
@@ -159,7 +158,7 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
             else:
                 _add_split(report, split, Counter({name: len(pictures.get(name, ())) for name in classes}))
             paths = [path for listed in files.values() for path in listed]
-            groups = [paths[i:i + 64] for i in range(0, len(paths), 64)]
+            groups = [paths[i:i + 16] for i in range(0, len(paths), 16)]
             with tqdm(total=len(paths), desc=split, unit="file", disable=not progress) as bar:
                 for group in pool.map(lambda group: [_inspect(path, exif) for path in group], groups):
                     bar.update(len(group))

@@ -1,11 +1,10 @@
 """Is a COCO folder sound? Every annotation read by the reader's own rules, every file opened, before training."""
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
+from ._threads import check_threads, thread_pool
 from .coco import Categories, read_split
 from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _check_image, _check_stuff_map, coco_tools
 from .coco_index import CocoSplit, _take_part
@@ -92,7 +91,7 @@ def _verify_files(report: Report, split: str, files: SplitFiles, content: CocoSp
     def check(image):
         return list(_file_faults(files, pictures, with_maps, image))
 
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+    with thread_pool(workers) as pool:
         results = pool.map(check, content.images.values())
         for found in tqdm(results, total=len(content.images), desc=split, unit="image", disable=not progress):
             for fault in found:
@@ -111,6 +110,7 @@ def verify_coco(
     report's `splits` holds (images, images to train on, annotations, annotations to train on) of each split; a split
     with nothing to train on is not ready.
     """
+    check_threads(workers)
     layout = find_coco_layout(folder)
     named = [name for name, files in layout.splits.items() if not files.annotations.stem.startswith("image_info")]
     names = named if splits is None else [splits] if isinstance(splits, str) else list(splits)

@@ -519,13 +519,12 @@ def _draw_tall_layer(ax: Axes) -> None:
         for col in range(3):
             ax.add_patch(Rectangle((134 + 34*col, 366 + 34*row), 32, 32, lw=1.2, edgecolor=COLORS["local"],
                                    facecolor=_tint(COLORS["local"], .75 if row == col == 1 else .25)))
-    style = dict(fontsize=18, weight="bold")
-    ink = COLORS["lesa"]
-    parts = ("out =", ink), ("local", COLORS["local"]), ("+", ink), ("gate", COLORS["gate"]), ("×", ink)
-    parts += (("context", COLORS["context"]),)
-    words: list[Artist] = [TextArea(word, textprops=dict(color=hue, **style)) for word, hue in parts]
-    row = HPacker(children=words, sep=8, pad=0, align="baseline")
-    ax.add_artist(AnnotationBbox(row, (360, 608), frameon=False, pad=0))
+    style, ink = dict(fontsize=18, weight="bold"), COLORS["lesa"]
+    hues = {"out =": ink, "local": COLORS["local"], "+": ink, "gate": COLORS["gate"], "×": ink,
+            "context": COLORS["context"]}
+    formula: list[Artist] = [TextArea(word, textprops=dict(color=hue, **style)) for word, hue in hues.items()]
+    line = HPacker(children=formula, sep=8, pad=0, align="baseline")
+    ax.add_artist(AnnotationBbox(line, (360, 608), frameon=False, pad=0))
     ax.text(176, 563, "has seen both", color=COLORS["gate"], fontsize=16, va="center")
     for corners in (((184, 182), (184, 232)), ((529, 182), (529, 232)), ((184, 482), (184, 532)),
                     ((529, 482), (529, 532)), ((360, 658), (360, 700))):

@@ -26,16 +26,16 @@ from lesa_nb.look.gallery import dependence
 from lesa_nb.study.small import Problem, SmallNet, Trained, train_small
 from lesa_nb.tasks.side_by_side import THREE_TERMS, train_terms
 
-__all__ = ["HEIGHT", "PATCH", "SIDE", "draw_triptych", "photo_problem", "photographs", "train_triptych"]
+__all__ = ["draw_triptych", "train_triptych"]
 
-HEIGHT = 192  #: pixels that every photograph is reduced to
-SIDE = 60  #: of a crop, pixels
-PATCH = 5  #: of the networks, pixels: a crop has a map of 12 x 12 positions
+_HEIGHT = 192  #: pixels that every photograph is reduced to
+_SIDE = 60  #: of a crop, pixels
+_PATCH = 5  #: of the networks, pixels: a crop has a map of 12 x 12 positions
 _FROM_SKIMAGE = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "moon", "rocket")
 _CALLED = {"camera": "cameraman", "chelsea": "cat", "china": "pavilion"}
 
 
-def photographs() -> dict[str, Tensor]:
+def _photographs() -> dict[str, Tensor]:
     """The twelve photographs that come with scikit-image and scikit-learn: name -> (1, 192, W), grey.
 
     Each has mean 0 and deviation 1, so that brightness and contrast tell nothing.
@@ -45,7 +45,7 @@ def photographs() -> dict[str, Tensor]:
     found = {_CALLED.get(name, name): getattr(skimage_photos, name)() for name in _FROM_SKIMAGE}
     found |= {_CALLED.get(name, name): sample_photo(name) for name in ("china", "flower")}
     grey = {name: functional.to_image(photo).float().mean(0, keepdim=True) for name, photo in found.items()}
-    small = {name: functional.resize(photo, [HEIGHT], antialias=True) for name, photo in grey.items()}
+    small = {name: functional.resize(photo, [_HEIGHT], antialias=True) for name, photo in grey.items()}
     return {name: (photo - photo.mean())/photo.std() for name, photo in small.items()}
 
 
@@ -60,9 +60,9 @@ def _check_place(photos: Mapping[str, Tensor], name: str, place: tuple[int, int]
         raise ValueError(f"no photograph {name!r}; there are {', '.join(photos)}")
     height, width = photos[name].shape[-2:]
     (top, left), line = place, _line(width)
-    if not (0 <= top <= height - SIDE and line <= left <= width - SIDE):
-        raise ValueError(f"expected a crop right of the line: row 0 to {height - SIDE}, column {line} to "
-                         f"{width - SIDE} of {name!r}, found {place}")
+    if not (0 <= top <= height - _SIDE and line <= left <= width - _SIDE):
+        raise ValueError(f"expected a crop right of the line: row 0 to {height - _SIDE}, column {line} to "
+                         f"{width - _SIDE} of {name!r}, found {place}")
 
 
 def _crops(photos: Mapping[str, Tensor], part: str, count: int, generator: torch.Generator) -> Samples:
@@ -73,27 +73,27 @@ def _crops(photos: Mapping[str, Tensor], part: str, count: int, generator: torch
         height, width = every[label].shape[-2:]
         left, right = (0, _line(width)) if part == "train" else (_line(width), width)
         down, along = torch.rand(2, generator=generator).tolist()
-        top, start = int(down*(height - SIDE + 1)), left + int(along*(right - left - SIDE + 1))
-        images.append(every[label][:, top:top + SIDE, start:start + SIDE])
+        top, start = int(down*(height - _SIDE + 1)), left + int(along*(right - left - _SIDE + 1))
+        images.append(every[label][:, top:top + _SIDE, start:start + _SIDE])
     return Samples(torch.stack(images), labels)
 
 
-def photo_problem(valid: int = 600) -> Problem:
+def _photo_problem(valid: int = 600) -> Problem:
     """Which of the twelve photographs is this crop from? No test crop shares a pixel with a training crop."""
-    photos = photographs()
+    photos = _photographs()
 
     def batches(batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Samples]:
         for _ in range(steps):
             yield _crops(photos, "train", batch_size, generator)
 
     held = _crops(photos, "test", valid, torch.Generator().manual_seed(99))
-    net = dict(classes=len(photos), channels=1, size=SIDE, patch=PATCH)
+    net = dict(classes=len(photos), channels=1, size=_SIDE, patch=_PATCH)
     return Problem("which photograph", net, batches, check_samples(held, len(photos)))
 
 
-def train_triptych(steps: int = 800, **recipe: Any) -> dict[str, Trained]:
+def train_triptych(steps: int = 250, **recipe: Any) -> dict[str, Trained]:
     """The three small networks, trained alike on crops of photographs: name of the term -> run."""
-    return dict(train_terms(train_small, photo_problem(), steps=steps, **recipe))
+    return dict(train_terms(train_small, _photo_problem(), steps=steps, **recipe))
 
 
 class _Seen(NamedTuple):
@@ -138,17 +138,17 @@ def _lay(ax: Axes, values: Tensor, hue: str, most: float, opaque: float = .9) ->
 
 def _panel(ax: Axes, crop: Tensor, seen: _Seen, cell: tuple[int, int], most: float) -> None:
     """One network's panel: the crop in pale grey, the context in its hue, the ring in its own, p ringed."""
-    ax.imshow(crop[0, 0].numpy(), "gray", vmin=-2.6, vmax=2.6, extent=(0, 1, 1, 0), interpolation="bicubic", alpha=.75)
+    ax.imshow(crop[0, 0].numpy(), "gray", vmin=-2.6, vmax=2.6, extent=(0, 1, 1, 0), interpolation="bicubic", alpha=.6)
     if seen.context is not None:
         _lay(ax, seen.context, COLORS["context"], most)
     if seen.local is not None:
-        _lay(ax, seen.local, COLORS["local"], float(seen.local.max()), .85)
+        _lay(ax, seen.local, COLORS["local"], float(seen.local.max()), .7)
         h, w = seen.local.shape
         rows, cols = (seen.local > 0).nonzero().T
         left, top = cols.min().item()/w, rows.min().item()/h
         wide, tall = (cols.max().item() + 1)/w - left, (rows.max().item() + 1)/h - top
         ax.add_patch(Rectangle((left, top), wide, tall, fill=False, edgecolor=COLORS["local"], lw=2.5))
-    h, w = (SIDE//PATCH,)*2
+    h, w = (_SIDE//_PATCH,)*2
     for width, hue in ((4.5, "black"), (2.2, "white")):
         ax.plot((cell[1] + .5)/w, (cell[0] + .5)/h, "o", ms=15, mfc="none", mec=hue, mew=width)
     ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
@@ -166,29 +166,33 @@ def draw_triptych(
 ) -> Figure:
     """The same crop before three trained networks: what the ringed position reads in the last block of each.
 
-    runs: from `train_triptych`. name: a photograph, a key of `photographs`. place: row and column of the crop in it,
+    runs: from `train_triptych`. name: a photograph, a key of `_photographs`. place: row and column of the crop in it,
     in the part that nobody trained on. cell: row and column of the position on the map of 12 x 12.
     """
-    photos = photographs()
+    photos = _photographs()
     top, left = place
     _check_place(photos, name, place)
-    crop = photos[name][None, :, top:top + SIDE, left:left + SIDE]
+    crop = photos[name][None, :, top:top + _SIDE, left:left + _SIDE]
     seen = {term: _see(run.model, crop, cell, list(photos)) for term, run in runs.items()}  # type: ignore[arg-type]
     most = max(float(found.context.max()) for found in seen.values() if found.context is not None)
     fig = plt.figure(figsize=(9, 4.5), dpi=100)
-    sees = dict(conv=(("a ring", "local"),), attention=(("everything", "context"),),
-                lesa=(("a ring", "local"), ("and", "lesa"), ("everything", "context")))
+    sees = dict(conv=("a ring", "local"), attention=("everything", "context"), lesa=("both", "gate"))
     for i, (term, found) in enumerate(seen.items()):
-        ax = fig.add_axes((.01 + .333*i, .175, .313, .626))
+        ax = fig.add_axes((.01 + .333*i, .2, .313, .626))
         _panel(ax, crop, found, cell, most)
         middle = .01 + .333*i + .1565
-        fig.text(middle, .945, THREE_TERMS[term], ha="center", va="center", fontsize=19, weight="bold",
+        fig.text(middle, .955, THREE_TERMS[term], ha="center", va="center", fontsize=19, weight="bold",
                  color=COLORS[term])
         words: list[Artist] = [TextArea("sees", textprops=dict(fontsize=17, color=COLORS["lesa"]))]
-        words += [TextArea(word, textprops=dict(fontsize=17, color=COLORS[hue], weight="bold" if hue != "lesa" else
-                                                "normal")) for word, hue in sees[term]]
+        word, hue = sees[term]
+        words.append(TextArea(word, textprops=dict(fontsize=17, color=COLORS[hue], weight="bold")))
         row = AnchoredOffsetbox("center", child=HPacker(children=words, sep=7, pad=0, align="baseline"), frameon=False,
-                                bbox_to_anchor=(middle, .855), bbox_transform=fig.transFigure, borderpad=0)
+                                bbox_to_anchor=(middle, .873), bbox_transform=fig.transFigure, borderpad=0)
         fig.add_artist(row)
-        fig.text(middle, .125, _words(found, name), ha="center", va="center", fontsize=17, color=COLORS["lesa"])
+        fig.text(middle, .15, _words(found, name), ha="center", va="center", fontsize=17, color=COLORS["lesa"])
+    bar = fig.add_axes((.343, .028, .2, .05))  # the scale of both maps, as they are laid over white
+    _lay(bar, torch.linspace(0, 1, 64)[None], COLORS["context"], 1)
+    bar.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0), aspect="auto")
+    bar.spines[:].set_color(COLORS["neutral"])
+    fig.text(.555, .05, f"0 to {most:.1f} times an equal share", va="center", fontsize=17, color=COLORS["lesa"])
     return fig

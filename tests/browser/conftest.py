@@ -44,6 +44,11 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_passes_without(browser):
+    "A test that would do without a browser proves nothing here either."
+
+
 class Console(list):
     "Everything that a page complains of: errors, warnings, requests that failed or left this machine."
 

@@ -16,6 +16,7 @@ READY = f"{SHOWN} .jp-RenderedMarkdown h1"
 IDLE = f'{SHOWN} .jp-Notebook-ExecutionIndicator[data-status="idle"]'
 DIRTY = ".lm-DockPanel-tabBar .lm-TabBar-tab.jp-mod-dirty"
 PROMPTS = f"() => [...document.querySelectorAll('{SHOWN} .jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
+WIDER = "e => e.scrollWidth > e.clientWidth + 1"
 PICTURES = "() => [...document.querySelectorAll('.jp-OutputArea-output img')].map(i => i.complete && i.naturalWidth)"
 
 
@@ -102,6 +103,9 @@ def test_running_to_the_end_and_saving_leaves_git_clean(path, lab, open_page, un
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     if any("$" in text for text in sources(path)):
         assert page.locator("mjx-container").count() > 0
+
+    wide = page.evaluate(f"() => [...document.querySelectorAll('{SHOWN} .jp-CodeCell .cm-scroller')].map({WIDER})")
+    assert not any(wide), "code is wider than the page"
 
     page.keyboard.press("Control+s")
     page.wait_for_selector(DIRTY, state="detached", timeout=30_000)

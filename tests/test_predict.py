@@ -244,6 +244,7 @@ def test_a_classifier_answers_what_eval_scores(classifier, tmp_path):
     names = sorted(path.name for path in (folder/"val").iterdir())
     told = [answer["classes"][0]["name"] for answer in predict(loaded, files, top=1)]
     right = sum(names.index(path.parent.name) == CLASSES.index(name) for path, name in zip(files, told))
+    loaded.metadata["classes_guessed"] = True  # the folders' names are colours, other ones than the network's
     scores = score_folder(loaded, folder)
     assert len(files) == 18 and scores["top1"] == pytest.approx(100*right/18)
 

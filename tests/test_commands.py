@@ -71,7 +71,7 @@ def test_answers_never_replace_what_they_are_about(tmp_path, monkeypatch):
     assert picture.read_bytes() == weights.read_bytes() == b"precious"
     monkeypatch.setattr("os.access", lambda *args: False)
     with pytest.raises(PermissionError, match="may not be written to"):
-        _common.check_new_json("--out", tmp_path / "scores.json")
+        _common.check_new_file("--out", tmp_path / "scores.json")
 
 
 def test_a_picture_larger_than_any_machine_is_refused(tmp_path):

@@ -294,7 +294,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         ({}, "holds no weights"),
         ({"net": {}}, "holds no weights"),
         (torch.zeros(2), "holds no weights"),
-        ({"model": {"a": torch.zeros(1)}}, "something else: model"),
+        ({"weights": {"a": torch.zeros(1)}}, "something else: weights"),
         ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "twice"),
     ]:
         torch.save(thing, tmp_path / "odd.pth")

@@ -80,8 +80,8 @@ def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
     return tqdm(items, unit=unit, total=total, disable=not is_main_process())
 
 
-def check_new_json(flag: str, path: Path | None, *inputs: Path) -> None:
-    "Refuse, before any work is done, a file of answers that could not be written, or that would replace an input."
+def check_new_file(flag: str, path: Path | None, *inputs: Path) -> None:
+    "Refuse, before any work is done, a file that could not be written, or that would replace an input."
     if path is None:
         return
     if path.is_dir():

@@ -9,8 +9,8 @@ from lesa_nb.cli._common import (
     ScoreOptions,
     UsageError,
     check_image_size,
+    check_new_file,
     check_new_folder,
-    check_new_json,
     echo,
     open_classifier,
     write_json,
@@ -41,7 +41,7 @@ def eval_imagenet(
             with the accuracies.
     """
     check_image_size(image_size)
-    check_new_json("--out", out, weights)
+    check_new_file("--out", out, weights)
     check_new_folder("--confusion", confusion)
     from lesa_nb.tasks.confusion import MOST_CLASSES, score_by_class, write_class_scores
 
@@ -90,7 +90,7 @@ def eval_coco(
         options: How pictures go through the network.
         out: Also write the scores there, with AP class by class.
     """
-    check_new_json("--out", out, weights)
+    check_new_file("--out", out, weights)
     from lesa_nb.tasks.class_ap import format_class_ap
     from lesa_nb.tasks.detect_eval import evaluate_detector
 

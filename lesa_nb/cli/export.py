@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import ScoreOptions, UsageError, check_new_json
+from lesa_nb.cli._common import ScoreOptions, UsageError, check_new_file
 
 _LARGEST_SIDE = 4096  # pixels: a slip of the finger must not fill the memory
 
@@ -53,7 +53,7 @@ def export_network(
     if out.suffix not in (".onnx", ".pt2"):
         raise UsageError(f"--out must end in .onnx or .pt2, got {out}")
     _check_sizes(image_size, min_size, max_size)
-    check_new_json("--out", out, weights)
+    check_new_file("--out", out, weights)
     from lesa_nb.weights.export import check_onnx_packages, export_file
     from lesa_nb.weights.load import load
 
@@ -68,6 +68,7 @@ def export_network(
     if getattr(loaded.model, "keep_ratio", False) and not image_size:
         raise UsageError(f"{weights}: this detector keeps the ratio of sides, so its graph is for pictures of one "
                          "size: name it with --image-size HEIGHT WIDTH")
+    print(f"{weights}: traced and compared with the network; that takes minutes", flush=True)
     if image_size:
         written = export_file(loaded, out, image_size=(image_size[0], image_size[-1]))
         sides = "{} x {} pixels".format(*written["image_size"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError, check_new_json, check_threshold, positive, progress, write_json
+from lesa_nb.cli._common import UsageError, check_new_file, check_threshold, positive, progress, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ def predict_images(
     from lesa_nb.weights.load import load
 
     files = find_images(paths)
-    check_new_json("--json", json, weights, *map(Path, files))
+    check_new_file("--json", json, weights, *map(Path, files))
     loaded = load(weights)
     if out is not None and loaded.kind == "classifier":
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")

@@ -47,7 +47,7 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_FORMATS
 
 
-def _is_unread_picture(name: str) -> bool:
+def is_unread_picture(name: str) -> bool:
     """Whether a file's name ends like a picture's in a format that cannot be read here, such as .heic."""
     return os.path.splitext(name)[1].lower() in _UNREAD
 
@@ -147,7 +147,7 @@ def _kind_of_file(path: str) -> str | None:
     """Why a listed file is no picture: "format not read" or "other file"; None for a picture."""
     if is_picture(path):
         return None
-    return "format not read" if _is_unread_picture(path) else "other file"
+    return "format not read" if is_unread_picture(path) else "other file"
 
 
 def _list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[list[list[str]], Counter[str]]:

@@ -299,7 +299,10 @@ def _photo_fault(path: str | os.PathLike, error: Exception) -> Fault:
         if isinstance(error, raised):
             return _PHOTO_FAULTS.fault(kind, path, text)
     if isinstance(error, UnidentifiedImageError):
-        return _PHOTO_FAULTS.fault("not a picture", path, "in no format that Pillow reads")
+        found = "in no format that Pillow reads"
+        if os.fspath(path).lower().endswith((".heic", ".heif")):
+            found += "; save it as JPEG: telephones call that the most compatible format"
+        return _PHOTO_FAULTS.fault("not a picture", path, found)
     if isinstance(error, OSError) and error.errno:
         return _PHOTO_FAULTS.fault("unreadable file", path, error.strerror or text)
     return _PHOTO_FAULTS.fault("broken picture", path, text or type(error).__name__)

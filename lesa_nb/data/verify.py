@@ -32,7 +32,7 @@ FOLDER_FAULTS = FaultKinds({
     "names differ in case only": "two classes, but one on file systems that ignore case",
     "other file": "ignored", "system file": "skipped",
     "link to a folder above": "skipped"})
-_MEND = "mend what is fatal (download those files again, or remove them)"
+_MEND = "mend what is fatal (broken files: download them again, or remove them)"
 
 
 def _inspect(path: str, exif: bool) -> list[Fault]:

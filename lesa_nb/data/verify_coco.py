@@ -72,6 +72,13 @@ def _verify_splits(report: Report, layout: CocoLayout, categories: dict[str, Cat
             report.add_fault("other categories", val, str(error))
 
 
+def _verify_stuff(report: Report, layout: CocoLayout, semantic: bool | None):
+    """Say that there are no stuff maps: the verifier cannot know whether HTC will ask for them."""
+    split = layout.split_name("train")
+    if semantic is None and split is not None and not layout.files(split).stuff.is_dir():
+        report.add_line("no stuff maps: HTC trains with --no-semantic (Mask R-CNN needs none)")
+
+
 def _verify_files(report: Report, split: str, files: SplitFiles, content: CocoSplit, semantic: bool | None,
                   workers: int | None, progress: bool):
     """Open every picture and, if asked for, every stuff map."""
@@ -108,7 +115,7 @@ def verify_coco(
     named = [name for name, files in layout.splits.items() if not files.annotations.stem.startswith("image_info")]
     names = named if splits is None else [splits] if isinstance(splits, str) else list(splits)
     report = Report(f"COCO folder {printable(layout.folder)}", _COCO_FAULTS,
-                    "mend what is fatal (download those files again, or correct the annotation file)")
+                    "mend what is fatal (broken files: download them again; the rest: correct the annotation file)")
     report.add_line(str(layout))
     categories: dict[str, Categories] = {}
     for split in sorted(names):
@@ -128,6 +135,7 @@ def verify_coco(
         _verify_files(report, split, files, content, semantic, workers, progress)
     if splits is None:
         _verify_splits(report, layout, categories)
+        _verify_stuff(report, layout, semantic)
         try:
             coco_tools("faster_coco_eval")
         except ModuleNotFoundError as error:

@@ -4,14 +4,45 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.loop import NotFinite
 from lesa_nb.engine.recipe import Recipe
+from lesa_nb.engine.signals import Stopped
 
-__all__ = ["explain_errors", "explain_step"]
+__all__ = ["explain_errors", "explain_step", "left_early"]
+
+
+class _Place(Protocol):
+    """Where a training stands."""
+
+    epoch: int
+    step: int
+    per_epoch: int
+
+
+def left_early(at: _Place, folder: Path, begun: bool, signal: int, reasons: Sequence[str]) -> Stopped | ValueError:
+    """What to raise when a run ends before its time.
+
+    Args:
+        at: The training that is left.
+        folder: Of the run.
+        begun: Whether there is a checkpoint to go on from.
+        signal: That asked for it; 0 where a sample could not be read.
+        reasons: Of each process why, or nothing.
+    """
+    where = f"step {at.step} of {at.per_epoch}; everything is in {folder}"
+    if signal:
+        return Stopped(f"stopped in epoch {at.epoch + 1} after {where}: resume goes on from here", signal)
+    helps = "lesa verify-data names every such file"
+    reason = next(filter(None, reasons))
+    if not begun:
+        return ValueError(f"{reason}. Nothing was trained: mend it and start again; {helps}")
+    return ValueError(f"{reason}. Stopped in epoch {at.epoch + 1} before {where}: mend it and resume; {helps}")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
-from ._errors import explain_errors, explain_step
+from ._errors import explain_errors, explain_step, left_early
 from ._folder import RunFolder
 from ._lock import run_lock
 from ._parallel import averaging_gradients
@@ -28,7 +28,7 @@ from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
 from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
 from .recipe import Recipe
-from .signals import Stop, Stopped
+from .signals import Stop
 from .task import Task
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-06
@@ -130,15 +130,12 @@ class _Run:
         self.folder.save(self.training.state_dict(), self.training.eval_model.state_dict(), *names)
 
     def leave(self, wish, reason) -> NoReturn:
-        "Save and end early; all processes come here together."
-        self.save()
-        training, ranks, folder = self.training, self.training.ranks, self.folder.path
+        "Save, if anything was begun, and end early; all processes come here together."
+        ranks, begun = self.training.ranks, wish == _STOP or self.folder.checkpoint.exists()
+        if ranks.all_reduce_max(int(begun)):
+            self.save()
         number, reasons = ranks.all_reduce_max(self.stop.number), ranks.gather(reason)
-        where = f"step {training.step} of {training.per_epoch}; everything is in {folder}"
-        if wish == _STOP:
-            raise Stopped(f"stopped in epoch {training.epoch + 1} after {where}: resume goes on from here", number)
-        raise ValueError(f"{next(filter(None, reasons))}. Stopped in epoch {training.epoch + 1} before {where}: "
-                         "mend it and resume")
+        raise left_early(self.training, self.folder.path, begun, number if wish == _STOP else 0, reasons)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-18
 def _update(training, micro_batches):

@@ -112,8 +112,12 @@ def atomic_text(path: str | PathLike, text: str, *, what: str = "the file", advi
 
 
 def atomic_json(path: str | PathLike, thing: Any, *, indent: int | None = 1, what: str = "the file") -> Path:
-    """Write what JSON can hold, all of it or nothing; returns the path. What it cannot hold changes no file."""
-    return atomic_text(path, json.dumps(thing, indent=indent), what=what)
+    """Write what JSON can hold, all of it or nothing, in UTF-8: names in any script stay readable; returns the path.
+    What it cannot hold changes no file."""
+    text = json.dumps(thing, indent=indent, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        text = json.dumps(thing, indent=indent)  # names of files that are no text stand as escapes
+    return atomic_text(path, text, what=what)
 
 
 def _printable(path: Path) -> str:

@@ -5,13 +5,13 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lesa_nb.data.listing import is_litter, is_picture, list_files
+from lesa_nb.data.listing import is_litter, is_picture, is_unread_picture, list_files
 from lesa_nb.data.photos import open_image
 from lesa_nb.data.report import printable
 from lesa_nb.tasks.coco_results import pack_masks
@@ -23,28 +23,44 @@ _CLASSIFIER_PIXELS = 2**24
 _Picture = str | os.PathLike | Image.Image
 
 
+def _counts(name: str) -> bool:
+    """Whether a file in a folder is a picture by the end of its name, one that cannot be read included."""
+    return is_picture(name) or is_unread_picture(name)
+
+
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     """Files, folders (searched below, sorted) and glob patterns as one list of files, each once, in the order given.
 
-    A file that is named is taken whatever its name ends in; in folders and patterns only pictures count, and litter of
-    operating systems does not. Raises FileNotFoundError for a name that is not there, ValueError where nothing is left.
+    A file that is named is taken whatever its name ends in; in folders and patterns pictures count, those in formats
+    that are not read here, too (.heic: they shall be named, not left out), and litter of operating systems does not.
+    Raises FileNotFoundError for a name that is not there, ValueError where nothing is left.
     """
     found: list[Path] = []
     for path in paths:
         text = os.fspath(path)
         if os.path.isdir(text):
-            found += [Path(file) for file in list_files(text).files if is_picture(file)]
+            found += [Path(file) for file in list_files(text).files if _counts(file)]
         elif os.path.exists(text):
             found.append(Path(text))
         else:
             matches = sorted(glob.glob(text, recursive=True))
             if not matches:
                 raise FileNotFoundError(f"{printable(text)}: no such file or folder, and no name fits it as a pattern")
-            pictures = [match for match in matches if is_picture(match) and not is_litter(os.path.basename(match))]
+            pictures = [match for match in matches if _counts(match) and not is_litter(os.path.basename(match))]
             found += [Path(match) for match in pictures if os.path.isfile(match)]
     if not found:
         raise ValueError(f"no pictures in {', '.join(printable(path) for path in paths)}")
     return list(dict.fromkeys(found))
+
+
+def _no_picture(thing: object) -> str:
+    """The sentence about something that is no picture, with what helps."""
+    helps = ""
+    if hasattr(thing, "__array__"):
+        helps = "; make one of an array (H, W, 3) of bytes in RGB: PIL.Image.fromarray(array)"
+    elif hasattr(thing, "read"):
+        helps = "; open one from a file: PIL.Image.open(file)"
+    return f"expected a path or a PIL picture, or several of them, got {type(thing).__name__}{helps}"
 
 
 def _read(picture: _Picture, kind: str) -> Image.Image:
@@ -83,6 +99,8 @@ def _batches(loaded: Loaded, pictures: Iterable[_Picture], batch_size: int) -> I
     """File names with inputs, or with the error that kept one from being read; one batch after the other."""
     batch: list[tuple[str | None, Any]] = []
     for picture in pictures:
+        if not isinstance(picture, _Picture):
+            raise TypeError(_no_picture(picture))
         name = None if isinstance(picture, Image.Image) else os.fspath(picture)
         try:
             batch.append((name, loaded.transform(_read(picture, loaded.kind))))
@@ -144,7 +162,12 @@ def predict(
     Raises:
         FileNotFoundError: There is no such file of weights.
         ValueError: The weights cannot be read, or `top` or `threshold` is out of range.
+        TypeError: Something is no picture (an array, a tensor), or `source` no weights; the sentence says what helps.
     """
+    if isinstance(source, torch.nn.Module):
+        raise TypeError(f"expected a file of weights or what lesa_nb.load returned, got a {type(source).__name__}; a "
+                        "network alone knows no names: lesa_nb.weights.load.as_loaded(network, classes=...) adds them")
     loaded = source if isinstance(source, Loaded) else load(source)
-    several = [pictures] if isinstance(pictures, (str, os.PathLike, Image.Image)) else pictures
+    alone = isinstance(pictures, _Picture) or getattr(pictures, "ndim", 1) > 1 or hasattr(pictures, "read")
+    several = cast(Iterable[_Picture], [pictures] if alone or not isinstance(pictures, Iterable) else pictures)
     return list(iter_predictions(loaded, several, top=top, threshold=threshold, batch_size=batch_size, device=device))

@@ -134,8 +134,9 @@ def _weights_file(path: str | PathLike) -> Path:
     if not Path(path).is_dir():
         return Path(path)
     if not inside.is_file():
-        raise ValueError(f"{os.fspath(path)}: a folder without {_MODEL_FILE}, not a file of weights; "
-                         "name the file inside it")
+        of_a_run = Path(path)/"best.safetensors"
+        inside_it = str(of_a_run) if of_a_run.is_file() else "the file inside it"
+        raise ValueError(f"{os.fspath(path)}: a folder without {_MODEL_FILE}, not a file of weights; name {inside_it}")
     return inside
 
 

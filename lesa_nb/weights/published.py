@@ -60,7 +60,7 @@ def to_published(
     return tensors | {key: _flatten_index(N) for key, N in _index_buffers(module).items()}
 
 # %% ../../nbs/2_networks/11_published.ipynb #cell-23
-_LAYERS = ("net", "state_dict") # where a checkpoint keeps its tensors, eq. (11.3)
+_LAYERS = ("net", "state_dict", "model") # where a checkpoint keeps its tensors, eq. (11.3)
 
 def tensors_in(
     found: Any, # what a file of weights holds
@@ -122,7 +122,8 @@ def misfits(
     problems = {"missing": missing, "unexpected": unexpected,
                 "mis-shaped": [f"{key} (expected {a}, found {b})" for key, (a, b) in misshaped.items()],
                 "of the wrong type": [f"{key} (expected {a}, found {b})" for key, a, b in mistyped]}
-    lists = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
+    lists = [f"{len(keys)} {kind}: {', '.join(keys[:6] + ['...']*(len(keys) > 6))}" for kind, keys in problems.items()
+             if keys]
     return "\n".join([*lists, *dict.fromkeys(_cures(misshaped, missing, unexpected))])
 
 # %% ../../nbs/2_networks/11_published.ipynb #ef5a3e00

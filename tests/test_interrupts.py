@@ -134,9 +134,14 @@ def test_a_check_that_is_interrupted_reads_no_further(made, tmp_path, monkeypatc
         return []
 
     class Bar:
-        def __init__(self, *args, **options): ...
-        def __enter__(self): return self
-        def __exit__(self, *error): ...
+        def __init__(self, *args, **options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
 
         def update(self, number):
             raise KeyboardInterrupt

@@ -168,7 +168,8 @@ def test_a_large_picture_takes_no_more_memory_than_a_mask_of_it(detector, tmp_pa
     "All masks of one photograph of 12 megapixels, pasted at once, would take 7 GiB."
     Image.new("RGB", (4000, 3000), "blue").save(tmp_path/"x.png", compress_level=1)
     code = ("import sys; from lesa_nb.cli.app import main; from peak_memory import peak_mib; "
-            "import lesa_nb.tasks.predict; before = peak_mib(); status = main(sys.argv[1:]); print(status, peak_mib() - before)")
+            "import lesa_nb.tasks.predict; before = peak_mib(); status = main(sys.argv[1:]); "
+            "print(status, peak_mib() - before)")
     words = ["predict", "x.png", "--weights", detector, "--threshold", "0", "--out", "drawn", "--json", "found.json"]
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300,

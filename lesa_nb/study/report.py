@@ -113,13 +113,26 @@ def wrong_answers(rows: Sequence[dict], variant: str, names: Iterable[str]) -> d
     return found
 
 
-def show_wrong(rows: Sequence[dict], variant: str, names: Iterable[str]) -> "Figure":
-    """Which label is taken for which other: a map for each network, mean of the seeds; `not run` without rows."""
+def show_wrong(
+    rows: Sequence[dict], variant: str, names: Iterable[str], classes: Sequence[str] = ()
+) -> "Figure":
+    """Which label is taken for which other: a map for each network, mean of the seeds; `not run` without rows.
+
+    `classes`: their names stand beside the rows of the first map, and their numbers under every column.
+    """
     from lesa_nb.look.figures import show_bars, show_maps
 
     wrong = wrong_answers(rows, variant, names)
     if not wrong:
         return show_bars({"not run": None}, title=f"{variant}: not run", ylabel="pictures per seed")
-    return show_maps(list(wrong.values()), titles=[f"{name}: {c.sum():.0f} wrong" for name, c in wrong.items()],
-                     size=2.2, vmin=0, colorbar=True,
-                     title=f"{variant}: truth (rows) against wrong answer (columns), pictures per seed")
+    fig = show_maps(list(wrong.values()), titles=[f"{name}: {c.sum():.0f} wrong" for name, c in wrong.items()],
+                    size=2.2, vmin=0, colorbar=True,
+                    title=f"{variant}: truth (rows) against wrong answer (columns), pictures per seed")
+    for ax in fig.axes[:len(wrong)] if classes else []:
+        numbers = range(len(classes))
+        ax.axis("on")
+        ax.set_xticks(numbers, [str(i) for i in numbers], fontsize=9)
+        labels = [f"{name} {i}" for i, name in enumerate(classes)] if ax is fig.axes[0] else [str(i) for i in numbers]
+        ax.set_yticks(numbers, labels, fontsize=9)
+        ax.tick_params(length=0)
+    return fig

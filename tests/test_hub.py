@@ -56,7 +56,7 @@ def no_network(monkeypatch):
         (build_detector, dict(network="small", keep_ratio=True, masks=False, image_size=96)),
         (build_detector, dict(network="small", model="htc", semantic=False)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_there_and_back(build, options, tmp_path):
     "What a builder returned, its names, and once more what `load` returned: equal to the bit."

@@ -62,10 +62,10 @@ def test_the_one_that_listens_finishes_its_step():
 
 WORKER = """
 import os, signal, sys, time
-from lesa_nb.engine.signals import ignore_signals
+from lesa_nb.engine.signals import _ignore_signals
 child = os.fork()
 if not child:
-    ignore_signals()
+    _ignore_signals()
     print(os.getpid(), flush=True)
     time.sleep(60)
     os._exit(7)

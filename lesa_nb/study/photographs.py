@@ -5,26 +5,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from lesa_nb.data.photos import sample_photo
 from lesa_nb.data.pictures import Samples, check_samples
 from lesa_nb.look.capture import attention_layers, capture_layer
-from lesa_nb.look.figures import COLORS
 from lesa_nb.look.gallery import dependence
 from lesa_nb.study.small import Problem, SmallNet, Trained, train_small
 from lesa_nb.tasks.side_by_side import THREE_TERMS, train_terms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_triptych", "train_triptych"]
 
@@ -131,6 +127,8 @@ def _see(model: SmallNet, crop: Tensor, cell: tuple[int, int], names: Sequence[s
 
 def _lay(ax: Axes, values: Tensor, hue: str, most: float, opaque: float = .9) -> None:
     """Lay a map over a picture that fills (0, 1) x (0, 1): the more, the more of the hue."""
+    from matplotlib.colors import to_rgb
+
     colors = torch.tensor(to_rgb(hue)).expand(*values.shape, 3)
     veil = (values/most).clamp(0, 1)[..., None]*opaque
     ax.imshow(torch.cat([colors, veil], -1).numpy(), extent=(0, 1, 1, 0), interpolation="nearest")
@@ -138,6 +136,10 @@ def _lay(ax: Axes, values: Tensor, hue: str, most: float, opaque: float = .9) ->
 
 def _panel(ax: Axes, crop: Tensor, seen: _Seen, cell: tuple[int, int], most: float) -> None:
     """One network's panel: the crop in pale grey, the context in its hue, the ring in its own, p ringed."""
+    from matplotlib.patches import Rectangle
+
+    from lesa_nb.look.figures import COLORS
+
     ax.imshow(crop[0, 0].numpy(), "gray", vmin=-2.6, vmax=2.6, extent=(0, 1, 1, 0), interpolation="bicubic", alpha=.6)
     if seen.context is not None:
         _lay(ax, seen.context, COLORS["context"], most)
@@ -169,6 +171,11 @@ def draw_triptych(
     runs: from `train_triptych`. name: a photograph, a key of `_photographs`. place: row and column of the crop in it,
     in the part that nobody trained on. cell: row and column of the position on the map of 12 x 12.
     """
+    from matplotlib import pyplot as plt
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+    from lesa_nb.look.figures import COLORS
+
     photos = _photographs()
     top, left = place
     _check_place(photos, name, place)
@@ -183,10 +190,11 @@ def draw_triptych(
         middle = .01 + .333*i + .1565
         fig.text(middle, .955, THREE_TERMS[term], ha="center", va="center", fontsize=19, weight="bold",
                  color=COLORS[term])
-        words: list[Artist] = [TextArea("sees", textprops=dict(fontsize=17, color=COLORS["lesa"]))]
         word, hue = sees[term]
-        words.append(TextArea(word, textprops=dict(fontsize=17, color=COLORS[hue], weight="bold")))
-        row = AnchoredOffsetbox("center", child=HPacker(children=words, sep=7, pad=0, align="baseline"), frameon=False,
+        words = (TextArea("sees", textprops=dict(fontsize=17, color=COLORS["lesa"])),
+                 TextArea(word, textprops=dict(fontsize=17, color=COLORS[hue], weight="bold")))
+        packed = HPacker(children=[*words], sep=7, pad=0, align="baseline")
+        row = AnchoredOffsetbox("center", child=packed, frameon=False,
                                 bbox_to_anchor=(middle, .873), bbox_transform=fig.transFigure, borderpad=0)
         fig.add_artist(row)
         fig.text(middle, .15, _words(found, name), ha="center", va="center", fontsize=17, color=COLORS["lesa"])

@@ -107,7 +107,8 @@ def test_metadata_of_the_wheel(archives):
     assert metadata["Name"] == "lesa_nb" and metadata["Version"] == FACTS["version"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"demo", "export", "coco", "train", "hub", "timm", "dev", "browser"}
+    extras = {"demo", "export", "coco", "train", "hub", "timm", "dev", "browser"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     needed = metadata.get_all("Requires-Dist")
     runtime = {re.match(r"[\w-]+", line)[0].lower() for line in needed if "extra ==" not in line}
     assert "torch>=2.10" in [line.replace(" ", "") for line in needed]

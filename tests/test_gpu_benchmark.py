@@ -17,6 +17,7 @@ def gpu(root):
     sys.path.remove(str(root/"benchmarks"))
 
 
+@pytest.mark.slow
 def test_every_part_runs_to_its_end(root, tmp_path):
     words = [sys.executable, root/"benchmarks"/"gpu.py", "--device", "cpu", "--quick"]
     done = subprocess.run(words, env={**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(root)}, capture_output=True,

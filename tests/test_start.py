@@ -373,6 +373,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_the_command_starts_from_a_run(home):
     start = home / "first" / "best.safetensors"
     again = *SMALL, "--start", start, "--image-size", 96
@@ -411,6 +412,7 @@ def without_a_class(folder):
         path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_the_command_starts_detectors(home):
     data, small = home / "coco", ("--network", "small")
     done = lesa("make-data", "coco", data, "--train", 8, "--val", 4, "--test", 1, "--size", 96)
@@ -434,6 +436,7 @@ def test_the_command_starts_detectors(home):
     assert not (home / "none").exists()
 
 
+@pytest.mark.slow
 def test_the_command_grafts(home):
     first = home / "corner"
     torch.manual_seed(0)

@@ -209,7 +209,7 @@ def test_verify_and_make_data(tmp_path):
     one_line(done, 1, "red/00001.png: broken picture", "mend it and resume")
 
 
-@pytest.mark.parametrize("workers, ranks", [(0, 1), (2, 1), (0, 2)])
+@pytest.mark.parametrize("workers, ranks", [(0, 1), pytest.param(2, 1, marks=pytest.mark.slow), (0, 2)])
 def test_sigterm_while_training(data, tmp_path, workers, ranks):
     words = training(data, tmp_path / "run", epochs=200, workers=workers)
     with open(tmp_path / "log.txt", "w") as log:

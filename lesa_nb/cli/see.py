@@ -30,7 +30,7 @@ def _layer_bar(layers: Sequence) -> Iterator:
     "A progress bar around the layers that a page is made of, with an estimate of what is left."
     from tqdm import tqdm
 
-    return iter(tqdm(layers, desc="maps of the page", unit="layer"))
+    return iter(tqdm(layers, desc="maps of the page", unit="layer", disable=None))
 
 
 def run_demo(

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def shell(line, cwd, **env):
     "Run a line of the shell in which LESA stands for the command; the interpreter's folder may have spaces."
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, **env}
-    return subprocess.run(["sh", "-c", line.replace("LESA", '"$PYTHON" -m lesa_nb.cli')], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    line = line.replace("LESA", '"$PYTHON" -m lesa_nb.cli')
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

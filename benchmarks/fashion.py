@@ -12,11 +12,12 @@ benchmarks/runs/, so an interrupted study goes on where it stopped; nbs/6_eviden
 import sys
 import time
 
-from common import RESULTS, arguments, machine_metadata, save, start
-from kept_runs import finished, kept_row, stem, train_and_keep
+import torch
+from common import arguments, save, start
+from kept_runs import finished, finished_and_missing, kept_row, runs_folder, stem, train_and_keep
 
 from lesa_nb.study.fashion import FASHION_CLASSES, FASHION_LIMITS, fashion_row, read_fashion
-from lesa_nb.study.report import name_of, score_table
+from lesa_nb.study.report import score_table
 from lesa_nb.study.seeds import verdicts
 from lesa_nb.tasks.side_by_side import THREE_TERMS, train_terms
 
@@ -37,18 +38,15 @@ def wanted_run(term, seed, fashion, args):
         checks=12,
         data=fashion.files,
         device=args.device,
-        threads=machine_metadata(args.device)["threads"],
+        threads=torch.get_num_threads(),
     )
 
 
 def gather(runs, fashion, args):
     "Every finished run into one file; what is missing by name."
-    rows, missing = [], []
-    for path, wanted in runs:
-        if found := finished(path, wanted):
-            rows.append(kept_row(path, found, lambda _: fashion.problem.valid, fashion_row))
-        else:
-            missing.append(f"{wanted['variant']}, {name_of(wanted)}, seed {wanted['seed']}")
+    rows, missing = finished_and_missing(
+        runs, lambda path, found: kept_row(path, found, lambda _: fashion.problem.valid, fashion_row)
+    )
     if rows:
         data = dict(fashion.files, split=args.split, classes=FASHION_CLASSES)
         save("fashion", QUESTION, rows, args, steps=args.steps, data=data, limits=FASHION_LIMITS, not_run=missing)
@@ -62,9 +60,7 @@ def main(args):
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    folder, began = RESULTS.parent / "runs" / f"fashion-{args.device}{'-quick' if args.quick else ''}", time.time()
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = {}
+    folder, began, runs = runs_folder("fashion", args), time.time(), {}
     for seed in range(args.seeds):
         for term in THREE_TERMS:
             wanted = wanted_run(term, seed, fashion, args)

@@ -5,12 +5,23 @@ What every study of small networks shares; which runs there are, and on what, is
 
 import json
 
-from common import machine_metadata
+import common
 
 from lesa_nb.io.atomic import atomic_json
+from lesa_nb.study.report import name_of
 from lesa_nb.study.small import Trained, train_small
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.load import load
+
+#: what of the machine is kept with a run
+_MACHINE = ("date", "commit", "torch", "device", "threads")
+
+
+def runs_folder(study, args):
+    "The folder of a study's runs, beside the results."
+    folder = common.RESULTS.parent / "runs" / f"{study}-{args.device}{'-quick' if args.quick else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def stem(folder, variant, term, net, seed):
@@ -46,11 +57,8 @@ def train_and_keep(path, wanted, problem, device):
         for part in (run.losses[i : i + window] for i in range(0, len(run.losses), window))
     ]
     save_weights(run.model, path.with_suffix(".safetensors"), **run.metadata)
-    where = {
-        key: value
-        for key, value in machine_metadata(device).items()
-        if key in ("date", "commit", "torch", "device", "threads")
-    }
+    machine = common.machine_metadata(device)
+    where = {key: machine[key] for key in _MACHINE}
     atomic_json(
         path.with_suffix(".json"),
         dict(recipe=wanted, **where, metadata=run.metadata, curve=run.curve, losses=losses, losses_every=window),
@@ -69,10 +77,25 @@ def kept_row(path, found, held, row_of):
         return json.loads(kept.read_text())
     loaded = load(path.with_suffix(".safetensors"))
     row = row_of(Trained(loaded.model, loaded.metadata, [], found["curve"]), held(loaded.metadata))
-    row |= {key: found[key] for key in ("losses", "losses_every", "date", "commit", "torch", "device", "threads")}
+    row |= {key: found[key] for key in ("losses", "losses_every", *_MACHINE)}
     right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
     if abs(right - row["accuracy"] * row["pictures"]) > 2:
         raise ValueError(f"{path}: the weights are not those of the run: {right} right, {row['accuracy']:.1%} said")
     row = json.loads(json.dumps(row), parse_float=lambda digits: round(float(digits), 5))
     atomic_json(kept, row, indent=None)
     return row
+
+
+def finished_and_missing(runs, row_of):
+    """Rows of the finished runs, and the others by name.
+
+    runs: (path, what decides the run) of each. row_of: (path, metadata of the finished run) -> row.
+    """
+    rows, missing = [], []
+    for path, wanted in runs:
+        if found := finished(path, wanted):
+            rows.append(row_of(path, found))
+        else:
+            name = name_of(dict(wanted["net"], term=wanted["term"]))
+            missing.append(f"{wanted['variant']}, {name}, seed {wanted['seed']}")
+    return rows, missing

@@ -12,14 +12,14 @@ afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, arguments, save, start
-from kept_runs import finished, kept_row, stem, train_and_keep
+from common import arguments, save, start
+from kept_runs import finished, finished_and_missing, kept_row, runs_folder, stem, train_and_keep
 
 from lesa_nb.data.pictures import Samples, find_twin
 from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.study import small as study
 from lesa_nb.study.inside import study_row
-from lesa_nb.study.report import LIMITS, name_of, score_table
+from lesa_nb.study.report import LIMITS, score_table
 from lesa_nb.study.seeds import verdicts
 from lesa_nb.tasks.side_by_side import train_terms
 
@@ -104,12 +104,8 @@ def measured(path, found):
 
 def gather(runs, args):
     "Every finished run into one file, whoever made it and when; what is missing by name."
-    rows, missing = [], ["full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full"]
-    for run, path, wanted in runs:
-        if found := finished(path, wanted):
-            rows.append(measured(path, found))
-        else:
-            missing.append(f"{run[0]}, {name_of(dict(term=run[1], **run[2]))}, seed {run[3]}")
+    rows, missing = finished_and_missing(runs, measured)
+    missing.insert(0, "full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full")
     if rows:
         save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
     return rows, missing
@@ -117,10 +113,9 @@ def gather(runs, args):
 
 def small(args):
     "All small networks: train what is not there, measure, gather."
-    folder = RESULTS.parent / "runs" / f"study-{args.device}{'-quick' if args.quick else ''}"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = [(run, stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
-    for run, path, wanted in runs:
+    folder = runs_folder("study", args)
+    runs = [(stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
+    for path, wanted in runs:
         if args.collect or finished(path, wanted):
             continue
         train(path, wanted, args)

@@ -1,7 +1,9 @@
 """Shared by all tests: no display, nothing written to the home folder, GPU tests only where there is a GPU."""
 
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,6 +42,25 @@ def source(tmp_path_factory):
 def folder(source, tmp_path):
     "A copy of it, to spoil."
     return Path(shutil.copytree(source, tmp_path / "two words; größe"))
+
+
+@pytest.fixture
+def one_thread():
+    "Equal to the bit needs an equal number of threads."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def benchmark(root):
+    "Gives benchmarks/NAME.py as a module, for its name."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(root / "benchmarks"), *sys.path])
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

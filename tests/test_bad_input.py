@@ -89,6 +89,23 @@ def also(draw, more):
     return both
 
 
+def check_and_train(lesa, kind, case, data, run, options):
+    "Draw a folder, check it, train on it: both work, or both refuse for the case's reason and leave nothing behind."
+    data.mkdir()
+    case.draw(data)
+    before = files(data.parent)
+    checked = lesa("verify-data", kind, data, *case.words)
+    trained = lesa("train", kind, "--data", data, "--out", run, *options, *case.words)
+    if case.reason:
+        assert checked.status in (1, 2) and "ready to train" not in checked.out
+        assert case.reason in checked.out + checked.err, checked
+        refused(trained, case.reason)
+        assert files(data.parent) == before
+    else:
+        assert (checked.status, trained.status) == (0, 0) and "ready to train" in checked.out, (checked, trained)
+    return checked, trained
+
+
 # ---- classes
 
 FOLDERS = {
@@ -131,18 +148,8 @@ def classifier(tmp_path_factory):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_folders_of_classes(name, lesa, tmp_path, classifier):
     case, data, run = FOLDERS[name], tmp_path / "data", tmp_path / "run"
-    data.mkdir()
-    case.draw(data)
-    before = files(tmp_path)
-    checked = lesa("verify-data", "imagenet", data, *case.words)
-    trained = lesa("train", "imagenet", "--data", data, "--out", run, *CLASSES, *case.words)
-    if case.reason:
-        assert checked.status in (1, 2) and "ready to train" not in checked.out
-        assert case.reason in checked.out + checked.err, checked
-        refused(trained, case.reason)
-        assert files(tmp_path) == before
-    else:
-        assert (checked.status, trained.status) == (0, 0) and "ready to train" in checked.out, (checked, trained)
+    checked, trained = check_and_train(lesa, "imagenet", case, data, run, CLASSES)
+    if not case.reason:
         assert case.said in checked.out and case.said in trained.out
     weights = classifier if case.reason else run / "last.safetensors"
     scored = lesa("eval", "imagenet", "--data", data, "--weights", weights, "--workers", "0", *case.words)
@@ -262,18 +269,8 @@ def detector(tmp_path_factory):
 @pytest.mark.parametrize("name", SETS)
 def test_sets_of_objects(name, lesa, tmp_path, detector):
     case, data, run = SETS[name], tmp_path / "data", tmp_path / "run"
-    data.mkdir()
-    case.draw(data)
-    before = files(tmp_path)
-    checked = lesa("verify-data", "coco", data, *case.words)
-    trained = lesa("train", "coco", "--data", data, "--out", run, *OBJECTS, *case.words)
-    if case.reason:
-        assert checked.status in (1, 2) and "ready to train" not in checked.out
-        assert case.reason in checked.out + checked.err, checked
-        refused(trained, case.reason)
-        assert files(tmp_path) == before
-    else:
-        assert (checked.status, trained.status) == (0, 0) and "ready to train" in checked.out, (checked, trained)
+    checked, trained = check_and_train(lesa, "coco", case, data, run, OBJECTS)
+    if not case.reason:
         assert case.said in trained.out and (case.said in checked.out or case.said == "300")
     weights = detector if case.reason else run / "last.safetensors"
     scored = lesa("eval", "coco", "--data", data, "--weights", weights, "--workers", "0", *case.words)

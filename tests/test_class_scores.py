@@ -4,14 +4,12 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_ranks
 
 from lesa_nb.cli import main
 from lesa_nb.look.confusion import _label, _pooled, _shares, confusion_figure
@@ -21,8 +19,6 @@ from lesa_nb.tasks.confusion import ClassScores, score_by_class, write_class_sco
 from lesa_nb.tasks.predict import predict
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.load import load
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def save(path, classes):
@@ -108,14 +104,8 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(home, tmp_
 def test_two_processes_count_each_picture_once(home, tmp_path):
     words = ["eval", "imagenet", "--data", home / "ten", "--weights", home / "ten.safetensors", "--workers", "0"]
     words += ["--device", "cpu", "--out", tmp_path / "scores.json", "--confusion", tmp_path / "confusion"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*start, "-m", "lesa_nb.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("class, the worst first") == done.stdout.count("confusion matrix: ") == 1
+    said = run_ranks("-m", "lesa_nb.cli", *words)
+    assert said.count("class, the worst first") == said.count("confusion matrix: ") == 1
     _, *rows = csv.reader((tmp_path / "confusion" / "confusion.csv").open(encoding="utf-8"))
     counts = by_hand(load(home / "ten.safetensors"), home / "ten" / "val")
     assert torch.equal(torch.tensor([[int(n) for n in row[1:]] for row in rows]), counts)

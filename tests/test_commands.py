@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run_ranks
 
 from lesa_nb.cli import _common, check, export, see
 from lesa_nb.cli._common import UsageError
@@ -252,15 +253,9 @@ def test_two_processes_talk_once(trained, tmp_path):
     words = ["train", "imagenet", "--data", trained[0], "--out", tmp_path / "two", "--network", "small"]
     words += ["--image-size", "64", "--position", "factored", "--epochs", "1", "--batch-size", "16", "--lr", "0.4"]
     words += ["--augment", "gentle", "--workers", "0", "--device", "cpu", "--no-tensorboard"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*start, "-m", "lesa_nb.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 process(es) on cpu") == 1
-    assert "2 process(es) x 1 " in done.stdout and "x 8 samples" in done.stdout
+    said = run_ranks("-m", "lesa_nb.cli", *words)
+    assert said.count("2 process(es) on cpu") == 1
+    assert "2 process(es) x 1 " in said and "x 8 samples" in said
 
 
 def test_the_same_for_coco(tmp_path):

@@ -1,8 +1,6 @@
 """Fashion-MNIST from a folder: read, refused, disturbed, and a benchmark that goes on where it stopped."""
-import importlib
 import json
 import struct
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -114,18 +112,14 @@ def test_a_row_holds_everything_and_fits_into_json(clothes):
 
 
 @pytest.fixture(scope="module")
-def script(root):
-    "benchmarks/fashion.py as a module."
-    sys.path.insert(0, str(root/"benchmarks"))
-    yield importlib.import_module("fashion")
-    sys.path.remove(str(root/"benchmarks"))
+def script(benchmark):
+    return benchmark("fashion")
 
 
 @pytest.fixture
 def args(clothes, tmp_path, monkeypatch, script):
     "A quick run that writes into a folder of its own."
-    monkeypatch.setattr(script, "RESULTS", tmp_path/"results")
-    monkeypatch.setattr(sys.modules["common"], "RESULTS", tmp_path/"results")
+    monkeypatch.setattr("common.RESULTS", tmp_path/"results")
     return SimpleNamespace(data=clothes, train=128, valid=40, seeds=1, steps=2, batch_size=32, lr=1e-3, device="cpu",
                            quick=True, collect=False, split="every tenth picture")
 

@@ -9,12 +9,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def gpu(root):
-    "benchmarks/gpu.py as a module."
-    sys.path.insert(0, str(root/"benchmarks"))
-    import gpu
-    yield gpu
-    sys.path.remove(str(root/"benchmarks"))
+def gpu(benchmark):
+    return benchmark("gpu")
 
 
 @pytest.mark.slow

@@ -1,17 +1,13 @@
 """The processes of a run: who this one is, on which device, and how all agree."""
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import processes
 import pytest
 import torch
 
 from lesa_nb.engine import group
 from lesa_nb.engine.group import Ranks, pick_device, process_group, shard
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_alone():
@@ -36,7 +32,7 @@ def test_what_torchrun_says_counts_before_the_group_is_open(monkeypatch):
 def test_asking_who_one_is_does_not_load_torch():
     code = ("import sys\nfrom lesa_nb.engine.group import is_main_process\n"
             "assert is_main_process() and 'torch' not in sys.modules")
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, env=processes.environment(), timeout=60)
 
 
 @pytest.mark.parametrize("samples, batch_size, size", [(11, 2, 3), (12, 5, 4), (2, 4, 3), (0, 4, 2)])
@@ -85,12 +81,5 @@ print("agreed")
 
 
 def test_two_processes_agree():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-           "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", TWO], env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(2)]
-    outputs = [p.communicate(timeout=100)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0] and all("agreed" in output for output in outputs), outputs
+    statuses, outputs = processes.ended(processes.two("-c", TWO), 100)
+    assert statuses == [0, 0] and all("agreed" in output for output in outputs), outputs

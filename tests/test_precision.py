@@ -21,15 +21,7 @@ from lesa_nb.models.registry import build_classifier, build_detector
 
 CPU = torch.device("cpu")
 HALF = replace(RECIPE, precision="float16", epochs=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Equal to the bit needs an equal number of threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # equal to the bit
 
 
 # ---- float16

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import HERE, ended, environment, two
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
@@ -20,17 +21,7 @@ from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
 from lesa_nb.io.tensors import read_metadata
 
-HERE = Path(__file__).resolve().parent
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Equal to the bit needs an equal number of threads; small networks are faster with one."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # equal to the bit; small networks are faster with one
 
 
 def train(folder, *, task=None, recipe=RECIPE, **options):
@@ -120,7 +111,7 @@ def test_a_finished_run_has_nothing_to_add(straight):
 def kill(tmp_path, straight, times):
     done = subprocess.run(
         [sys.executable, HERE / "small_runs.py", "kill", tmp_path / "run", str(times), "0"],
-        env=ENV,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=1500,
@@ -149,7 +140,8 @@ for event in events:
     if event["kind"] == "valid":  # from now on no file may grow beyond 20 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=ENV, capture_output=True, text=True, timeout=120)
+    words = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
     assert "OSError" in done.stderr and "could not be written" in done.stderr
     assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (
         0,
@@ -481,49 +473,15 @@ def test_frozen_norms_keep_still_for_10_steps():
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
 
 
-def two(script, *words, wait=120, **popen):
-    "Start two processes as torchrun would, without its agent."
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**ENV, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *script, *map(str, words)],
-            env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **popen,
-        )
-        for r in range(2)
-    ]
-
-
-def ended(processes, seconds=120):
-    "Exit statuses and outputs; a process that hangs fails the test."
-    outputs = []
-    for p in processes:
-        try:
-            outputs.append(p.communicate(timeout=seconds)[0])
-        except subprocess.TimeoutExpired:
-            for q in processes:
-                q.kill()
-            raise
-    return [p.returncode for p in processes], outputs
-
-
 # ---- row 15: several processes
 
 
 def test_metrics_over_two_processes_equal_one(tmp_path):
-    statuses, outputs = ended(two([HERE / "small_runs.py"], "metrics", tmp_path / "two.json"))
+    statuses, outputs = ended(two(HERE / "small_runs.py", "metrics", tmp_path / "two.json"))
     assert statuses == [0, 0], outputs
     done = subprocess.run(
         [sys.executable, HERE / "small_runs.py", "metrics", tmp_path / "one.json"],
-        env=ENV,
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -538,7 +496,7 @@ def test_metrics_over_two_processes_equal_one(tmp_path):
 
 def test_a_process_that_dies_ends_the_other(tmp_path):
     start = time.monotonic()
-    statuses, outputs = ended(two([HERE / "small_runs.py"], "fails", tmp_path / "run"), 60)
+    statuses, outputs = ended(two(HERE / "small_runs.py", "fails", tmp_path / "run"), 60)
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, None)
     assert "another process has ended" in outputs[0], outputs[0]
     assert time.monotonic() - start < 60

@@ -1,19 +1,15 @@
 """Folders that do not fill one batch: the batch becomes as large as they allow, is said, and stays the run's own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import run_ranks
 
 from lesa_nb.cli.app import main
 from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.data.drawn_coco import make_coco
 from lesa_nb.engine._checkpoint import read_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMON = "--network small --workers 0 --device cpu --no-tensorboard".split()
 
 
@@ -69,16 +65,9 @@ def test_a_small_set_of_objects(tmp_path, capsys, words, size):
 
 
 def test_two_processes_share_a_small_batch(pictures, tmp_path):
-    done = subprocess.run(
-        [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2 -m lesa_nb.cli".split(), *pictures]
-        + ["--epochs", "1", "--batch-size", "16", "--accumulate", "2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("batch: 9 samples to train on do not fill one of 16, so a step takes 8") == 1
-    assert "2 process(es) x 2 micro-batch(es) x 2 samples" in done.stdout
+    words = [*pictures, "--epochs", "1", "--batch-size", "16", "--accumulate", "2"]
+    said = run_ranks("-m", "lesa_nb.cli", *words, timeout=400)
+    assert said.count("batch: 9 samples to train on do not fill one of 16, so a step takes 8") == 1
+    assert "2 process(es) x 2 micro-batch(es) x 2 samples" in said
     recipe = recipe_of(tmp_path / "run")
     assert (recipe["batch_size"], recipe["accumulate"]) == (8, 2)

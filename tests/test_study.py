@@ -1,7 +1,5 @@
 """The three-way study: controls of equal size, a benchmark that goes on where it stopped, and what its file claims."""
-import importlib
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,18 +14,14 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def script(root):
-    "benchmarks/study.py as a module."
-    sys.path.insert(0, str(root/"benchmarks"))
-    yield importlib.import_module("study")
-    sys.path.remove(str(root/"benchmarks"))
+def script(benchmark):
+    return benchmark("study")
 
 
 @pytest.fixture
 def args(tmp_path, monkeypatch, script):
     "A quick run that writes into a folder of its own."
-    monkeypatch.setattr(script, "RESULTS", tmp_path/"results")
-    monkeypatch.setattr(sys.modules["common"], "RESULTS", tmp_path/"results")
+    monkeypatch.setattr("common.RESULTS", tmp_path/"results")
     return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False)
 
 

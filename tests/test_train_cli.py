@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,6 @@ from lesa_nb.data.drawn import make_image_folder
 from lesa_nb.engine._checkpoint import read_checkpoint
 from lesa_nb.engine.log import read_log
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "--network",
     "small",
@@ -44,21 +44,11 @@ def training(data, out, *, epochs, workers, small=SMALL):
 def command(*words, ranks=1):
     if ranks == 1:
         return [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        "-m",
-        "lesa_nb.cli",
-        *map(str, words),
-    ]
+    return processes.torchrun("-m", "lesa_nb.cli", *words, ranks=ranks)
 
 
 def environment(**env):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    env = processes.environment(**env)
     for name in ("DISPLAY", "MPLBACKEND", "RANK", "WORLD_SIZE"):
         env.pop(name, None)
     return env

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 import torch
 from coco_folders import PLANTED, edit, plant_faults
 from PIL import Image
+from processes import run_ranks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesa_nb.data.coco import CocoFolder
@@ -35,7 +33,6 @@ from lesa_nb.weights.load import load
 from lesa_nb.weights.published import to_published
 from lesa_nb.weights.start import start_backbone
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("mask_rcnn", "htc")
 CPU = torch.device("cpu")
 BRIEF = replace(DETECTION_RECIPES["small"], name="brief", epochs=2, batch_size=2, lr_batch=2, warmup_steps=2)
@@ -464,22 +461,10 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
         if os.environ.get("RANK", "0") == "0": Path(out, "scores.json").write_text(json.dumps(events[-1]["scores"]))
     """)
     (tmp_path / "run.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     scores = []
     for number in 1, 2:
         out = tmp_path / f"by {number}"
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={number}",
-            str(tmp_path / "run.py"),
-            str(source),
-            str(out),
-        ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr
+        run_ranks(tmp_path / "run.py", source, out, ranks=number, timeout=400)
         scores.append(json.loads((out / "scores.json").read_text()))
     assert scores[0].keys() == scores[1].keys() and all(
         abs(value - scores[1][name]) < 1e-6 for name, value in scores[0].items()

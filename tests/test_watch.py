@@ -1,19 +1,13 @@
 """An error in one process ends all, whatever the others wait for; a long validation in the main process ends none."""
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import processes
 import pytest
 import torch
 
 from lesa_nb.engine import group
 from lesa_nb.engine.group import Ranks, _refuse_shared_gpus, pick_device
-
-ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPT = """
 import os, signal, sys, time
@@ -41,20 +35,9 @@ print("fine")
 
 def two(what):
     "Statuses, outputs and seconds of both processes; one that hangs fails the test."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-           "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
-    running = [subprocess.Popen([sys.executable, "-c", SCRIPT, what], env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(2)]
-    try:
-        outputs = [p.communicate(timeout=60)[0] for p in running]
-    finally:
-        for p in running:
-            p.kill()
-    return [p.returncode for p in running], outputs, time.monotonic() - start
+    statuses, outputs = processes.ended(processes.two("-c", SCRIPT, what), 60)
+    return statuses, outputs, time.monotonic() - start
 
 
 @pytest.mark.parametrize("what", ["raises", "destroying hangs"])

@@ -19,7 +19,7 @@ from lesa_nb.models.resnet import ResNet
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.folding import fold_norms
 from lesa_nb.weights.published import to_published
-from lesa_nb.weights.timm_registry import default_cfgs, register
+from lesa_nb.weights.timm_registry import _register, default_cfgs
 
 NETWORKS = ("lesa_resnet50", "lesa_wrn50")
 TINY = dict(base=8, img_size=64)  # an eighth of the channels
@@ -67,7 +67,7 @@ def test_importing_lesa_nb_imports_neither_timm_nor_torch():
 def test_registering_twice_changes_nothing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm.models, "register_model", lambda entry: pytest.fail(f"{entry} again"))
-        register()
+        _register()
     assert set(NETWORKS) <= set(timm.list_models(module="timm_registry"))
 
 

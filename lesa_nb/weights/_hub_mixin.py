@@ -8,9 +8,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from lesa_nb.weights.files import _MODEL_FILE, save_weights
 from lesa_nb.weights.load import Loaded, load
+from lesa_nb.weights.timm_registry import _FOR_TIMM, default_cfgs
 
 __all__ = ["HubNetwork", "card", "config", "fetch"]
 
@@ -19,8 +19,6 @@ _MARK = "<!-- Written by lesa_nb from the metadata of the weights; take this lin
 _NOT_RUN = "not run"
 _TITLES = {"resnet50": "LESA-ResNet-50", "wrn50": "LESA-WRN-50", "small": "a small LESA network",
            "mask_rcnn": "Mask R-CNN", "htc": "HTC"}
-#: name of a classifier here -> in timm's registry
-_IN_TIMM = {"resnet50": "lesa_resnet50", "wrn50": "lesa_wrn50"}
 #: scores by their names in metadata, of each kind, and what a card calls them
 _SCORES = {
     "classifier": {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %"},
@@ -32,17 +30,16 @@ def config(loaded: Loaded) -> dict[str, Any]:
     """What config.json holds: the metadata, and for the published classifiers what timm needs to build them."""
     told = loaded.metadata
     found: dict[str, Any] = dict(library_name="lesa_nb", kind=loaded.kind, metadata=told)
-    if told.get("arch") != "classifier" or told.get("network") not in _IN_TIMM:
+    in_timm = f"lesa_{told.get('network')}"
+    if told.get("arch") != "classifier" or in_timm not in default_cfgs:
         return found
     size = told["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
     number = len(loaded.classes)
     return found | dict(
-        architecture=_IN_TIMM[told["network"]], num_classes=number, num_features=2048, global_pool="avg",
+        architecture=in_timm, num_classes=number, num_features=2048, global_pool="avg",
         label_names=loaded.classes, model_args=dict(img_size=size, position=told["position"], term=told["term"]),
-        pretrained_cfg=dict(
-            num_classes=number, input_size=[3, height, width], crop_pct=.875, interpolation="bilinear",
-            mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD), first_conv="conv1", classifier="fc"))
+        pretrained_cfg=dict(num_classes=number, input_size=[3, height, width], **_FOR_TIMM))
 
 
 def _cell(value: Any) -> str:

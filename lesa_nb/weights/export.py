@@ -68,13 +68,16 @@ class _OnePicture(nn.Module):
 
 
 class _Call(NamedTuple):
-    """How a network is followed: what is called, with which example, what of its shape is open, what comes out."""
+    """How a network is followed: what is called, with which example, what of its shape is open."""
 
     module: nn.Module
     example: Tensor
     open: dict[int, Any]
-    input: str
-    outputs: list[str]
+
+
+def _outputs(network: nn.Module) -> list[str]:
+    """Names of what comes out of the graph."""
+    return ["boxes", "labels", "scores"] + ["masks"]*network.masks if isinstance(network, MaskRCNN) else ["logits"]
 
 
 def _pair(size: _Size) -> tuple[int, int]:
@@ -106,15 +109,14 @@ def _call(network: nn.Module, image_size: _Size | None, min_size: int, max_size:
     if not isinstance(network, MaskRCNN):
         size, sides = _pair(image_size or 224), _open_sides(2, min_size, max_size)
         example = torch.zeros(2, 3, *_within(size, min_size, max_size), **like)  # type: ignore[call-overload] # a dict
-        return _Call(network, example, {0: Dim("batch")} | sides, "image", ["logits"])
+        return _Call(network, example, {0: Dim("batch")} | sides)
     if network.keep_ratio and max_size is not None:
         raise ValueError("a detector that keeps the ratio of sides is exported for pictures of one size: "
                          "name it with image_size=(height, width) and max_size=None")
     sides = _open_sides(1, min_size, max_size)
     size = _within(_pair(image_size or network.image_size), min_size, max_size)
     example = torch.rand(3, *size, **like)  # type: ignore[call-overload] # a dict
-    outputs = ["boxes", "labels", "scores"] + ["masks"]*network.masks
-    return _Call(_OnePicture(network, size, not sides).eval(), example, sides, "image", outputs)
+    return _Call(_OnePicture(network, size, not sides).eval(), example, sides)
 
 
 def _within(size: tuple[int, int], min_size: int, max_size: int | None) -> tuple[int, int]:
@@ -215,12 +217,12 @@ def export_onnx(
     network = fold_norms(network)
     if any(isinstance(part, Context) for part in network.modules()):
         attend_with(network, "explicit")
-    call = _call(network, image_size, min_size, max_size)
+    call, outputs = _call(network, image_size, min_size, max_size), _outputs(network)
     try:
         with _quiet():
             program = torch.onnx.export(
-                call.module, (call.example,), dynamo=True, dynamic_shapes=(call.open,), input_names=[call.input],
-                output_names=call.outputs, opset_version=_OPSET, verbose=False)
+                call.module, (call.example,), dynamo=True, dynamic_shapes=(call.open,), input_names=["image"],
+                output_names=outputs, opset_version=_OPSET, verbose=False)
     except torch.onnx.OnnxExporterError as error:
         if (operator := _operator_in(error)) is None:
             raise
@@ -228,7 +230,7 @@ def export_onnx(
                          "computes with: write a program instead (export_program, or a name that ends in .pt2)"
                          ) from error
     assert program is not None
-    for value in program.model.graph.outputs if call.outputs != ["logits"] else ():
+    for value in program.model.graph.outputs if isinstance(network, MaskRCNN) else ():
         if value.shape is not None:
             value.shape[0] = "objects"  # in place of the formula by which the exporter calls it
     program.model.metadata_props.update({key: json.dumps(value) for key, value in (metadata or {}).items()})
@@ -263,15 +265,14 @@ def export_metadata(
                  value_range=[0, 1], **sides)
     if detects:
         task = "instance segmentation" if model.masks else "object detection"
-        outputs = ["boxes", "labels", "scores"] + ["masks"]*model.masks
         resize = "none: boxes and masks are in pixels of the picture"
         if max_size is None:
             resize = "to image_size: boxes and masks are in its pixels"
         return about | dict(task=task, first_label=1, mean=[0, 0, 0], std=[1, 1, 1], layout="CHW", batch=1,
-                            resize=resize, outputs=outputs)
+                            resize=resize, outputs=_outputs(model))
     short = resized_side(min(size))
     return about | dict(task="classification", first_label=0, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD),
-                        layout="NCHW", batch="any", outputs=["logits"],
+                        layout="NCHW", batch="any", outputs=_outputs(model),
                         resize=f"shorter side to {short} pixels, then the middle of image_size")
 
 

@@ -256,6 +256,19 @@ def _described(tensors: _Tensors, what: str) -> dict[str, Any]:
         "torchvision's with graft")
 
 
+def _checked(kind: Kind, metadata: _Metadata, tensors: _Tensors, what: str) -> tuple[list[str], _Transform]:
+    """Classes and transform of a network of this kind, once it is known that metadata and tensors describe one."""
+    try:
+        with torch.device("meta"):  # what they say about sizes may be wrong: look before memory is asked for
+            ghost = kind.build(metadata)
+        classes, transform = [str(name) for name in kind.classes(metadata)], kind.transform(metadata)
+    except Exception as error:  # anything can be wrong with what a file or a caller says
+        raise ValueError(f"{what}: its metadata do not describe a network that can be built "
+                         f"({type(error).__name__}: {error})") from error
+    _load_tensors(ghost, {key: tensor.to("meta") for key, tensor in tensors.items()}, what)
+    return classes, transform
+
+
 def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     """Whatever file of weights it is: its network, ready to be asked.
 
@@ -281,14 +294,7 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
         wanted = kind or "network of a known kind"
         from_where = dict(classifier="; choose one of lesa train imagenet", detector="; choose one of lesa train coco")
         raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r}){from_where.get(wanted, '')}")
-    try:
-        with torch.device("meta"):  # what the file says about sizes may be wrong: look before memory is asked for
-            ghost = found.build(metadata)
-        classes, transform = [str(name) for name in found.classes(metadata)], found.transform(metadata)
-    except Exception as error:  # anything can be wrong with what a file says
-        raise ValueError(f"{what}: its metadata do not describe a network that can be built "
-                         f"({type(error).__name__}: {error})") from error
-    _load_tensors(ghost, {key: tensor.to("meta") for key, tensor in tensors.items()}, what)
+    classes, transform = _checked(found, metadata, tensors, what)
     model = _load_tensors(found.build(metadata), tensors, what)
     if stripped:
         metadata["stripped"] = list(stripped)
@@ -338,14 +344,7 @@ def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **
     found = _kind_of(told.get("arch"))
     if found is None:
         raise ValueError(f"{what}: no network of a known kind (its metadata say arch = {told.get('arch')!r})")
-    try:
-        with torch.device("meta"):
-            ghost = found.build(told)
-        names, transform = [str(name) for name in found.classes(told)], found.transform(told)
-    except Exception as error:  # anything can be wrong with what the caller says
-        raise ValueError(f"{what}: its metadata do not describe a network that can be built "
-                         f"({type(error).__name__}: {error})") from error
-    _load_tensors(ghost, {key: tensor.to("meta") for key, tensor in network.state_dict().items()}, what)
+    names, transform = _checked(found, told, network.state_dict(), what)
     if found.kind == "classifier" and not _answers_alike(network, found.build(told)):
         raise ValueError(f"{what}: has the tensors of {told.get('network', told['arch'])!r} and computes something "
                          "else (other strides, for one), so its name would not say how to build it")

@@ -9,17 +9,21 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["default_cfgs", "register", "watch"]
+__all__ = ["default_cfgs", "watch"]
 
 #: network -> what `create_model` gives `ResNet` for it
 _NETWORKS: dict[str, dict[str, Any]] = {"lesa_resnet50": {}, "lesa_wrn50": dict(widen=2)}
 
+#: how pictures are made ready, and the names of the first and the last layer, in timm's words
+_FOR_TIMM: dict[str, Any] = dict(
+    crop_pct=.875, interpolation="bilinear", mean=(.485, .456, .406), std=(.229, .224, .225), first_conv="conv1",
+    classifier="fc")
+
 #: network -> timm's description of it; `register_model` looks for it under this name
 default_cfgs: dict[str, dict[str, Any]] = {
     name: dict(
-        num_classes=1000, input_size=(3, 224, 224), pool_size=(14, 14), crop_pct=.875, interpolation="bilinear",
-        mean=(.485, .456, .406), std=(.229, .224, .225), first_conv="conv1", classifier="fc", license="apache-2.0",
-        paper_name="Locally Enhanced Self-Attention", paper_ids="arXiv:2107.05637")
+        num_classes=1000, input_size=(3, 224, 224), pool_size=(14, 14), license="apache-2.0",
+        paper_name="Locally Enhanced Self-Attention", paper_ids="arXiv:2107.05637", **_FOR_TIMM)
     for name in _NETWORKS}
 
 
@@ -35,7 +39,7 @@ def _entry(network: str) -> Any:
     return build
 
 
-def register() -> None:
+def _register() -> None:
     """Enter the networks into timm's registry; those that are in it stay."""
     from timm.models import is_model, register_model
 
@@ -67,7 +71,7 @@ class _WhenImported:
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            register()
+            _register()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -76,6 +80,6 @@ class _WhenImported:
 def watch() -> None:
     """Enter the networks into timm's registry now, or as soon as timm is imported."""
     if "timm.models" in sys.modules:
-        register()
+        _register()
     elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WhenImported())

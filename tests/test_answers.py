@@ -1,10 +1,12 @@
 """What a network answers, in words, on a figure and on a page; names that differ; colour scales that show something."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
@@ -14,6 +16,7 @@ from lesa_nb.data.photos import sample_photo
 from lesa_nb.look._page import read_page
 from lesa_nb.look._scale import color_range, scale_in_words
 from lesa_nb.look.answers import draw_answer, format_answer
+from lesa_nb.look.boxes import show_batch, show_contexts, show_scores
 from lesa_nb.look.capture import capture_layer
 from lesa_nb.look.explorer import explorer
 from lesa_nb.look.maps import explain_figure
@@ -219,3 +222,16 @@ def test_explore_calls_each_network_by_a_name_of_its_own(home, tmp_path, capsys)
 def test_a_threshold_that_no_score_can_be_is_refused(home, command, capsys):
     assert main([command, str(home / "photo.png"), "--threshold", "1.5"]) == 2
     assert "--threshold must lie in 0..1, got 1.5" in capsys.readouterr().err
+
+
+def test_names_of_classes_start_no_formula_on_figures_of_detectors():
+    image, names = torch.rand(3, 32, 32), ["$a_$", "b"]
+    target = dict(boxes=torch.tensor([[1., 1., 20., 20.]]), labels=torch.tensor([1]))
+    scores = SimpleNamespace(mask=None, class_ap=lambda kind: dict.fromkeys(names, .5),
+                             curve=lambda kind, threshold: ([0., 1.], [1., 0.]))
+    figures = (show_batch([image], [target], names), show_scores(scores),
+               show_contexts(image, target["boxes"], torch.rand(1, 4, 4), names[:1]))
+    for fig in figures:
+        fig.canvas.draw()  # a formula that is none raises here
+        assert any(r"\$a_\$" in text.get_text() for text in fig.findobj(Text))
+        plt.close(fig)

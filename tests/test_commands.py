@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import types
@@ -301,6 +302,9 @@ def test_a_quick_demo_leaves_every_file(demo, tmp_path, capsys):
         see.run_demo(demo, steps=0)
     with pytest.raises(UsageError, match="seed must be at least 0, got -1"):
         see.run_demo(demo, seed=-1)
+    with pytest.raises(UsageError, match="seed must be at most"):
+        see.run_demo(tmp_path / "none", seed=2**63)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture
@@ -310,6 +314,20 @@ def flower(tmp_path):
     path = tmp_path / "flower; näh.png"
     sample_photo("flower").save(path)
     return path
+
+
+def test_a_disk_that_is_full_after_the_work_is_a_failure_and_no_refusal(flower, tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        explored = lesa(capsys, "explore", flower, "--size", 64, "--layer", "layer4.2.conv2", "--mean",
+                        "--out", tmp_path / "a.html")
+        learned = lesa(capsys, "demo", "--quick", "--out", tmp_path / "demo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for status, _, complained in (explored, learned):
+        assert status == 1 and "could not be written" in complained.splitlines()[-1], complained
+    assert not (tmp_path / "a.html").exists() and not list((tmp_path / "demo").iterdir())
 
 
 def test_explain_and_explore_with_the_demos_weights(demo, flower, tmp_path, capsys):

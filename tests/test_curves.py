@@ -32,6 +32,12 @@ def test_losses_and_scores_are_drawn_against_epochs():
     assert right.lines[0].get_color() != right.lines[1].get_color()
 
 
+def test_the_name_of_a_runs_folder_starts_no_formula():
+    fig = curves(events(), "run $x^$")
+    fig.canvas.draw()  # a formula that is none raises here
+    assert fig.get_suptitle() == r"run \$x^\$"
+
+
 def test_a_run_without_validation_yet_has_its_losses():
     fig = curves([e for e in events(1) if e["kind"] != "valid"])
     assert len(fig.axes[0].lines) == 1 and not fig.axes[1].lines and fig.axes[1].get_legend() is None

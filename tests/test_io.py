@@ -1,4 +1,5 @@
 """Files and folders appear when they are complete, or not at all; files of tensors are read without running code."""
+import errno
 import json
 import os
 import resource
@@ -59,6 +60,13 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, write):
             write(path)
         assert sorted(os.listdir(tmp_path)) == (["file"] if before else [])
     assert path.read_text() == "old"
+
+
+def test_the_error_of_a_full_disk_can_be_told_from_others(tmp_path):
+    with full_disk(), pytest.raises(OSError, match="inner: the file could not be written") as caught:
+        with atomic_path(tmp_path/"outer"):
+            atomic_text(tmp_path/"inner", "x"*99_999)
+    assert caught.value.errno == errno.EFBIG and not os.listdir(tmp_path)
 
 
 def test_an_error_of_something_else_is_not_told_as_an_error_of_writing(tmp_path):

@@ -205,7 +205,7 @@ def picture(size=96):
 @pytest.mark.parametrize("model", ["mask_rcnn", "htc"])
 def test_boxes_reach_roi_align_in_float32(monkeypatch, model, half):
     "Under autocast, in training and evaluation; bfloat16 would move their edges by up to two pixels."
-    seen, real = [], torchvision.ops.roi_align
+    seen, real = [], ops.roi_align
 
     def spy(maps, boxes, *words, **options):
         for part in boxes if isinstance(boxes, (list, tuple)) else [boxes]:

@@ -19,7 +19,7 @@ _MOST_WORKERS = 128  # each is a process with a torch of its own: a slip of the 
 
 _LARGEST_NUMBER = 10_000_000  # epochs, pictures, classes: more is a slip of the finger
 
-_LARGEST_IMAGE = 4096  # pixels of a side: a slip of the finger must not fill the memory
+LARGEST_SIDE = 4096  # pixels of a picture: a slip of the finger must not fill the memory
 
 
 class UsageError(Exception):
@@ -51,14 +51,22 @@ def positive(**numbers: float | None) -> None:
 def check_image_size(size: int | None) -> None:
     "Refuse a side of no pixels, or of more than any machine holds the tables and maps for; None was not given."
     positive(image_size=size)
-    if size is not None and size > _LARGEST_IMAGE:
-        raise UsageError(f"--image-size must be at most {_LARGEST_IMAGE}, got {size}")
+    if size is not None and size > LARGEST_SIDE:
+        raise UsageError(f"--image-size must be at most {LARGEST_SIDE}, got {size}")
 
 
 def check_threshold(threshold: float) -> None:
     "Refuse a least score that no score can be."
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold must lie in 0..1, got {threshold}")
+
+
+def check_seed(seed: int) -> None:
+    "Refuse a seed that torch's generators do not take."
+    if seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {seed}")
+    if seed >= 2**63:
+        raise UsageError(f"--seed must be at most 2**63 - 1, got {seed}")
 
 
 def worker_count(asked: int | None) -> int:
@@ -72,12 +80,13 @@ def worker_count(asked: int | None) -> int:
     return min(8, max(0, cores // local_world_size() - 1))
 
 
-def progress(items: Iterable, unit: str, total: int | None = None) -> Any:
-    "The items, with a bar in the process that talks."
+def progress(items: Iterable, unit: str, total: int | None = None, *, name: str = "", watched: bool = False) -> Any:
+    "The items, with a bar in the process that talks; `watched`: only where somebody looks, in a terminal."
     from tqdm import tqdm
 
     Work.begun = True
-    return tqdm(items, unit=unit, total=total, disable=not is_main_process())
+    quiet = not is_main_process() or (None if watched else False)  # None: tqdm asks whether there is a terminal
+    return tqdm(items, desc=name or None, unit=unit, total=total, disable=quiet)
 
 
 def check_new_file(flag: str, path: Path | None, *inputs: Path) -> None:

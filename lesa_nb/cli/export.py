@@ -4,9 +4,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import ScoreOptions, UsageError, check_new_file
-
-_LARGEST_SIDE = 4096  # pixels: a slip of the finger must not fill the memory
+from lesa_nb.cli._common import LARGEST_SIDE, ScoreOptions, UsageError, check_new_file
 
 
 def _check_sizes(image_size: tuple[int, ...], min_size: int | None, max_size: int | None) -> None:
@@ -14,8 +12,8 @@ def _check_sizes(image_size: tuple[int, ...], min_size: int | None, max_size: in
     if len(image_size) > 2:
         raise UsageError(f"--image-size is one side, or height and width, got {len(image_size)} numbers")
     for name, side in (*(("image", side) for side in image_size), ("min", min_size), ("max", max_size)):
-        if side is not None and not 17 <= side <= _LARGEST_SIDE:
-            raise UsageError(f"--{name}-size must lie in 17..{_LARGEST_SIDE}, got {side}")
+        if side is not None and not 17 <= side <= LARGEST_SIDE:
+            raise UsageError(f"--{name}-size must lie in 17..{LARGEST_SIDE}, got {side}")
     if image_size and (min_size is not None or max_size is not None):
         raise UsageError("--image-size fixes the size of all pictures: give it, or --min-size and --max-size")
 
@@ -62,7 +60,7 @@ def export_network(
     loaded = load(weights)
     least, most = min_size or 64, max_size or 512
     if loaded.kind == "detector":
-        least, most = min_size or 32, max_size or _LARGEST_SIDE
+        least, most = min_size or 32, max_size or LARGEST_SIDE
     if least >= most:
         raise UsageError(f"--min-size must be less than --max-size, got {least} and {most}")
     if getattr(loaded.model, "keep_ratio", False) and not image_size:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError, check_new_file, check_threshold, positive, progress, write_json
+from lesa_nb.cli._common import (
+    UsageError,
+    check_new_file,
+    check_new_folder,
+    check_threshold,
+    positive,
+    progress,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +123,7 @@ def predict_images(
     where, folder = pick_device(device), out or Path("lesa_predictions")
     if loaded.kind == "detector":
         coco_tools("faster_coco_eval.core.mask")  # speaks up before there is a folder
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--out wants the name of a folder, {folder} is a file")
+        check_new_folder("--out", folder)
         folder.mkdir(parents=True, exist_ok=True)
     print(_describe(loaded, weights), flush=True)
 

@@ -1,11 +1,12 @@
 """`lesa demo`, `lesa explain`, `lesa explore`: see it learn, and what it looks at."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from lesa_nb.cli._common import UsageError, check_threshold
+from lesa_nb.cli._common import UsageError, check_seed, check_threshold, positive, progress
 from lesa_nb.cli._network import as_input, distinct_names, drawn_answer, network_answers, open_network
 
 if TYPE_CHECKING:
@@ -17,20 +18,19 @@ _UNTRAINED = "UNTRAINED: the maps show what random weights do, not what a networ
 
 def _progress(losses: Iterator[float], name: str, steps: int) -> Iterator[float]:
     "A progress bar around the losses of one run."
-    from tqdm import tqdm
-
-    with tqdm(total=steps, desc=name, unit="step") as bar:
-        for loss in losses:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-            yield loss
+    bar = progress(losses, "step", total=steps, name=name)
+    for loss in bar:
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        yield loss
 
 
-def _layer_bar(layers: Sequence) -> Iterator:
-    "A progress bar around the layers that a page is made of, with an estimate of what is left."
-    from tqdm import tqdm
+def _print_answers(answers: Iterable[tuple[str, dict]]) -> None:
+    "A line for each answer of `network_answers`."
+    from lesa_nb.data.report import printable
+    from lesa_nb.look.answers import format_answer
 
-    return iter(tqdm(layers, desc="maps of the page", unit="layer", disable=None))
+    for where, answer in answers:
+        print(f"answer   {printable(format_answer(answer))} ({where})")
 
 
 def run_demo(
@@ -50,10 +50,8 @@ def run_demo(
         seed: Decides first weights and pictures; another seed, another run.
         quick: Only see whether everything runs: 4 steps of 16 pictures. Nothing is learned.
     """
-    if steps < 1:
-        raise UsageError(f"--steps must be at least 1, got {steps}")
-    if seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {seed}")
+    positive(steps=steps)
+    check_seed(seed)
     from lesa_nb.study import demo
     from lesa_nb.study.small import result_table
 
@@ -134,13 +132,10 @@ def explain_photo(
             The aspect ratio stays.
         threshold: Least score of an object that a detector names.
     """
-    if size is not None and size < 1:
-        raise UsageError(f"--size must be at least 1, got {size}")
+    positive(size=size)
     check_threshold(threshold)
     from lesa_nb.data.photos import open_photo, photo_tensor
-    from lesa_nb.data.report import printable
     from lesa_nb.look import capture, maps
-    from lesa_nb.look.answers import format_answer
 
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
@@ -166,8 +161,7 @@ def explain_photo(
     print(f"picture  {photo}: {width}x{height}, the network sees it at {shape}")
     print(f"layer    {seen.layer} of {layers}: {seen.size[1]}x{seen.size[0]} positions")
     print(f"pixel    {column},{row}" + ("" if pixel else " (the middle; choose another with --pixel X,Y)"))
-    for where, answer in answers:
-        print(f"answer   {printable(format_answer(answer))} ({where})")
+    _print_answers(answers)
     print(f"figure   {out}")
     if weights is None:
         print(_UNTRAINED)
@@ -201,12 +195,9 @@ def explore_photo(
         mean: Keep only the mean of the heads: smaller files, larger pictures.
         threshold: Least score of an object that a detector names.
     """
-    if size is not None and size < 1:
-        raise UsageError(f"--size must be at least 1, got {size}")
+    positive(size=size)
     check_threshold(threshold)
     from lesa_nb.data.photos import open_photo
-    from lesa_nb.data.report import printable
-    from lesa_nb.look.answers import format_answer
     from lesa_nb.look.explorer import explorer
 
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
@@ -223,16 +214,14 @@ def explore_photo(
     says = {name: said for name, found in answers.items() if (said := drawn_answer(found))}
     page = explorer(
         picture, networks, images, answers=says, layers=layers, heads=not mean, pixel=start, title=photo.name,
-        watch=_layer_bar,
+        watch=partial(progress, unit="layer", name="maps of the page", watched=True),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
     width, height = opened.full_size
     print(f"picture  {photo}: {width}x{height}")
     for name, image in images.items():
         print(f"network  {name}, sees it at {image.shape[3]}x{image.shape[2]}")
-        for where, answer in answers[name]:
-            print(f"answer   {printable(format_answer(answer))} ({where})")
+        _print_answers(answers[name])
     print(f"page     {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")
     if not weights:
         print(_UNTRAINED)

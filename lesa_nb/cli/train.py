@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import CocoPaths, UsageError, Work, check_image_size, echo, positive, worker_count
+from lesa_nb.cli._common import (
+    CocoPaths,
+    UsageError,
+    Work,
+    check_image_size,
+    check_seed,
+    echo,
+    positive,
+    worker_count,
+)
 from lesa_nb.engine.group import is_main_process, world_size
 from lesa_nb.engine.signals import Stop
 
@@ -147,8 +156,7 @@ class RunOptions:
         positive(
             epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate, stop_after=self.stop_after
         )
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed must lie between 0 and 2**63 - 1, got {self.seed}")
+        check_seed(self.seed)
         if not self.minutes >= 0:
             raise UsageError(f"--minutes must not be negative, got {self.minutes}")
         worker_count(self.workers)  # refuses what cannot be

@@ -149,13 +149,13 @@ def _same_runs(outline: dict, height: int, width: int) -> tuple[dict | None, lis
     return dict(size=[height, width], counts=[height*width]), ["mask of another size"]
 
 
-def _scored_outline(outline: Any, height: int, width: int) -> tuple[Any, list[str]]:
+def _scored_outline(outline: Any, faults: list[str], height: int, width: int) -> tuple[Any, list[str]]:
     """The outline that a score counts, and what is wrong with it (names from ANNOTATION_FAULTS).
 
-    Scores are compared between tools, so an outline means what it means to COCO's own, even where training leaves it
-    out; None where those raise or never end. Runs of another size fill no pixel of the picture: nothing can match them.
+    `faults`: what `segmentation_fault` found. Scores are compared between tools, so an outline means what it means to
+    COCO's own, even where training leaves it out; None where those raise or never end. Runs of another size fill no
+    pixel of the picture: nothing can match them.
     """
-    faults = segmentation_fault(outline, height, width)
     if not faults and (isinstance(outline, dict) or len(_usable(outline)) == len(outline)):
         return outline, []
     if isinstance(outline, dict):
@@ -173,9 +173,9 @@ def _kept_outline(annotation: Mapping[str, Any], names: Iterable[str], scored_in
     `names`: what `annotation_faults` found; `scored_in`: the image's entry where the outline is for a score, or None
     """
     outline = annotation.get("segmentation")
-    if scored_in is not None:
-        return _scored_outline(outline, scored_in["height"], scored_in["width"])
     maskless = [name for name in names if "mask left out" in ANNOTATION_FAULTS[name]]
+    if scored_in is not None:
+        return _scored_outline(outline, maskless, scored_in["height"], scored_in["width"])
     return (None if maskless else outline), maskless
 
 

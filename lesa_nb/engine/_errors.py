@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from lesa_nb.engine.group import Ranks
+from lesa_nb.engine.loader import worker_died
 from lesa_nb.engine.loop import NotFinite
 from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.signals import Stopped
@@ -61,10 +62,8 @@ def explain_errors(device: torch.device, samples: int, advice: str) -> Iterator[
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker (pid" in str(error):
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"a process that reads ahead has died ({reason}): use fewer workers, or free memory. "
-                             "The last checkpoint is intact") from None
+        if died := worker_died(error):
+            raise ValueError(f"{died}. The last checkpoint is intact") from None
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         peak = ""

@@ -239,21 +239,19 @@ def from_main_process(function: Callable[[], _Thing]) -> _Thing:
     ranks = _current()
     if ranks.size == 1:
         return function()
-    import torch.distributed as dist
-
-    answer: list[Any] = [None, None]
+    answer: Any = None
     failed: Exception | None = None
     if ranks.rank == 0:
         try:
-            answer[0] = function()
+            answer = function()
         except (ValueError, OSError, ImportError) as error:
-            answer[1], failed = str(error), error
-    dist.broadcast_object_list(answer, group=_talk)
+            failed = error
+    answer, problem = _share((answer, None if failed is None else str(failed)))
     if failed is not None:
         raise failed
-    if answer[1] is not None:
-        raise ValueError(answer[1])
-    return answer[0]
+    if problem is not None:
+        raise ValueError(problem)
+    return answer
 
 
 def gather(thing: _Thing) -> list[_Thing]:

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lesa_nb.engine.signals import _ignore_signals
 
-__all__ = ["Unreadable", "loader", "checked_batches", "BatchReader"]
+__all__ = ["Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
+
+_DIED = "a process that reads ahead has died ({}): use fewer workers, or free memory"
 
 
 class Unreadable(NamedTuple):
@@ -87,6 +89,11 @@ def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
+def worker_died(error: RuntimeError) -> str:
+    """What to say where PyTorch says that a worker has died; empty if its error is about something else."""
+    return _DIED.format(str(error).splitlines()[0]) if "DataLoader worker (pid" in str(error) else ""
+
+
 class BatchReader:
     """Reads from a `loader` until it is closed, also if a worker dies: then the last batch is `Unreadable`."""
 
@@ -102,13 +109,13 @@ class BatchReader:
         try:
             return next(self._batches)
         except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+            reason = worker_died(error)
+            if not reason:
                 raise
-            reason = str(error).splitlines()[0]
         except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
-            reason = str(error) or type(error).__name__
+            reason = _DIED.format(str(error) or type(error).__name__)
         self.close()  # or PyTorch's signal handler would go on about the same worker, wherever the process is by then
-        return Unreadable(f"a process that reads ahead has died ({reason}): use fewer workers, or free memory")
+        return Unreadable(reason)
 
     def take(self, number: int) -> list[Any]:
         """So many batches; fewer if one could not be made, which is then the last."""

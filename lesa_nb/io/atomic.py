@@ -32,13 +32,12 @@ def _flush(path: str | PathLike) -> None:
 
 
 def _could_not_be_written(error: OSError, path: Path, beside: Path, what: str, advice: str) -> str | None:
-    """A sentence about the error that says what was kept; None if it is about something else than this file."""
-    if error.errno is None or error.filename not in (None, str(beside), str(path)):
+    """A sentence about the error that says what was kept; None if it is one already, or about another file."""
+    if error.strerror is None or error.filename not in (None, str(beside), str(path)):
         return None
     kept = "the one before it is intact" if path.exists() else "there is none yet"
     advice = advice or "Make room, or choose another place"
-    reason = error.strerror or str(error)
-    return f"{path}: {what} could not be written ({reason}); {kept}. {advice}"
+    return f"{path}: {what} could not be written ({error.strerror}); {kept}. {advice}"
 
 
 @contextlib.contextmanager
@@ -76,7 +75,9 @@ def atomic_path(path: str | PathLike, *, what: str = "the file", advice: str = "
         sentence = _could_not_be_written(error, path, beside, what, advice)
         if sentence is None:
             raise
-        raise OSError(sentence) from None
+        told = OSError(sentence)
+        told.errno = error.errno  # what went wrong can still be asked for: a full disk is no wrong use
+        raise told from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -41,11 +41,11 @@ def several_processes() -> bool:
 
 
 def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
-    """Add `x` over all processes of `group` (None: all there are), differentiably; without a process group, `x` itself.
+    """Add `x` over all processes of `group` (None: all there are), differentiably; in a single process, `x` itself.
 
     Every process gets the sum, and every process's loss sends its gradient to everyone's `x`.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_processes():
         return x
     return _AllReduceSum.apply(x, group or dist.group.WORLD)
 
@@ -93,10 +93,11 @@ class _Normalize(torch.autograd.Function):
         count = total[-1]
         mean = total[:C]/count
         var = (total[C:-1]/count - mean*mean).clamp_min(0)
+        over = (var + eps).rsqrt()
         ctx.axes, ctx.shape, ctx.group = axes, shape, group
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
+        ctx.save_for_backward(x, weight, mean, over, count)
         ctx.mark_non_differentiable(mean, var, count)
-        scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt()*weight
+        scale = over if weight is None else over*weight
         y = (wide - mean.to(wide.dtype).view(shape))*scale.to(wide.dtype).view(shape)
         return (y if bias is None else y + bias.to(wide.dtype).view(shape)).to(x.dtype), mean, var, count
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._text import no_formulas
 from .capture import capture_layer
 from .maps import cell_of
 
@@ -30,7 +31,7 @@ def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, 
             canvas[inside] = .45*canvas[inside] + .55*np.array(hue[:3])
         sides = box[2] - box[0], box[3] - box[1]
         ax.add_patch(plt.Rectangle(box[:2], *sides, fill=False, ec=hue, lw=1.4, hatch="//" if crowds[i] else None))
-        name = names[label - 1] if names else str(label)
+        name = no_formulas(names[label - 1]) if names else str(label)
         texts.append((box, name if scores[i] is None else f"{name} {scores[i]:.2f}", hue))
     ax.imshow(canvas)
     for box, text, hue in texts:
@@ -78,7 +79,7 @@ def show_scores(scores: Any, *, title: str | None = None, classes: int = 12) -> 
         for threshold, style in ((.5, "-"), (.75, "--")):
             recalls, precisions = scores.curve(kind, threshold=threshold)
             right.plot(recalls, precisions, style, color=hues[kind], label=f"{kind}, overlap {threshold}")
-    left.set_yticks(range(len(shown)), shown)
+    left.set_yticks(range(len(shown)), [no_formulas(name) for name in shown])
     left.invert_yaxis()
     left.set(xlabel="AP", xlim=(0, 100))
     left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))  # never on a bar
@@ -121,6 +122,7 @@ def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[st
     height = 1.7*size[0]/size[1] + .3 + .35*bool(title)
     fig, axes = new_figure(1, len(boxes), size=(1.7*len(boxes), height), title=title, squeeze=False)
     for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, _box_middles(boxes, size)):
-        overlay(image.cpu(), values.cpu(), cell_of(middle, size, (values.shape[0], values.shape[1])), name, ax)
+        cell = cell_of(middle, size, (values.shape[0], values.shape[1]))
+        overlay(image.cpu(), values.cpu(), cell, no_formulas(name), ax)
         ax.add_patch(plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=1.2))
     return fig

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from lesa_nb.look._text import no_formulas
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,7 +31,7 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     if not steps:
         raise ValueError("no steps in the log of this run yet: nothing to draw")
     per_epoch = next(e["steps"] for e in events if e["kind"] == "start")
-    fig, (left, right) = new_figure(1, 2, size=(7.6, 2.8), title=title)
+    fig, (left, right) = new_figure(1, 2, size=(7.6, 2.8), title=no_formulas(title or ""))
     places = [e["epoch"] + e["step"]/per_epoch for e in steps]
     left.plot(places, [e["loss"] for e in steps], color=COLORS["lesa"], lw=1.2)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))

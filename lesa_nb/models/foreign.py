@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 __all__ = ["refuse_pretrained", "settle"]
@@ -58,7 +59,7 @@ def settle(options: Mapping[str, Any], *, known: Iterable[str] = ()) -> dict[str
 
     Raises:
         ValueError: One asks for weights, or for other than RGB images; the sentence says what to call instead.
-        TypeError: One is not known; the sentence says its name here, or which there are.
+        TypeError: One is not known; the sentence says its name here, which may have been meant, or which there are.
     """
     known = set(known)
     refuse_pretrained({name: value for name, value in options.items() if name in _WEIGHTS})
@@ -73,6 +74,9 @@ def settle(options: Mapping[str, Any], *, known: Iterable[str] = ()) -> dict[str
             raise TypeError(f"{name} is called {_OURS[name]} here: {_OURS[name]}={value!r}")
         if name in _NONE:
             raise TypeError(f"there is no {name} here: {_NONE[name]}")
+        meant = get_close_matches(name, {*known, *_OURS.values()}, n=1)
+        if meant:
+            raise TypeError(f"there is no option {name} here: did you mean {meant[0]}?")
         also = f"; beside the options it names itself a network takes {', '.join(sorted(known))}" if known else ""
         raise TypeError(f"there is no option {name} here{also}")
     return {name: value for name, value in options.items() if name in known}

@@ -5,7 +5,6 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision import ops as vision
 from torchvision.ops import batched_nms, nms
 
 #: takes places to choose from and a number, and returns at most so many of them
@@ -97,18 +96,14 @@ def best_boxes(boxes: Tensor, probabilities: Tensor, threshold: float) -> tuple[
     return boxes[kept], scores[kept], classes[kept]
 
 
-def roi_align(
-    maps: Tensor, boxes: Tensor | list[Tensor], size: int, scale: float = 1., *, aligned: bool = True
-) -> Tensor:
-    """torchvision's `roi_align`, always by its kernel: (n, C, size, size).
+def roi_align(maps: Tensor, boxes: Tensor | list[Tensor], size: int, scale: float = 1.) -> Tensor:
+    """torchvision's `roi_align` with half-pixel centres, always by its kernel: (n, C, size, size).
 
     `boxes`: (n, 5) with the number of a map in front, or a list of (n, 4) for a single map. Where deterministic
     operators were asked for, torchvision would take a form in Python on a GPU that holds the map once for each box.
     """
-    if not torch.are_deterministic_algorithms_enabled():
-        return vision.roi_align(maps, boxes, size, scale, aligned=aligned)
     rois = F.pad(boxes[0], (1, 0)) if isinstance(boxes, list) else boxes
-    return torch.ops.torchvision.roi_align(maps, rois, scale, size, size, -1, aligned)
+    return torch.ops.torchvision.roi_align(maps, rois, scale, size, size, -1, True)
 
 
 def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
@@ -118,7 +113,7 @@ def roi_cuts(maps: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
     precision would move. The cuts are in the map's precision.
     """
     precise = full_precision(maps)
-    return roi_align(precise, [boxes.to(precise.dtype)], size, scale, aligned=True).to(maps.dtype)
+    return roi_align(precise, [boxes.to(precise.dtype)], size, scale).to(maps.dtype)
 
 
 def cuts_by_level(
@@ -126,28 +121,16 @@ def cuts_by_level(
 ) -> Tensor:
     """Cut every box out of the map of its own level: (n, C, size, size), in the order of the boxes.
 
-    `maps` (1, C, h, w) and `strides` have one for each level, `boxes` (n, 4) lie on `levels` (n,). On a CPU each level
-    cuts its own boxes. On other devices nobody waits to hear how many those are: every level cuts all boxes, those of
-    other levels shrunk to no area, which take no work and give zeros. The sum over levels is the same to the bit.
+    `maps` (1, C, h, w) and `strides` have one for each level, `boxes` (n, 4) lie on `levels` (n,). On a CPU, and in the
+    graph of an exporter, each level cuts its own boxes. On other devices nobody waits to hear how many those are: every
+    level cuts all boxes, those of other levels shrunk to no area, which take no work and give zeros. The sum over
+    levels is the same to the bit.
     """
-    if torch.compiler.is_exporting():
-        return _cuts_of_a_graph(maps, boxes, levels, size, strides)
-    if boxes.device.type != "cpu":
+    if boxes.device.type != "cpu" and not torch.compiler.is_exporting():
         return reduce(torch.add, (roi_cuts(level_map, boxes*(levels == level)[:, None], size, 1/stride)
                                   for level, (level_map, stride) in enumerate(zip(maps, strides))))
-    order = levels.argsort(stable=True)
-    counts = (levels == torch.arange(len(maps))[:, None]).sum(1).tolist()
-    cuts = [roi_cuts(level_map, part, size, 1/stride)
-            for level_map, stride, part in zip(maps, strides, boxes[order].split(counts))]
-    return torch.cat(cuts)[order.argsort()]
-
-
-def _cuts_of_a_graph(
-    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, size: int, strides: Sequence[int]
-) -> Tensor:
-    """The same for an exporter, which may not ask how many boxes a level has either."""
     cuts = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], size, size)
     for level, (level_map, stride) in enumerate(zip(maps, strides)):
         places = (levels == level).nonzero()[:, 0]
-        cuts = cuts.index_copy(0, places, roi_cuts(level_map, boxes[places], size, 1/stride))
+        cuts.index_copy_(0, places, roi_cuts(level_map, boxes[places], size, 1/stride))
     return cuts

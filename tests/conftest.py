@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# Last, as in tools/test.py: tools/test.py must not hide Python's own `test`. So plain `pytest` works too.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 collect_ignore = ["browser"]  # needs Chromium: make test-browser
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Side by side (pytest -n 2), workers with more threads than cores wait for each other most of the time.

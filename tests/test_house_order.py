@@ -122,6 +122,7 @@ def test_a_room_that_is_not_in_the_table(tmp_path):
 
 LONG = "#| export\ndef f():\n" + "    print(1)\n" * 60
 MANY = "You see " * 700
+TABLE = "| call | what it is |\n|---|---|\n" + "| `double(x)` | twice x |\n" * 250
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,8 @@ MANY = "You see " * 700
     [
         (([WORDS], LONG, "assert f() is None"), "62 lines exported, at most 60"),
         (([MANY], EXPORT, "assert double(1)"), "1400 words of prose, at most 1300"),
-        (([WORDS], EXPORT, "assert double(1)", "x = 1\n" * 300), "303 lines of code, at most 300"),
+        (([WORDS], EXPORT, "assert double(1)", "x = 1\n" * 350), "353 lines of code, at most 350"),
+        (([WORDS + "\n\n" + TABLE], EXPORT, "assert double(1)"), "754 words in tables, at most 700"),
         ((["Few words."], EXPORT + "\n    print(x)" * 9, "assert 1"), "2 words for 11 exported lines"),
         ((EXPORT, "assert double(1)"), "no prose before this export"),
         ((["# A heading of many words, which is no prose at all"], EXPORT, "assert double(1)"), "no prose before"),

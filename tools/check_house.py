@@ -44,7 +44,8 @@ PARTS = {"1_layer": "layers", "2_networks": "models", "3_training": "engine", "4
 
 LONGEST_EXPORT = 60  # lines of one exported cell
 MOST_WORDS = 1300  # of a notebook's prose
-MOST_CODE = 300  # lines of a notebook's code
+MOST_TABLE_WORDS = 700  # of its tables: calls, names, errors, edges; looked up, not read
+MOST_CODE = 350  # lines of a notebook's code, at most 100 columns wide
 TEST_WITHIN = 4  # code cells after an export, the first test among them
 PROSE = 8  # words that count as prose before an export
 
@@ -52,6 +53,7 @@ _directive = re.compile(r"^\s*#\s*\|")
 _export = re.compile(r"^\s*#\s*\|\s*(exports?|exporti)\b", re.MULTILINE)
 _default = re.compile(r"^\s*#\s*\|\s*default_exp\s+(\S+)", re.MULTILINE)
 _fence = re.compile(r"```.*?```|\$\$.*?\$\$|<!--.*?-->|\]\([^)]*\)", re.DOTALL)
+_table = re.compile(r"^ *\|.*$", re.MULTILINE)
 _heading = re.compile(r"^#.*$", re.MULTILINE)
 _magic = re.compile(r"^[ \t]*[%!?].*$", re.MULTILINE)
 _tag = re.compile(r"\\tag\{(\d+\.\d+)\}")
@@ -296,13 +298,18 @@ def code_lines(source):
 
 
 def words(source):
-    """Words of prose: without code, formulas of their own line, addresses of links and rulers of tables.
+    """Words of prose: without tables, code, formulas of their own line and addresses of links.
 
     The links to the pages before and after, which tools/course.py writes, are no prose.
     """
     if source.startswith(course.MADE):
         return 0
-    return sum(1 for word in _fence.sub(" ", source).split() if re.search(r"\w", word))
+    return sum(1 for word in _table.sub(" ", _fence.sub(" ", source)).split() if re.search(r"\w", word))
+
+
+def table_words(source):
+    "Words in the rows of tables."
+    return sum(1 for row in _table.findall(source) for word in row.split() if re.search(r"\w", word))
 
 
 def defines(source):
@@ -323,9 +330,12 @@ def budget(root=ROOT):
             yield Fault(nb.room, "budget", where, f"{prose} words of prose, at most {MOST_WORDS}")
         if code > MOST_CODE:
             yield Fault(nb.room, "budget", where, f"{code} lines of code, at most {MOST_CODE}")
-        if prose < exported:
+        tables = sum(table_words(source) for kind, source, _ in nb.cells if kind == "markdown")
+        if tables > MOST_TABLE_WORDS and nb.number:
+            yield Fault(nb.room, "budget", where, f"{tables} words in tables, at most {MOST_TABLE_WORDS}")
+        if prose + tables < exported:
             yield Fault(
-                nb.room, "budget", where, f"{prose} words for {exported} exported lines: at least as many words"
+                nb.room, "budget", where, f"{prose + tables} words for {exported} exported lines: at least as many"
             )
         for i in exports:
             source = nb.cells[i][1]
@@ -337,7 +347,8 @@ def budget(root=ROOT):
             if not defines(source):
                 continue
             before = next((j for j in range(i - 1, -1, -1) if nb.cells[j][0] == "markdown" or nb.is_export(j)), None)
-            if before is None or nb.is_export(before) or words(_heading.sub("", nb.cells[before][1])) < PROSE:
+            text = "" if before is None or nb.is_export(before) else _heading.sub("", nb.cells[before][1])
+            if words(text) + table_words(text) < PROSE:
                 yield Fault(nb.room, "budget", cell, "no prose before this export")
             after = [c for j, c in enumerate(nb.cells[i + 1 :], i + 1) if c[0] == "code" and not nb.is_export(j)]
             if not any(_test.search(source) for _, source, _ in after[:TEST_WITHIN]):

@@ -98,12 +98,14 @@ class Proves(NotebookItem):
         if self.path.resolve() not in found or (self.path.parent / ".notest").exists():
             problems.append("nbdev_test does not find it")
         problems += rules.skipped(notebook, get_config().tst_flags.split()) + rules.hollow(notebook)
-        problems += rules.undrawn(notebook) + rules.other_outputs(notebook)
+        problems += rules.other_outputs(notebook)
+        if project.has_figures(root):
+            problems += rules.undrawn(notebook)
         if rules.COMPONENT.match(self.path.name):
             tests = rules.count_tests(notebook)
             if tests < rules.TESTS_PER_COMPONENT:
                 problems.append(f"{tests} tests; a component notebook has at least {rules.TESTS_PER_COMPONENT}")
-            if not rules.figures(notebook):
+            if project.has_figures(root) and not rules.figures(notebook):
                 problems.append("no figure is saved in it: run `make notebooks`")
         size = self.path.stat().st_size
         if size > rules.LARGEST:

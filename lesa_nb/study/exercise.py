@@ -45,9 +45,15 @@ class Verdict(NamedTuple):
     """What is known of one definition."""
 
     name: str
-    state: str  # holds, fails, missing, not done, waits (for others that are not done), not asked
     asked: list[Asked]  # what was asked about it
     through: list[str]  # what calls it, where no test names it
+    state: str  # holds, written (no test asks it), fails, missing, not done, waits (for others), not asked
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to be said against it."""
+        return self.state in ("holds", "written")
+
 
 
 def to_write(page: CoursePage) -> list[str]:
@@ -181,11 +187,13 @@ def verdicts_of(page: CoursePage, asked: Sequence[Asked]) -> list[Verdict]:
             state = "fails"
         elif any(each.result == "not done" for each in tests):
             state = "waits"
-        elif tests and all(each.result == "not asked" for each in tests):
+        elif not tests:
+            state = "written"
+        elif all(each.result == "not asked" for each in tests):
             state = "not asked"
         else:
             state = "holds"
-        found.append(Verdict(name, state, mine, through))
+        found.append(Verdict(name, mine, through, state))
     return found
 
 
@@ -220,7 +228,9 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         tests = _tests(verdict.asked)
         count = sum(all(each.result == "holds" for each in some) for some in tests.values())
-        words = f"{count} of {len(tests)} tests" if tests else "no test names it"
+        used = any(each.kind == "use" for each in verdict.asked)
+        words = "the page works with it" if used else "no test names it"
+        words = f"{count} of {len(tests)} tests" if tests else words
         words += f": asked through {', '.join(verdict.through)}" if verdict.through else ""
         said = {"waits": "waits for others", "holds": "holds"}.get(verdict.state, verdict.state)
         if verdict.state in ("not done", "missing"):

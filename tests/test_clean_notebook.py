@@ -213,3 +213,16 @@ def test_the_settings_of_the_lab_are_defaults_that_jupyterlab_knows():
         package, plugin = name.removeprefix("@jupyterlab/").split(":")
         known = json.loads((schemas / package / f"{plugin}.json").read_text(encoding="utf-8"))["properties"]
         assert set(values) <= set(known), name
+
+
+def test_single_pixels_whose_colour_the_palette_lacked_are_no_other_picture():
+    "What another number of threads makes of a photograph under a map; letters and cells of a map count."
+    before = np.full((100, 100, 3), 130, dtype=np.uint8)
+    specks, cell, letter, many = (before.copy() for _ in range(4))
+    specks[[3, 3, 50, 70], [4, 5, 60, 20]] += 60
+    cell[10:13, 40:43] += 60
+    letter[20, 20:23] = 0
+    many[::4, ::4] += 60
+    assert clean_notebook.same_picture(png(before), png(specks))
+    for other in (cell, letter, many):
+        assert not clean_notebook.same_picture(png(before), png(other))

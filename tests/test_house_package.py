@@ -76,6 +76,9 @@ def test_source_archive_can_be_built_and_tested(archives):
         assert name in names, name
     notebooks = {str(path.relative_to(ROOT)) for path in project.notebooks(ROOT)}
     assert notebooks and notebooks <= names
+    # what needs a clone, its history or the pinned versions, stays out with its test
+    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    assert tests - names == {"tests/test_lock.py"} and not any(name.startswith("requirements") for name in names)
     junk = [
         name
         for name in names
@@ -90,7 +93,9 @@ def test_wheel_holds_the_package_and_nothing_else(archives):
         name
         for name in names
         if not re.match(
-            r"lesa_nb/[\w/]+\.py$|lesa_nb/py\.typed$|lesa_nb/look/explorer\.html$|lesa_nb-[\d.]+\.dist-info/", name
+            r"lesa_nb/[\w/]+\.py$|lesa_nb/_course/[\w/]+\.ipynb$|lesa_nb/py\.typed$|lesa_nb/look/explorer\.html$"
+            r"|lesa_nb-[\d.]+\.dist-info/",
+            name,
         )
     ]
     assert strange == []
@@ -100,13 +105,65 @@ def test_wheel_holds_the_package_and_nothing_else(archives):
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
+def figures(text):
+    "How many outputs a notebook's file holds."
+    return sum(len(cell.get("outputs", [])) for cell in json.loads(text)["cells"])
+
+
+def test_the_wheel_holds_the_course(archives):
+    "Every page with its code as it is here, in its part, without figures; a clone has no such folder."
+    wheel = zipfile.ZipFile(archives[1])
+    pages = {path.relative_to(ROOT / "nbs").as_posix(): path for path in project.notebooks(ROOT)}
+    made = {name for name in wheel.namelist() if name.startswith("lesa_nb/_course/")}
+    assert made == {f"lesa_nb/_course/{name}" for name in pages} and "lesa_nb/_course/index.ipynb" in made
+    for name, path in pages.items():
+        text = wheel.read(f"lesa_nb/_course/{name}").decode()
+        here, there = (json.loads(t)["cells"] for t in (path.read_text(encoding="utf-8"), text))
+        assert [cell["source"] for cell in there] == [cell["source"] for cell in here] and figures(text) == 0, name
+    assert not any(name.parts[:2] == ("lesa_nb", "_course") for name in project.files(ROOT))
+
+
+@pytest.fixture(scope="module")
+def unpacked(archives, tmp_path_factory):
+    "The source archive as somebody unpacks it."
+    folder = tmp_path_factory.mktemp("source")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(folder)
+    return next(folder.iterdir())
+
+
+def test_the_source_archive_has_no_figures(unpacked):
+    "Only the contents page keeps what README shows. The files of the project stay as they were."
+    source = unpacked
+    assert not project.has_figures(source) and project.has_figures(ROOT)
+    pages = project.notebooks(source)
+    assert len(pages) == len(project.notebooks(ROOT))
+    left = {page.name for page in pages if figures(page.read_text(encoding="utf-8"))}
+    here = {path.name for path in project.notebooks(ROOT) if figures(path.read_text(encoding="utf-8"))}
+    assert left <= {"index.ipynb"} and len(here) > 30
+
+
+@pytest.mark.slow
+def test_the_source_archive_is_judged_without_figures(unpacked):
+    "What the tests ask of saved figures is asked of a clone only; `make notebooks` draws them in an archive, too."
+    script = (
+        "import sys; sys.path.append('tools'); import pytest;"
+        "sys.exit(pytest.main(['-p', 'proof', '-p', 'no:cacheprovider', '-q', 'nbs', '-k', 'proves']))"
+    )
+    for command in (["-c", script], ["tools/check_house.py", "--rule", "budget"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=unpacked, capture_output=True, text=True, env=clean_environment()
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_metadata_of_the_wheel(archives):
     wheel = zipfile.ZipFile(archives[1])
     info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
     metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert metadata["Name"] == "lesa_nb" and metadata["Version"] == FACTS["version"]
     assert metadata["Requires-Python"] == ">=3.10"
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
     extras = {"demo", "export", "coco", "train", "hub", "timm", "dev", "browser"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     needed = metadata.get_all("Requires-Dist")
@@ -295,9 +352,9 @@ def test_importing_the_package_brings_in_nothing_but_itself():
 
 
 def test_archives_are_small(archives):
-    "The notebooks with their figures are in the source archive, and nearly all of it."
+    "Notebooks without their figures, which would be nine tenths of them."
     source, wheel = (path.stat().st_size for path in archives)
-    assert wheel < 2_000_000 and source < 6_000_000, (source, wheel)
+    assert wheel < 2_000_000 and source < 2_000_000, (source, wheel)
 
 
 def test_no_shell_and_no_text_run_as_code():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import course
+import project
 
 ROOT = Path(__file__).resolve().parent.parent
 ANY = "*"
@@ -353,7 +354,7 @@ def budget(root=ROOT):
             after = [c for j, c in enumerate(nb.cells[i + 1 :], i + 1) if c[0] == "code" and not nb.is_export(j)]
             if not any(_test.search(source) for _, source, _ in after[:TEST_WITHIN]):
                 yield Fault(nb.room, "budget", cell, f"no test in the next {TEST_WITHIN} code cells")
-            if not any(drawn for _, _, drawn in after):
+            if project.has_figures() and not any(drawn for _, _, drawn in after):
                 yield Fault(nb.room, "budget", cell, "no picture after this export")
 
 

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-from configparser import ConfigParser
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST, NEWEST_TRIED = (3, 10), (3, 13)
@@ -125,6 +124,8 @@ def pip(venv, arguments):
 
 def requirements(extra):
     "What settings.ini says that an extra is, as setup.py reads it."
+    from configparser import ConfigParser
+
     config = ConfigParser(delimiters=["="], interpolation=None)
     config.read(os.path.join(ROOT, "settings.ini"), encoding="utf-8")
     return config["DEFAULT"][extra + "_requirements"].split()

@@ -40,6 +40,11 @@ def notebooks(root=ROOT):
     return [path for path in sorted(Path(root).glob("nbs/**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
 
 
+def has_figures(root=ROOT):
+    "Whether notebooks hold what they drew: not in a source archive, which PKG-INFO tells (setup.py takes figures out)."
+    return not (Path(root) / "PKG-INFO").exists()
+
+
 def copy(root, to):
     "The project's files, copied to the folder `to`."
     for name in files(root):

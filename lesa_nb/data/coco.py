@@ -21,7 +21,13 @@ from torchvision import tv_tensors
 
 from . import coco_file
 from .coco_file import _COCO_FAULTS, ANNOTATION_FAULTS, _is_box, segmentation_fault
-from .coco_index import CocoIndex, CocoSplit, _image_fault, _match_categories, _take_part
+from lesa_nb.data.coco_index import (
+    CocoIndex,
+    CocoSplit,
+    _image_fault,
+    _match_categories,
+    _take_part,
+)
 from .coco_layout import CocoLayout, _short_name, _used_categories, find_coco_layout
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-06
@@ -40,12 +46,14 @@ class Categories:
 
     def label(self, category_id: int) -> int:
         "Category id -> label."
-        if category_id not in self.ids: raise ValueError(f"no category {category_id}; there are {self.ids}")
+        if category_id not in self.ids:
+            raise ValueError(f"no category {category_id}; there are {self.ids}")
         return 1 + self.ids.index(category_id)                                            # (27.1)
 
     def id(self, label: int) -> int:
         "Label -> category id."
-        if not 1 <= label <= len(self): raise ValueError(f"labels lie in 1..{len(self)}, got {label}")
+        if not 1 <= label <= len(self):
+            raise ValueError(f"labels lie in 1..{len(self)}, got {label}")
         return self.ids[label - 1]
 
     def name(self, label: int) -> str:
@@ -58,7 +66,8 @@ class Categories:
         "The same categories with another file's labels; a ValueError says what does not match."
         own, theirs = dict(zip(self.ids, self.names)), dict(zip(other.ids, other.names))
         matched = Categories([], self.source)
-        matched.ids, matched.names = _match_categories(own, theirs, self.source, other.source), other.names
+        matched.ids = _match_categories(own, theirs, self.source, other.source)
+        matched.names = other.names
         return matched
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-10
@@ -78,7 +87,8 @@ def clip_box(
 ) -> tuple[float, float, float, float]: # x1, y1, x2, y2
     "Corners of a box, cut off at the edge of its image."
     x, y, w, h = bbox
-    return min(max(x, 0), width), min(max(y, 0), height), min(max(x + w, 0), width), min(max(y + h, 0), height)
+    def cut(at, edge): return min(max(at, 0), edge)
+    return cut(x, width), cut(y, height), cut(x + w, width), cut(y + h, height)
 
 def annotation_faults(
     annotation: dict, # as `read_annotation_file` returns it
@@ -92,9 +102,9 @@ def annotation_faults(
     w, h = annotation["bbox"][2:]
     x1, y1, x2, y2 = clip_box(annotation["bbox"], height, width)
     faults = ["crowd"] if annotation.get("iscrowd") else []
-    if not annotation.get("area", w*h) > 0 or w < 1 or h < 1:                                              # (27.3)
+    if not annotation.get("area", w*h) > 0 or w < 1 or h < 1:                               # (27.3)
         faults.append("no area")
-    elif min(x2 - x1, y2 - y1) < .01:                                                                     # (27.3)
+    elif min(x2 - x1, y2 - y1) < .01:                                                       # (27.3)
         faults.append("box outside the image")
     return faults + segmentation_fault(annotation.get("segmentation"), height, width)
 
@@ -107,9 +117,11 @@ def read_split(
     content = coco_file._read_annotation_file(path)
     listed, faults = _used_categories(content, path)
     def note(kind, found, image_id, annotation=None):
-        faults.append(_COCO_FAULTS.fault(kind, _short_name(path), found, image_id=image_id, annotation_id=annotation))
+        faults.append(_COCO_FAULTS.fault(kind, _short_name(path), found, image_id=image_id,
+                                         annotation_id=annotation))
     categories = Categories(listed, str(path))
-    if not len(categories): raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
+    if not len(categories):
+        raise ValueError(f"{path}: no categories; expected the ids and names of the classes")
     images: dict[int, dict] = {}
     for image in content["images"]:
         if image["id"] in images:
@@ -128,9 +140,11 @@ def read_split(
             names = annotation_faults(annotation, image["height"], image["width"], known)
         goes = ("dropped", "dropped for training") if training else ("dropped",)
         drop = [name for name in names if ANNOTATION_FAULTS[name] in goes]
-        outline, maskless = coco_file._kept_outline(annotation, names, None if training or drop else image)
+        scored_in = None if training or drop else image
+        outline, maskless = coco_file._kept_outline(annotation, names, scored_in)
         for name in (drop or maskless)[:1]:
-            note(name, f"category {annotation['category_id']}, box {annotation.get('bbox')}", image_id, number)
+            note(name, f"category {annotation['category_id']}, box {annotation.get('bbox')}",
+                 image_id, number)
         if image is not None:
             reasons[image_id].append(drop[0] if drop else None)
         if not drop:
@@ -143,15 +157,15 @@ def read_split(
 
 # %% ../../nbs/5_detection/27_coco.ipynb #cell-21
 class CocoFolder(CocoIndex, Dataset):
-    "A COCO folder as torchvision's detectors want it: a float image in [0, 1] and a dictionary of what is on it."
+    "A COCO folder as torchvision's detectors want it: a float image in [0, 1], and what is on it."
     def __init__(self,
         folder: str | PathLike | CocoLayout, # of the set, in a layout that `find_coco_layout` knows
-        split: str = "train", # or "val", whatever the set calls them, or its own name, such as "test-dev2017"
+        split: str = "train", # or "val", whatever the set calls them, or its own name for it
         *,
-        training: bool = False, # leave out what eq. (27.3) leaves out; without, everything that can be read stays
+        training: bool = False, # leave out what eq. (27.3) does; else all that can be read stays
         keep_empty: bool = False, # with `training`: images without boxes stay
         semantic: bool = False, # add the stuff map to each target
-        transforms: Callable[[Any, Any], tuple] | None = None, # of torchvision.transforms.v2, called with both
+        transforms: Callable[[Any, Any], tuple] | None = None, # of v2, called with both
         missing: str = "error", # or "drop": what to do when an image file is not there
         categories: Categories | None = None, # labels as in another file, by name
     ):
@@ -176,17 +190,19 @@ class CocoFolder(CocoIndex, Dataset):
         return torch.from_numpy(coco_file._draw_masks(outlines, *self.size(image_id)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
-        "Image (3, H, W) and target: boxes, labels, image_id, area, iscrowd; masks and semantic, if there are any."
+        "Image (3, H, W) and target: boxes, labels, image_id, area, iscrowd; masks and semantic."
         image_id = self.image_ids[index]
         (H, W), found = self.size(image_id), self.annotations(image_id)
         drawn = [a.get("segmentation") is not None for a in found]
         image = tv_tensors.Image(self._pixels(image_id))
-        boxes_n4 = torch.tensor([clip_box(a["bbox"], H, W) for a in found], dtype=torch.float32).reshape(-1, 4)
+        def numbers(values, dtype): return torch.tensor(values, dtype=dtype)
+        boxes_n4 = numbers([clip_box(a["bbox"], H, W) for a in found], torch.float32).reshape(-1, 4)
+        labels = [self.categories.label(a["category_id"]) for a in found]                   # (27.1)
         target = dict(
             boxes=tv_tensors.BoundingBoxes(boxes_n4, format="XYXY", canvas_size=(H, W)),
-            labels=torch.tensor([self.categories.label(a["category_id"]) for a in found], dtype=torch.int64), # (27.1)
-            area=torch.tensor([a["area"] for a in found], dtype=torch.float32),
-            iscrowd=torch.tensor([a["iscrowd"] for a in found], dtype=torch.int64), image_id=image_id)
+            labels=numbers(labels, torch.int64),
+            area=numbers([a["area"] for a in found], torch.float32),
+            iscrowd=numbers([a["iscrowd"] for a in found], torch.int64), image_id=image_id)
         if self.has_masks:
             target["masks"] = tv_tensors.Mask(self.masks(image_id))
             target |= {} if all(drawn) else dict(has_mask=torch.tensor(drawn))
@@ -195,7 +211,8 @@ class CocoFolder(CocoIndex, Dataset):
             target["semantic"] = tv_tensors.Mask(torch.from_numpy(values))
         if self.transforms:
             image, target = self.transforms(image, target)
-        plain = {name: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for name, v in target.items()}
+        plain = {name: v.as_subclass(Tensor) if isinstance(v, Tensor) else v
+                 for name, v in target.items()}
         image = image.as_subclass(Tensor)
         return image/255 if image.dtype == torch.uint8 else image, plain
 

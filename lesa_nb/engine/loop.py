@@ -41,20 +41,20 @@ def lr_factor(
     "How far the learning rate is up, eq. (16.2)."
     W, total = recipe.warmup(steps_per_epoch), recipe.epochs*steps_per_epoch
     w0 = recipe.warmup_from
-    ramp = 1. if step >= W else w0 + (1 - w0)*(step + (w0 == 0))/W                                     # (16.2)
+    ramp = 1. if step >= W else w0 + (1 - w0)*(step + (w0 == 0))/W                          # (16.2)
     if recipe.milestones:
-        return ramp*0.1**sum(m*steps_per_epoch <= step for m in recipe.milestones)                     # (16.2)
-    return ramp*(1 + math.cos(math.pi*max(step - W, 0)/max(total - W, 1)))/2                           # (16.2)
+        return ramp*0.1**sum(m*steps_per_epoch <= step for m in recipe.milestones)          # (16.2)
+    return ramp*(1 + math.cos(math.pi*max(step - W, 0)/max(total - W, 1)))/2                # (16.2)
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-13
 def decay_groups(
     model: nn.Module,
     weight_decay: float, # lambda, for what has more than one axis
 ) -> list[dict[str, Any]]: # parameter groups for an optimizer
-    "Weight decay for matrices and kernels, none for scales and biases, eq. (16.4); frozen weights are left out."
+    "Weight decay for matrices and kernels, none for scales and biases, eq. (16.4)."
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for p in parameters if p.ndim > 1], weight_decay=weight_decay),
-            dict(params=[p for p in parameters if p.ndim <= 1], weight_decay=0.)]                      # (16.4)
+            dict(params=[p for p in parameters if p.ndim <= 1], weight_decay=0.)]           # (16.4)
 
 def build_optimizer(
     model: nn.Module,
@@ -64,16 +64,18 @@ def build_optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     everything = [dict(params=trained, weight_decay=recipe.weight_decay)]
     groups = everything if recipe.decay_all else decay_groups(model, recipe.weight_decay)
-    lr, fused = recipe.peak_lr, all(p.is_cuda for p in trained) or None # on a GPU one kernel updates all # (16.1)
+    lr = recipe.peak_lr                                        # (16.1)
+    fused = all(p.is_cuda for p in trained) or None            # on a GPU one kernel updates all
     if recipe.optimizer == "adamw":
         return AdamW(groups, lr=lr, betas=(recipe.momentum, .99), fused=fused)
-    return SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)         # (16.3)
+    return SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
+               fused=fused)                                    # (16.3)
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-17
 _Batch = TypeVar("_Batch")
 
 def _to_device(
-    batch: _Batch, # tensors, and named tuples, tuples, lists and dictionaries of them; other things stay as they are
+    batch: _Batch, # tensors, and (named) tuples, lists and dictionaries of them; the rest stays
     device: torch.device,
     dtype: torch.dtype = torch.float32, # of the tensors that hold floats
     *,
@@ -85,11 +87,13 @@ def _to_device(
             if not thing.is_floating_point():
                 return thing.to(device, non_blocking=True)
             thing = thing.to(device, dtype, non_blocking=True)
-            return thing.to(memory_format=torch.channels_last) if channels_last and thing.ndim == 4 else thing
+            if not channels_last or thing.ndim != 4: return thing
+            return thing.to(memory_format=torch.channels_last)
         if isinstance(thing, dict):
             return {key: moved(value) for key, value in thing.items()}
         if isinstance(thing, (list, tuple)):
-            return type(thing)(*map(moved, thing)) if hasattr(thing, "_fields") else type(thing)(map(moved, thing))
+            values = map(moved, thing)
+            return type(thing)(*values) if hasattr(thing, "_fields") else type(thing)(values)
         return thing
     return moved(batch)
 
@@ -113,11 +117,13 @@ def _backward(
     "Add the gradient of a step's loss to the weights' `grad`, eq. (16.5)."
     totals: dict[str, Tensor] = {}
     for a, batch in enumerate(micro_batches, 1):
-        alone = getattr(model, "no_sync", contextlib.nullcontext) if a < len(micro_batches) else contextlib.nullcontext
+        alone = getattr(model, "no_sync", contextlib.nullcontext)
+        if a == len(micro_batches):
+            alone = contextlib.nullcontext
         with alone():
             with _autocast(recipe, device):
                 parts = losses(model, _ready(model, batch, recipe, device))
-            loss = sum(parts.values(), torch.zeros((), device=device))/len(micro_batches)              # (16.5)
+            loss = sum(parts.values(), torch.zeros((), device=device))/len(micro_batches)   # (16.5)
             (scaler.scale(loss) if scaler else loss).backward()
         for name, loss in parts.items():
             totals[name] = totals.get(name, torch.zeros(())) + loss.detach()/len(micro_batches)
@@ -137,7 +143,7 @@ class NotFinite(FloatingPointError):
 def train_step(
     model: nn.Module, # may be wrapped for several processes, or compiled
     micro_batches: Sequence[Any], # of this process
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]], # of a batch, by name; their sum is trained
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]], # of a batch, by name; we train their sum
     optimizer: Optimizer,
     recipe: Recipe,
     device: torch.device,
@@ -153,15 +159,16 @@ def train_step(
     scaler.unscale_(optimizer)
     gradients = [p for p in model.parameters() if p.grad is not None]
     length = get_total_norm([p.grad for p in gradients if p.grad is not None])
-    numbers = torch.stack([part.to(device, torch.float64) for part in (length, *found.values())]).tolist() # one wait
-    by_name = dict(zip(found, numbers[1:]))
-    if not math.isfinite(numbers[0]):
+    numbers = torch.stack([part.to(device, torch.float64) for part in (length, *found.values())])
+    norm, *values = numbers.tolist()                                                      # one wait
+    by_name = dict(zip(found, values))
+    if not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
         if scaler.skip(by_name): return by_name
         raise NotFinite(lr, by_name)
     if recipe.clip:
-        clip_grads_with_norm_(gradients, recipe.clip, length)                                          # (16.6)
-    scaler.step(optimizer)                                                                             # (16.3)
+        clip_grads_with_norm_(gradients, recipe.clip, length)                               # (16.6)
+    scaler.step(optimizer)                                                                  # (16.3)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return by_name
@@ -170,21 +177,21 @@ def train_step(
 def ema(
     model: nn.Module,
     beta: float, # memory, per step
-) -> AveragedModel: # call its `update_parameters(model)` after every step; its `module` is the network to evaluate
+) -> AveragedModel: # `update_parameters(model)` after every step; evaluate its `module`
     "A network with the exponential moving average of another's weights and statistics, eq. (16.7)."
     if not 0 < beta < 1:
         raise ValueError(f"the memory of averaged weights must lie between 0 and 1, got {beta}")
-    return PatientAverage(model, multi_avg_fn=get_ema_multi_avg_fn(beta), use_buffers=True)            # (16.7)
+    return PatientAverage(model, multi_avg_fn=get_ema_multi_avg_fn(beta), use_buffers=True) # (16.7)
 
 # %% ../../nbs/3_training/16_loop.ipynb #cell-30
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
-    validate: Callable[[nn.Module, Iterable[Any]], dict[str, float]], # scores of a network over batches, by name
+    validate: Callable[[nn.Module, Iterable[Any]], dict[str, float]], # scores by name, over batches
     recipe: Recipe,
     device: torch.device,
 ) -> dict[str, float]: # what `validate` returns
-    "The scores of a network, without a trace in its mode or in the random states, as in eq. (16.8)."
+    "The scores of a network, without a trace in its mode or the random states, as in eq. (16.8)."
     was_training = model.training
     model.eval()
     try:

@@ -17,7 +17,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ._checkpoint import check_same_run, fingerprint, random_state, read_checkpoint, set_random_state
+from lesa_nb.engine._checkpoint import (
+    check_same_run,
+    fingerprint,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+)
 from ._errors import explain_errors, explain_step, left_early
 from ._folder import RunFolder
 from ._lock import run_lock
@@ -26,7 +32,14 @@ from ._scaling import LossScaler
 from .backends import backends, check_recipe, not_deterministic
 from .group import Ranks, pick_device, process_group, shard, world_size
 from .loader import BatchReader, Unreadable
-from .loop import build_optimizer, ema, evaluate, lr_factor, seed_everything, train_step
+from lesa_nb.engine.loop import (
+    build_optimizer,
+    ema,
+    evaluate,
+    lr_factor,
+    seed_everything,
+    train_step,
+)
 from .recipe import Recipe
 from .signals import Stop
 from .task import Task
@@ -40,41 +53,45 @@ def sample_keys(
     *,
     start: int = 0, # first step t
     ranks: Ranks = Ranks(), # r of R
-) -> list[list[tuple[int, int]]]: # keys of one micro-batch after the other, `recipe.accumulate` of them for a step
+) -> list[list[tuple[int, int]]]: # keys, micro-batch by micro-batch; `recipe.accumulate` for a step
     "Which samples one process sees from a step to the end of the epoch, eq. (17.1)."
     b, c, A = recipe.batch_size, recipe.local_batch_size(ranks.size), recipe.accumulate
     shuffle = torch.Generator().manual_seed((seed*1_000_003 + epoch) % 2**63)
     order = torch.randperm(samples, generator=shuffle).tolist()
     return [[(epoch, i) for i in order[first:first + c]]
             for t in range(start, samples//b)
-            for first in range(t*b + ranks.rank*A*c, t*b + (ranks.rank + 1)*A*c, c)]                  # (17.1)
+            for first in range(t*b + ranks.rank*A*c, t*b + (ranks.rank + 1)*A*c, c)]        # (17.1)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-10
 def _steps_per_epoch(task):
     "Whole batches in an epoch; at least one."
     samples, batch_size = len(task.train), task.recipe.batch_size
     if samples < batch_size:
-        raise ValueError(f"{samples} samples cannot fill one batch of {batch_size}: choose --batch-size {samples}")
+        raise ValueError(f"{samples} samples cannot fill one batch of {batch_size}: "
+                         f"choose --batch-size {samples}")
     return samples//batch_size
 
 class Training:
-    "All that changes during a run: weights, averages, optimizer, random states, and the place in the order of samples."
+    "All that changes in a run: weights, optimizer, random states, place in the order of samples."
     def __init__(self, task: Task, *, seed: int, device: torch.device, ranks: Ranks):
         recipe = task.recipe
         self.task, self.seed, self.device, self.ranks = task, seed, device, ranks
         self.per_epoch, self.epoch, self.step = _steps_per_epoch(task), 0, 0
-        self.best, self.scores = [-float("inf"), -float("inf")], dict[str, float]() # best: the score, minus the loss
+        self.best = [-float("inf")]*2 # the score, minus the loss
+        self.scores = dict[str, float]()
         self.data = dict(train=fingerprint(task.train), valid=fingerprint(task.valid))
         seed_everything(seed) # the same first weights everywhere
-        self.model = task.build().to(device, torch.float64 if recipe.precision == "float64" else None)
+        dtype = torch.float64 if recipe.precision == "float64" else None
+        self.model = task.build().to(device, dtype)
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.average = ema(self.model, recipe.ema) if recipe.ema else None
-        self.optimizer, self.scaler = build_optimizer(self.model, recipe), LossScaler(recipe, device)
+        self.optimizer = build_optimizer(self.model, recipe)
+        self.scaler = LossScaler(recipe, device)
         self.trained = averaging_gradients(self.model, recipe, device, ranks)
         if recipe.compile:
-            self.trained = torch.compile(self.trained) # type: ignore[assignment]  # behaves like a module
-        seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process has its own random numbers
+            self.trained = torch.compile(self.trained) # type: ignore[assignment] # is a module
+        seed_everything(seed + 7919*(ranks.rank + 1)) # from here on each process its own
 
     @property
     def eval_model(self) -> nn.Module:
@@ -83,14 +100,16 @@ class Training:
 
     def told(self) -> dict[str, Any]:
         "What the run was told; a checkpoint that was told something else is refused."
-        return dict(metadata=self.task.metadata, recipe=asdict(self.task.recipe), seed=self.seed, data=self.data)
+        return dict(metadata=self.task.metadata, recipe=asdict(self.task.recipe), seed=self.seed,
+                    data=self.data)
 
     def state_dict(self) -> dict[str, Any]:
         "Everything that is needed to go on to the bit; all processes come here together."
-        return dict(self.told(), epoch=self.epoch, step=self.step, best=self.best, scores=self.scores,
-                    model=self.model.state_dict(), average=self.average.state_dict() if self.average else None,
-                    optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(),
-                    random=self.ranks.gather(random_state(self.device)))
+        average = self.average.state_dict() if self.average else None
+        return dict(
+            self.told(), epoch=self.epoch, step=self.step, best=self.best, scores=self.scores,
+            model=self.model.state_dict(), average=average, optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(), random=self.ranks.gather(random_state(self.device)))
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         "Go on from there."
@@ -107,21 +126,23 @@ class Training:
 _NOTHING, _SAVE, _STOP, _FAILED = range(4) # what a process may wish for before a step, eq. (17.2)
 
 class _Left(Exception):
-    "A run is left between two steps: the wish and, in a process whose batch could not be made, the reason."
+    "A run is left between two steps: the wish and, where a batch could not be made, the reason."
 
 class _Run:
     "A run between its steps: what changes, where it is written, and how it ends."
     def __init__(self, training, folder, stop, *, workers, minutes):
-        self.training, self.folder, self.stop, self.workers, self.minutes = training, folder, stop, workers, minutes
+        self.training, self.folder, self.stop = training, folder, stop
+        self.workers, self.minutes = workers, minutes
 
     def event(self, kind, **numbers):
-        return self.folder.event(dict(kind=kind, epoch=self.training.epoch, step=self.training.step, **numbers))
+        place = dict(epoch=self.training.epoch, step=self.training.step)
+        return self.folder.event(dict(kind=kind, **place, **numbers))
 
     def agree(self, batches, due=False):
         "Whether all processes save now; raises if they leave, eq. (17.2)."
         reason = next((batch.reason for batch in batches if isinstance(batch, Unreadable)), "")
         wish = _FAILED if reason else _STOP if self.stop.number else _SAVE if due else _NOTHING
-        wish = self.training.ranks.all_reduce_max(wish)                                               # (17.2)
+        wish = self.training.ranks.all_reduce_max(wish)                                     # (17.2)
         if wish >= _STOP: raise _Left(wish, reason)
         return wish == _SAVE
 
@@ -135,19 +156,20 @@ class _Run:
         if ranks.all_reduce_max(int(begun)):
             self.save()
         number, reasons = ranks.all_reduce_max(self.stop.number), ranks.gather(reason)
-        raise left_early(self.training, self.folder.path, begun, number if wish == _STOP else 0, reasons)
+        number = number if wish == _STOP else 0
+        raise left_early(self.training, self.folder.path, begun, number, reasons)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-18
 def _update(training, micro_batches):
-    "One step: rate, gradient, weights, averages, place; returns the rate and the losses, mean over the processes."
+    "One step and its place; returns the rate and the losses, mean over the processes."
     task, step = training.task, training.epoch*training.per_epoch + training.step
-    lr = task.recipe.peak_lr*lr_factor(task.recipe, step, training.per_epoch)                         # (16.2)
+    lr = task.recipe.peak_lr*lr_factor(task.recipe, step, training.per_epoch)               # (16.2)
     def names():
         return [name for batch in micro_batches for name in task.batch_names(batch)]
     where = f"epoch {training.epoch}, step {training.step}"
     with explain_step(task.recipe, training.ranks, training.device, where=where, names=names):
-        found = train_step(training.trained, micro_batches, task.losses, training.optimizer, task.recipe,
-                           training.device, lr, training.scaler)
+        found = train_step(training.trained, micro_batches, task.losses, training.optimizer,
+                           task.recipe, training.device, lr, training.scaler)
     if training.average:
         training.average.update_parameters(training.model)
     training.step += 1
@@ -167,30 +189,34 @@ def _train_epoch(run):
         while training.step < training.per_epoch:
             micro_batches = batches.take(recipe.accumulate)
             waited = time.perf_counter() - since
-            if run.agree(micro_batches, due=time.perf_counter() - run.folder.saved > 60*run.minutes):
+            due = time.perf_counter() - run.folder.saved > 60*run.minutes
+            if run.agree(micro_batches, due):
                 run.save()
                 yield run.event("saved", path=str(run.folder.checkpoint))
             lr, losses = _update(training, micro_batches)
             took, since = time.perf_counter() - since, time.perf_counter()
-            yield run.event("step", loss=sum(losses.values()), losses=losses, lr=lr, **training.scaler.numbers(),
+            yield run.event("step", loss=sum(losses.values()), losses=losses, lr=lr,
+                            **training.scaler.numbers(),
                             images_per_second=recipe.batch_size/took, waiting=waited/took)
 
 def _scores(run, *, trial=False):
     "Validate on all processes, each sample once; a trial is the first batch of each."
     training, task, upto = run.training, run.training.task, 1 if trial else None
     mine, most = (shard(len(task.valid), task.valid_batch, ranks)[:upto]
-                  for ranks in (training.ranks, training.ranks._replace(rank=0))) # the first has as many as any
+                  for ranks in (training.ranks, training.ranks._replace(rank=0))) # rank 0 has most
 
     def rounds(batches):
         for _ in most:
             batch = next(batches, None)
-            run.agree([batch])                                                                        # (17.2)
+            run.agree([batch])                                                              # (17.2)
             if batch is not None:
                 yield batch
 
-    explain = explain_errors(training.device, task.valid_batch, "let the task validate fewer, or use smaller images")
+    explain = explain_errors(training.device, task.valid_batch,
+                             "let the task validate fewer, or use smaller images")
     with _reader(run, task.valid, mine, 0 if trial else run.workers) as batches, explain:
-        return evaluate(training.eval_model, rounds(batches), task.validate, task.recipe, training.device)
+        return evaluate(training.eval_model, rounds(batches), task.validate, task.recipe,
+                        training.device)
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-21
 def _events(run, until):
@@ -199,11 +225,13 @@ def _events(run, until):
     last = min(task.recipe.epochs, until or task.recipe.epochs)
     if training.epoch < last:
         _scores(run, trial=True)
-    yield run.event("start", epochs=last, steps=training.per_epoch, samples=len(task.train), valid=len(task.valid),
-                    lr=task.recipe.peak_lr, local_batch_size=task.recipe.local_batch_size(training.ranks.size),
-                    processes=training.ranks.size, device=str(training.device), resumed=run.folder.checkpoint.exists(),
-                    parameters=sum(p.numel() for p in training.model.parameters()),
-                    not_deterministic=not_deterministic(training.model) if task.recipe.deterministic else [])
+    recipe, ranks, resumed = task.recipe, training.ranks, run.folder.checkpoint.exists()
+    without = not_deterministic(training.model) if recipe.deterministic else []
+    yield run.event("start", epochs=last, steps=training.per_epoch, samples=len(task.train),
+                    valid=len(task.valid), lr=recipe.peak_lr,
+                    local_batch_size=recipe.local_batch_size(ranks.size), processes=ranks.size,
+                    device=str(training.device), resumed=resumed, not_deterministic=without,
+                    parameters=sum(p.numel() for p in training.model.parameters()))
     run.save() # a folder that cannot be written to is found out now
     while training.epoch < last:
         yield from _train_epoch(run)
@@ -215,14 +243,16 @@ def _events(run, until):
         yield run.event("valid", scores=training.scores, best=better)
         training.epoch, training.step = training.epoch + 1, 0
         run.save("last", *["best"]*better)
-    yield run.event("end", scores=training.scores, best=training.best[0], seconds=round(time.perf_counter() - began, 1))
+    yield run.event("end", scores=training.scores, best=training.best[0],
+                    seconds=round(time.perf_counter() - began, 1))
 
+# %% ../../nbs/3_training/17_resume.ipynb #cell-fit
 def fit(
     task: Task, # its recipe says how
     folder: str | PathLike, # of this run and no other
     *,
     seed: int = 0,
-    resume: bool = False, # go on where the folder's checkpoint stands, if there is one; without it that is refused
+    resume: bool = False, # go on from the folder's checkpoint; without it, one is refused
     accept_changed_data: bool = False, # go on although samples were added, removed or renamed
     until: int | None = None, # stop after so many epochs; the rate goes by the recipe's
     workers: int = 0, # processes that read ahead, for each process that trains
@@ -230,20 +260,24 @@ def fit(
     device: str | None = None, # "cpu", "cuda"; None: a GPU if there is one
     stop: Stop | None = None, # who listens for signals
     tensorboard: bool = False,
-) -> Iterator[dict[str, Any]]: # what happens: kind "start", "step", "saved", "valid" or "end", and its numbers
+) -> Iterator[dict[str, Any]]: # kind "start", "step", "saved", "valid" or "end", and numbers
     "Train a task; nothing happens until somebody asks for the next event."
     path, on, per_epoch = Path(folder), pick_device(device), _steps_per_epoch(task)
     check_recipe(task.recipe, on, world_size()) # speaks up before anything is written
-    with process_group(on) as ranks, run_lock(path, ranks), contextlib.closing(RunFolder(path, ranks)) as home:
+    with (process_group(on) as ranks, run_lock(path, ranks),
+          contextlib.closing(RunFolder(path, ranks)) as home):
         saved = home.checkpoint.exists()
         if saved and not resume:
-            raise ValueError(f"{folder}: holds a run already: resume it, or choose another folder; nothing was changed")
+            raise ValueError(f"{folder}: holds a run already: resume it, or choose another folder; "
+                             "nothing was changed")
         training = Training(task, seed=seed, device=on, ranks=ranks)
         if saved:
             content = read_checkpoint(home.checkpoint)
-            check_same_run(content, training.told(), home.checkpoint, accept_changed_data=accept_changed_data)
+            check_same_run(content, training.told(), home.checkpoint,
+                           accept_changed_data=accept_changed_data)
             training.load_state_dict(content)
-        home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch, tensorboard=tensorboard)
+        home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch,
+                      tensorboard=tensorboard)
         run = _Run(training, home, stop or Stop(), workers=workers, minutes=minutes)
         try:
             with backends(task.recipe, training.model, on, fixed_size=task.fixed_size):

@@ -19,7 +19,13 @@ from torch.autograd.forward_ad import unpack_dual
 import lesa_nb.layers._blocks as tools
 from ._unknown_sizes import row_and_column_parts
 from .flat_blocks import flat_sums
-from .moments import content_moments, factored_moments, is_batch_norm, needs_moments, score_scale
+from lesa_nb.layers.moments import (
+    content_moments,
+    factored_moments,
+    is_batch_norm,
+    needs_moments,
+    score_scale,
+)
 from .position import FactoredTable, FlatTable
 from .ways import OffsetTable, find_way, register_way
 
@@ -31,15 +37,17 @@ def explicit_rows(
     h_PNH: Float[Tensor, "P N H"], # row part
     w_PNW: Float[Tensor, "P N W"], # column part
 ) -> Float[Tensor, "P N V"]:
-    "Attention with a row part and a column part, every tensor written out; second derivatives go through it."
-    l_PNN = q_PKN.mT@k_PKN + (h_PNH[..., :, None] + w_PNW[..., None, :]).flatten(-2)  # (7.1)
-    return l_PNN.softmax(-1)@v_PVN.mT                                                 # (7.2)
+    "Attention with a row part and a column part, written out; second derivatives go through it."
+    place_PNN = (h_PNH[..., :, None] + w_PNW[..., None, :]).flatten(-2)
+    l_PNN = q_PKN.mT@k_PKN + place_PNN                            # (7.1)
+    return l_PNN.softmax(-1)@v_PVN.mT                             # (7.2)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-10
 def _row_weights(q, k, h, w, p, i, deep, scratch):
     "The weights of one block, (7.1) and (7.2): (P, queries, N)."
     a = scratch("a", *tools.block_shape(p, i, q.shape[2]))
-    torch.add(h[p, i, :, None], w[p, i, None, :], out=a.unflatten(-1, (h.shape[-1], w.shape[-1])))  # (7.1)
+    place = a.unflatten(-1, (h.shape[-1], w.shape[-1]))
+    torch.add(h[p, i, :, None], w[p, i, None, :], out=place)     # (7.1)
     return tools.weigh_(a.baddbmm_(q[p, :, i].mT, k[p]), deep)
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
@@ -54,7 +62,7 @@ def row_attention(
     "What `explicit_rows` computes, block by block, eqs. (7.1) and (7.2)."
     (P, _, N), deep, scratch = q.shape, tools.can_be_deep(q, k, h, w), tools.Scratch(q)
     out = q.new_empty(P, N, v.shape[1])
-    for p, i in tools.blocks(P, N, 1, budget, torch.get_num_threads()): # a batched product gives each core a pair
+    for p, i in tools.blocks(P, N, 1, budget, torch.get_num_threads()): # each core gets a pair
         a = _row_weights(q, k, h, w, p, i, deep, scratch)
         out[p, i] = a@v[p].mT                                     # (7.2)
     return out
@@ -71,14 +79,14 @@ def _row_attention_backward(
     (P, _, N), deep, scratch = q.shape, tools.can_be_deep(q, k, h, w), tools.Scratch(q)
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dh, dw = h.new_empty(h.shape), w.new_empty(w.shape)
-    for p, i in tools.blocks(P, N, 1, budget//2, torch.get_num_threads()):            # weights and their gradients
+    for p, i in tools.blocks(P, N, 1, budget//2, torch.get_num_threads()):          # A and D
         a = _row_weights(q, k, h, w, p, i, deep, scratch)
-        dv[p].baddbmm_(g[p, i].mT, a)                                           # (7.3) v
-        d = tools.unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a)   # (7.3) D
-        dq[p, :, i] = k[p]@d.mT                                                 # (7.3) q
-        dk[p].baddbmm_(q[p, :, i], d)                                           # (7.3) k
+        dv[p].baddbmm_(g[p, i].mT, a)                                               # (7.3) v
+        d = tools.unweigh_(torch.bmm(g[p, i], v[p], out=scratch("d", *a.shape)), a) # (7.3) D
+        dq[p, :, i] = k[p]@d.mT                                                     # (7.3) q
+        dk[p].baddbmm_(q[p, :, i], d)                                               # (7.3) k
         d = d.unflatten(-1, (h.shape[-1], w.shape[-1]))
-        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)                               # (7.3) h, w
+        dh[p, i], dw[p, i] = d.sum(-1), d.sum(-2)                                   # (7.3) h, w
     return dq, dk, dv, dh, dw
 
 tools.register_gradients(row_attention, _row_attention_backward, explicit_rows, tensors=5)
@@ -90,13 +98,14 @@ def _fused(q, k, v, h, w, half=None):
     cols_NW = torch.eye(W, dtype=q.dtype, device=q.device).repeat(H, 1)
     places_PNX = torch.cat([rows_NH, cols_NW], 1).expand(q.shape[0], -1, -1)
     queries, keys = tools.in_halves((q.mT, h, w), (k.mT, places_PNX), half)
-    query, key, value = (tools.side_by_side(*parts) for parts in (queries, keys, (v.mT.to(half or v.dtype),)))  # (7.4)
-    out_PNV = F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.)[0, ..., :v.shape[1]]
-    return out_PNV.to(q.dtype)
+    values = (v.mT.to(half or v.dtype),)
+    query, key, value = (tools.side_by_side(*parts)[None] for parts in (queries, keys, values))
+    out_1PNV = F.scaled_dot_product_attention(query, key, value, scale=1.)  # (7.4)
+    return out_1PNV[0, ..., :v.shape[1]].to(q.dtype)
 
 def channel_attention(
     q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `row_attention` takes them
-    half: torch.dtype | None = None, # that the products are made in, two numbers of it for one of q, h and w
+    half: torch.dtype | None = None, # of the products: two such numbers for one of q, h, w
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, as plain attention with extra channels, eq. (7.4)."
     return tools.differentiable_again(partial(_fused, half=half), explicit_rows, q, k, v, h, w)
@@ -107,39 +116,45 @@ class Choice(NamedTuple):
     name: str    # "explicit" | "rows" | "channels" | "flat"
     reason: str  # one sentence
 
-BUDGET = dict(cpu=1 << 21, cuda=1 << 27) # scores that exist at once: what stays in a CPU's cache, what fills a GPU
+BUDGET = dict(cpu=1 << 21, cuda=1 << 27) # scores at once: what stays in a cache, what fills a GPU
 
-_SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # for each way: so few scores that writing out is fastest
+_SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # up to here writing out is fastest
 
 def _obstacle(position, norm, *tensors):
     "Why this call needs sums that are written out; empty if it does not."
     if not isinstance(position, (FactoredTable, FlatTable)):
         return f"blocks know a FactoredTable and a FlatTable, not a {type(position).__name__}"
     if not is_batch_norm(norm):
-        return f"a {type(norm).__name__} does more to scores than a batch norm, so it has to see them"
+        kind = type(norm).__name__
+        return f"a {kind} does more to scores than a batch norm, so it has to see them"
     tensors = (*tensors, *position.parameters(), *norm.parameters())
-    if torch._C._are_functorch_transforms_active() or any(unpack_dual(t).tangent is not None for t in tensors):
+    forward_mode = any(unpack_dual(t).tangent is not None for t in tensors)
+    if forward_mode or torch._C._are_functorch_transforms_active():
         return "torch.func and forward-mode derivatives have to see every operation"
     return ""
 
 def _kernel(q, position, size):
-    "The way without N x N tensors that suits this table and device: its name, and a reason to be filled with numbers."
+    "The way without N x N tensors that suits table and device: name, reason, numbers for it."
     if isinstance(position, FlatTable):
-        return "flat", "a flat table adds key scores and a value sum, which only the slanted products know", ()
+        reason = "a flat table adds key scores and a value sum, "
+        return "flat", reason + "which only the slanted products know", ()
     width = q.shape[2] + size[0] + size[1]
     if q.device.type == "cuda" and width <= tools.MOST_CHANNELS:
-        return "channels", "on a GPU, K + H + W = {} channels in a fused kernel are faster than blocks", (width,)
+        reason = "on a GPU, K + H + W = {} channels in a fused kernel are faster than blocks"
+        return "channels", reason, (width,)
     return "rows", "row blocks stay in the cache, and work for any size", ()
 
 def _pick(q, position, norm, size):
-    "What `choose` says, before it is put into words: a compiler that follows unknown sizes cannot format them."
-    if torch.onnx.is_in_onnx_export(): return "explicit", "an ONNX file holds standard operators only", ()
+    "What `choose` says, not yet put into words: a compiler of unknown sizes cannot format them."
+    if torch.onnx.is_in_onnx_export():
+        return "explicit", "an ONNX file holds standard operators only", ()
     if obstacle := _obstacle(position, norm, q): return "explicit", obstacle, ()
     name, reason, numbers = _kernel(q, position, size)
-    if torch.compiler.is_exporting(): return name, reason, numbers  # the graph must hold for every size
+    if torch.compiler.is_exporting(): return name, reason, numbers # the graph holds for every size
     scores = q.shape[0]*q.shape[1]*q.shape[3]**2
     if scores > _SMALL[name]: return name, reason, numbers
-    return "explicit", "{:,} scores in all, at most {:,}: writing them out is fastest", (scores, _SMALL[name])
+    reason = "{:,} scores in all, at most {:,}: writing them out is fastest"
+    return "explicit", reason, (scores, _SMALL[name])
 
 def choose(
     q_BGKN: Float[Tensor, "B G K N"], # queries: their shape and device count
@@ -156,7 +171,9 @@ def _factored(attention, q, k, v, position, norm, size):
     "(6.1) to (6.5) and (7.1) for a factored table, and then `attention`: (B, GV, N)."
     B, G, _, N = q.shape
     axes = tuple(axis_KR.to(q.dtype) for axis_KR in position.axes(size))
-    moments = [content_moments(q, k), factored_moments(q, axes, size)] if needs_moments(norm) else []
+    moments = []
+    if needs_moments(norm):
+        moments = [content_moments(q, k), factored_moments(q, axes, size)]
     a_content, a_place = score_scale(norm, moments, B*N*N).to(q.dtype).view(2, G, 1, 1)
     h, w = row_and_column_parts(a_place*q, axes, size)                           # (7.1)
     out_PNV = attention(*(t.flatten(0, 1) for t in (a_content*q, k, v, h, w)))
@@ -171,20 +188,23 @@ def _stream(name, sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size):
         raise ValueError(f"a map of H, W = {tuple(size)} has {size[0]*size[1]} positions, "
                          f"the queries have {q_BGKN.shape[-1]}")
     if obstacle := _obstacle(position, norm, q_BGKN, k_BGKN, v_BGVN):
-        raise ValueError(f"the way {name!r} cannot serve this call: {obstacle}; choose 'auto' or 'explicit'")
+        raise ValueError(f"the way {name!r} cannot serve this call: {obstacle}; "
+                         "choose 'auto' or 'explicit'")
     return tools.in_full_precision(sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-29
 @register_way("rows", FactoredTable)
 def rows(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, block by block, (7.1) to (7.3): any device, any size."
-    def sums(q, *call): return _factored(lambda *parts: row_attention(*parts, _budget(q)), q, *call)
+    def sums(q, *call):
+        return _factored(lambda *parts: row_attention(*parts, _budget(q)), q, *call)
     return _stream("rows", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("channels", FactoredTable)
 def channels(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
-    "`explicit` for a factored table, as plain attention with extra channels, (7.4): for a GPU's fused kernels."
-    def sums(*call): return _factored(partial(channel_attention, half=tools.half_of_a_gpu(q_BGKN)), *call)
+    "`explicit` for a factored table, as plain attention with extra channels, (7.4): for GPUs."
+    attention = partial(channel_attention, half=tools.half_of_a_gpu(q_BGKN))
+    def sums(*call): return _factored(attention, *call)
     return _stream("channels", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("flat", FlatTable)
@@ -194,10 +214,12 @@ def flat(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     return _stream("flat", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 def streaming(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
-    "The way without N x N tensors that suits table and device: same arguments, same numbers as `explicit`."
-    return find_way(_kernel(q_BGKN, position, size)[0], position)(q_BGKN, k_BGKN, v_BGVN, position, norm, size)
+    "The way without N x N tensors that suits table and device: the numbers of `explicit`."
+    way = find_way(_kernel(q_BGKN, position, size)[0], position)
+    return way(q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("auto")
 def auto(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "The way that `choose` picks: same arguments, same numbers as `explicit`."
-    return find_way(_pick(q_BGKN, position, norm, size)[0], position)(q_BGKN, k_BGKN, v_BGVN, position, norm, size)
+    way = find_way(_pick(q_BGKN, position, norm, size)[0], position)
+    return way(q_BGKN, k_BGKN, v_BGVN, position, norm, size)

@@ -19,13 +19,15 @@ def context_weights(
     q_BGKN: Float[Tensor, "B G K N"], # queries
     k_BGKN: Float[Tensor, "B G K N"], # keys
     position: OffsetTable, # `position.scores(q, k, size)` lists its position scores, each B G N N
-    norm: nn.Module, # batch norm over (1 + position.n_scores)*G channels: one for each score of each head
+    norm: nn.Module, # batch norm over (1 + position.n_scores)*G channels
     size: tuple[int, int], # (H, W) of the map, H*W = N
 ) -> Float[Tensor, "B G N N"]: # what each query takes from each key; every row sums to 1
     "Weigh every pixel for every other by what it holds and where it lies, eqs. (5.1) to (5.3)."
-    scores = [pair_scores(q_BGKN, k_BGKN), *position.scores(q_BGKN, k_BGKN, size)]   # (5.1)
-    scores_BPGNN = norm(torch.cat(scores, dim=1)).unflatten(1, (-1, q_BGKN.shape[1])) # (5.2) each normalised
-    return scores_BPGNN.sum(1).softmax(-1)                                           # (5.2) summed, (5.3)
+    scores = [pair_scores(q_BGKN, k_BGKN),
+              *position.scores(q_BGKN, k_BGKN, size)]                # (5.1)
+    scores_BCNN = norm(torch.cat(scores, dim=1))                     # (5.2) each normalised
+    scores_BPGNN = scores_BCNN.unflatten(1, (-1, q_BGKN.shape[1]))
+    return scores_BPGNN.sum(1).softmax(-1)                           # (5.2) summed, (5.3)
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-22
 @register_way("explicit")
@@ -40,7 +42,7 @@ def explicit(
     "Attend with every N x N tensor written out, eqs. (5.1) to (5.5)."
     w_BGNN = context_weights(q_BGKN, k_BGKN, position, norm, size)         # (5.1) to (5.3)
     sums = [weighted_sum(w_BGNN, v_BGVN), *position.values(w_BGNN, size)]  # (5.4)
-    return torch.stack(sums, dim=3).flatten(1, 3)                          # (5.5) B G V S N -> B GVS N
+    return torch.stack(sums, dim=3).flatten(1, 3)                 # (5.5) B G V S N -> B GVS N
 
 # %% ../../nbs/1_layer/05_context.ipynb #cell-29
 def head_widths(
@@ -49,8 +51,9 @@ def head_widths(
 ) -> tuple[int, int]: # width of a query or key, width of a value
     "Share C channels among G heads: K and V of eq. (5.6)."
     if heads < 1 or channels % (2*heads):
-        raise ValueError(f"heads = {heads} must divide the channels into an even number for each head (K = V/2): "
-                         f"expected a multiple of {2*max(heads, 1)}, found {channels} channels")
+        raise ValueError(f"heads = {heads} must divide the channels into an even number "
+                         f"for each head (K = V/2): expected a multiple of {2*max(heads, 1)}, "
+                         f"found {channels} channels")
     V = channels//heads  # (5.6)
     return V//2, V       # (5.6)
 
@@ -63,7 +66,7 @@ class Context(nn.Module):
         position: OffsetTable, # made for this head width: `FlatTable` or `FactoredTable`
         *,
         heads: int = 8, # number of heads G
-        attend: str | Way = "auto", # how to get (5.1) to (5.5): a name, or a function with the signature of `explicit`
+        attend: str | Way = "auto", # (5.1) to (5.5): a name, or a function like `explicit`
     ):
         super().__init__()
         head_widths(out_channels, heads)  # refuse a bad split here, not in the first forward pass
@@ -78,11 +81,13 @@ class Context(nn.Module):
     def _split(self, x_BCHW):
         "Queries, keys and values of every pixel, eq. (5.7)."
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.qkv.in_channels:
-            raise ValueError(f"expected a map of shape (B, {self.qkv.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
-        own, kind = self.qkv.weight.dtype, x_BCHW.device.type
-        if x_BCHW.dtype != own and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-            raise ValueError(f"expected a map of {own} like the layer's weights, found {x_BCHW.dtype}: "
-                             f"convert the map with .to({own}) or the layer with .to({x_BCHW.dtype})")
+            raise ValueError(f"expected a map of shape (B, {self.qkv.in_channels}, H, W), "
+                             f"found {tuple(x_BCHW.shape)}")
+        own, found, kind = self.qkv.weight.dtype, x_BCHW.dtype, x_BCHW.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if found != own and not autocast:
+            raise ValueError(f"expected a map of {own} like the layer's weights, found {found}: "
+                             f"convert the map with .to({own}) or the layer with .to({found})")
         return split_qkv(self.norm_qkv(self.qkv(x_BCHW.flatten(2))), self.heads)  # (5.7)
 
     def forward(self,
@@ -91,13 +96,14 @@ class Context(nn.Module):
         if isinstance(x_BCHW, Proxy): return as_one_step(self, x_BCHW)
         q_BGKN, k_BGKN, v_BGVN = self._split(x_BCHW)
         size, S = (x_BCHW.shape[2], x_BCHW.shape[3]), 1 + self.position.n_values
-        y_BCN = self.attend(q_BGKN, k_BGKN, v_BGVN, self.position, self.norm_scores, size)  # (5.1) to (5.5)
-        return self.norm_out(y_BCN).unflatten(1, (-1, S)).sum(2).unflatten(-1, size)        # (5.8)
+        y_BCN = self.attend(q_BGKN, k_BGKN, v_BGVN,
+                            self.position, self.norm_scores, size)                  # (5.1) to (5.5)
+        return self.norm_out(y_BCN).unflatten(1, (-1, S)).sum(2).unflatten(-1, size) # (5.8)
 
     def weights(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map
     ) -> Float[Tensor, "B G N N"]: # what each pixel takes from each other
-        "The attention weights, for pictures; use it in eval mode, or the norms count this batch too."
+        "The attention weights, for pictures; in training mode the norms count this batch too."
         q_BGKN, k_BGKN, _ = self._split(x_BCHW)
         size = x_BCHW.shape[2], x_BCHW.shape[3]
-        return context_weights(q_BGKN, k_BGKN, self.position, self.norm_scores, size)       # (5.3)
+        return context_weights(q_BGKN, k_BGKN, self.position, self.norm_scores, size) # (5.3)

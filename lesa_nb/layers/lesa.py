@@ -19,7 +19,7 @@ from .position import FactoredTable, FlatTable
 from .ways import Way, find_way
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-10
-POSITIONS = dict(flat=FlatTable, factored=FactoredTable)  # the offset tables that `position` can name
+POSITIONS = dict(flat=FlatTable, factored=FactoredTable) # the offset tables `position` can name
 
 class Terms(NamedTuple):
     "Everything one LESA layer computes on the way to its output."
@@ -32,7 +32,7 @@ class Terms(NamedTuple):
 def build_context(
     in_channels: int, # channels of the input
     out_channels: int, # channels C of the output
-    fmap: int | tuple[int, int], # map size the position table is made for, (H, W) or one number for a square
+    fmap: int | tuple[int, int], # map size the table is made for, (H, W) or one for a square
     *,
     heads: int = 8, # attention heads G
     position: str = "flat", # kind of offset table, a key of `POSITIONS`
@@ -40,19 +40,21 @@ def build_context(
 ) -> Context:
     "A context term with its table."
     if position not in POSITIONS:
-        raise ValueError(f"unknown position {position!r}: choose one of {', '.join(map(repr, POSITIONS))}")
+        known = ", ".join(map(repr, POSITIONS))
+        raise ValueError(f"unknown position {position!r}: choose one of {known}")
     size = (fmap, fmap) if isinstance(fmap, int) else tuple(fmap)
-    if len(size) != 2 or min(size) < 1: raise ValueError(f"expected fmap to be one size or (H, W), found {fmap}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"expected fmap to be one size or (H, W), found {fmap}")
     table = POSITIONS[position](size, *head_widths(out_channels, heads))
     return Context(in_channels, out_channels, table, heads=heads, attend=attend)
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-14
 class LESA(nn.Module):
-    "Local term, context term and the gate between them: a drop-in for a 3 x 3 convolution and its norm."
+    "Local term, context term and gate: a drop-in for a 3 x 3 convolution and its norm."
     def __init__(self,
         in_channels: int, # channels of the input
         out_channels: int, # channels C of the output
-        fmap: int | tuple[int, int], # map size the position table is made for, (H, W) or one number for a square
+        fmap: int | tuple[int, int], # map size the table is made for, (H, W) or one for a square
         *,
         heads: int = 8, # attention heads G
         position: str = "flat", # kind of offset table, a key of `POSITIONS`
@@ -60,8 +62,8 @@ class LESA(nn.Module):
         deformable: bool = False, # let the taps of the local convolution move
         gate_shrink: tuple[int, ...] = (2,), # divisors of the gate's width, see `Gate`
         gate_kernels: tuple[int, ...] = (1, 1), # the gate's kernel sizes, one more than divisors
-        gate: nn.Module | None = None, # called with local and context; None: a `Gate` of this shrink and these kernels
-        local_groups: int | None = None, # groups of the local convolution; None: one per head; 1: dense, no mix
+        gate: nn.Module | None = None, # called with local and context; None: a `Gate` of these
+        local_groups: int | None = None, # of the local convolution; None: heads; 1: dense, no mix
         attend: str | Way = "auto", # the name of a way to attend, or a function like `explicit`
     ):
         super().__init__()
@@ -70,14 +72,15 @@ class LESA(nn.Module):
         self.stride = stride
         groups = heads if local_groups is None else local_groups
         self.local = Local(in_channels, out_channels, groups=groups, deformable=deformable)
-        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position, attend=attend)
+        self.context = build_context(in_channels, out_channels, fmap, heads=heads,
+                                     position=position, attend=attend)
         self.gate = Gate(out_channels, gate_shrink, gate_kernels) if gate is None else gate
 
     def terms(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map, any height and width
     ) -> Terms: # local, context and gate at the input's size, and the output
         "Both terms, the gate and the output, by name."
-        context_BCHW = self.context(x_BCHW)                       # (9.1) first: it refuses a wrong shape by name
+        context_BCHW = self.context(x_BCHW)                       # (9.1) first: it refuses a shape
         local_BCHW = self.local(x_BCHW)                           # (9.1)
         gate_BCHW = self.gate(local_BCHW, context_BCHW)           # (9.1)
         out_BCHW = fuse(local_BCHW, context_BCHW, gate_BCHW)      # (9.2)
@@ -87,7 +90,7 @@ class LESA(nn.Module):
 
     def forward(self,
         x_BCHW: Float[Tensor, "B C_in H W"], # input map, any height and width
-    ) -> Float[Tensor, "B C H2 W2"]: # output map, of the shape a 3 x 3 convolution with this stride gives
+    ) -> Float[Tensor, "B C H2 W2"]: # output map, of the shape a 3 x 3 convolution gives
         return self.terms(x_BCHW).out
 
 # %% ../../nbs/1_layer/09_lesa.ipynb #cell-31
@@ -95,12 +98,14 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 def attend_with(
     network: _Network, # a layer or any network with context terms in it
-    way: str | Way, # "auto", "explicit", "rows", "channels", "flat", or a function with the signature of `explicit`
+    way: str | Way, # "auto", "explicit", "rows", "channels", "flat", or a function like `explicit`
 ) -> _Network: # the same network
     "Let every context term of a network attend in one way, (9.4)."
     contexts = [m for m in network.modules() if isinstance(m, Context)]
-    if not contexts: raise ValueError(f"expected a network with context terms, found none in {type(network).__name__}")
-    functions = [find_way(way, context.position) for context in contexts]  # (9.4) or an error, before anything changes
+    if not contexts:
+        kind = type(network).__name__
+        raise ValueError(f"expected a network with context terms, found none in {kind}")
+    functions = [find_way(way, context.position) for context in contexts] # (9.4) or an error
     for context, function in zip(contexts, functions):
         context.attend = function
     return network

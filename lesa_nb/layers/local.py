@@ -17,20 +17,21 @@ from .tracing import Proxy, as_one_step
 
 # %% ../../nbs/1_layer/03_local.ipynb #cell-15
 def _two(at, n):
-    "The two pixels around each coordinate on an axis of n, and their shares, (3.4); off the map the share is 0."
-    first = at.detach().nan_to_num().floor()                          # NaN has no pixel; its share says NaN
-    both, share = torch.stack([first, first + 1], -1), torch.stack([1 - (at - first), at - first], -1)
+    "The two pixels around each coordinate on an axis of n, and their shares, (3.4); 0 off the map."
+    first = at.detach().nan_to_num().floor()                  # NaN has no pixel; its share says NaN
+    both = torch.stack([first, first + 1], -1)
+    share = torch.stack([1 - (at - first), at - first], -1)
     return both.clamp(0, n - 1).long(), share*((both >= 0) & (both < n))
 
 def _read_and_weigh(
     x_BCHW: Float[Tensor, "B C H W"], # input map
-    delta_BTHW: Float[Tensor, "B T H2 W2"], # T = 2 taps: down, right, down, right, ...
+    delta_BTHW: Float[Tensor, "B T H2 W2"], # two for each tap: down, right, down, right, ...
     weight_DCAB: Float[Tensor, "D C/G A B"], # weights of a convolution in G groups
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Float[Tensor, "B D H2 W2"]:
-    "A deformable convolution as a table of what every tap reads and a matrix product, eqs. (3.3) and (3.4)."
+    "A deformable convolution as a table of what the taps read and a product, eqs. (3.3), (3.4)."
     (B, C, H, W), (D, width, *kernel), size = x_BCHW.shape, weight_DCAB.shape, delta_BTHW.shape[2:]
     G, taps = C//width, kernel[0]*kernel[1]
     def steps(n): return torch.arange(n, dtype=x_BCHW.dtype, device=x_BCHW.device)
@@ -40,12 +41,15 @@ def _read_and_weigh(
     row, row_share = _two(y_H[:, None, None, None] + a_A[:, None] + moved_BHWAB2[..., 0], H)
     col, col_share = _two(x_W[:, None, None] + b_B + moved_BHWAB2[..., 1], W)
     image_B = torch.arange(B, device=x_BCHW.device).view(-1, *[1]*5)*H*W
-    pixel, share = (image_B + row*W)[..., :, None] + col[..., None, :], row_share[..., :, None]*col_share[..., None, :]
-    pixels_NC = x_BCHW.flatten(2).mT.reshape(B*H*W, C).contiguous()   # a row for each pixel, or the bag is slow
-    read = F.embedding_bag(pixel.reshape(-1, 4), pixels_NC, per_sample_weights=share.reshape(-1, 4), mode="sum") # (3.4)
+    pixel = (image_B + row*W)[..., :, None] + col[..., None, :]
+    share = row_share[..., :, None]*col_share[..., None, :]
+    pixels_NC = x_BCHW.flatten(2).mT.reshape(B*H*W, C).contiguous()  # in order, or the bag is slow
+    read = F.embedding_bag(pixel.reshape(-1, 4), pixels_NC,
+                           per_sample_weights=share.reshape(-1, 4), mode="sum")     # (3.4)
     L = size[0]*size[1]
     read_GNT = read.view(B*L, taps, G, width).permute(2, 0, 1, 3).reshape(G, B*L, taps*width)
-    weight_GTD = weight_DCAB.reshape(G, D//G, width, taps).permute(0, 3, 2, 1).reshape(G, taps*width, D//G)
+    weight_GTD = weight_DCAB.reshape(G, D//G, width, taps).permute(0, 3, 2, 1)
+    weight_GTD = weight_GTD.reshape(G, taps*width, D//G)
     out_GND = read_GNT@weight_GTD                                     # (3.3)
     return out_GND.view(G, B, L, D//G).permute(1, 0, 3, 2).reshape(B, D, *size)
 
@@ -62,7 +66,8 @@ class DeformableConv2d(nn.Conv2d):
         dilation: int = 1,
         groups: int = 1, # G, of the weights; the offsets are always dense
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                         bias=False)
         taps = self.kernel_size[0]*self.kernel_size[1]
         self.conv_offset = nn.Conv2d(in_channels, 2*taps, kernel_size, stride, padding, dilation)
         for parameter in self.conv_offset.parameters():
@@ -74,14 +79,15 @@ class DeformableConv2d(nn.Conv2d):
         "Read at the moved taps, then weigh and sum."
         if isinstance(x_BCHW, Proxy): return as_one_step(self, x_BCHW)
         if x_BCHW.ndim != 4 or x_BCHW.shape[1] != self.in_channels:
-            raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), found {tuple(x_BCHW.shape)}")
-        delta_BTHW = self.conv_offset(x_BCHW)                         # T = 2 taps: down, right, down, right, ...
+            raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), "
+                             f"found {tuple(x_BCHW.shape)}")
+        delta_BTHW = self.conv_offset(x_BCHW)             # two for each tap: down, right, down, ...
         shape = self.stride, self.padding, self.dilation
-        x_BCHW, delta_BTHW = (t.to(self.weight.dtype) for t in (x_BCHW, delta_BTHW)) # autocast leaves them unlike
-        if x_BCHW.is_cuda or torch.compiler.is_exporting():           # one kernel, and one node of a graph
-            return deform_conv2d(x_BCHW, delta_BTHW, self.weight, None, *shape)                                 # (3.3)
+        x_BCHW, delta_BTHW = (t.to(self.weight.dtype) for t in (x_BCHW, delta_BTHW)) # for autocast
+        if x_BCHW.is_cuda or torch.compiler.is_exporting(): # one kernel, and one node of a graph
+            return deform_conv2d(x_BCHW, delta_BTHW, self.weight, None, *shape)     # (3.3)
         return checkpoint(_read_and_weigh, x_BCHW, delta_BTHW, self.weight, *shape,
-                          use_reentrant=False, preserve_rng_state=False)                                        # (3.3)
+                          use_reentrant=False, preserve_rng_state=False)            # (3.3)
 
 # %% ../../nbs/1_layer/03_local.ipynb #cell-21
 class Local(nn.Module):
@@ -97,14 +103,16 @@ class Local(nn.Module):
         if out_channels is None:
             out_channels = in_channels
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups: raise ValueError(f"{name} = {channels} is not divisible by groups = {groups}")
+            if channels % groups:
+                raise ValueError(f"{name} = {channels} is not divisible by groups = {groups}")
+        C, D = in_channels, out_channels
         if deformable:
-            self.spatial: nn.Conv2d = DeformableConv2d(in_channels, out_channels, 3, padding=1, groups=groups)
+            self.spatial: nn.Conv2d = DeformableConv2d(C, D, 3, padding=1, groups=groups)
         else:
-            self.spatial = nn.Conv2d(in_channels, out_channels, 3, padding=1, groups=groups, bias=False)
+            self.spatial = nn.Conv2d(C, D, 3, padding=1, groups=groups, bias=False)
         # A single group already sees every channel: the published system has no mix then.
-        self.mix = nn.Conv2d(out_channels, out_channels, 1, bias=False) if groups > 1 else nn.Identity()
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.mix = nn.Conv2d(D, D, 1, bias=False) if groups > 1 else nn.Identity()
+        self.norm = nn.BatchNorm2d(D)
 
     def forward(self,
         x_BCHW: Float[Tensor, "B C H W"],

@@ -15,11 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from ._unknown_sizes import windows
-from .norms import SyncBatchNorm, all_reduce_sum, several_processes, update_running_stats
+from lesa_nb.layers.norms import (
+    SyncBatchNorm,
+    all_reduce_sum,
+    several_processes,
+    update_running_stats,
+)
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-07
 class Moments(NamedTuple):
-    "What a batch norm needs to know about one kind of score: sums over all images and pairs, one per head."
+    "What a batch norm needs of one kind of score: sums over images and pairs, one per head."
     first: Float[Tensor, "G"]   # sum of s_ij, float64
     second: Float[Tensor, "G"]  # sum of s_ij squared, float64
 
@@ -37,7 +42,7 @@ class _Squares(torch.autograd.Function):
         return gx_XMK@m_XKK, x_XMK.mT@gx_XMK/2  # M is symmetric
 
 def _squares(x_XMK, m_XKK):
-    return _Squares.apply(x_XMK, m_XKK.to(x_XMK.dtype).contiguous())  # contiguous, or bmm copies each matrix
+    return _Squares.apply(x_XMK, m_XKK.to(x_XMK.dtype).contiguous()) # or bmm copies each matrix
 
 def _total(x, dims): return x.sum(dims, dtype=torch.float64)
 
@@ -58,7 +63,8 @@ def _window_sums(
 ) -> Float[Tensor, "... n"]: # the sum of each of the R - n + 1 windows
     "Sums of all windows of n neighbours, eq. (6.3)."
     R = x.shape[-1]
-    if not 1 <= n <= R: raise ValueError(f"need 1 <= n <= {R} for {R} numbers, got n = {n}")
+    if not 1 <= n <= R:
+        raise ValueError(f"need 1 <= n <= {R} for {R} numbers, got n = {n}")
     first_p = torch.arange(R - n + 1, device=x.device)
     r_R1 = torch.arange(R, device=x.device)[:, None]
     return x@((first_p <= r_R1) & (r_R1 < first_p + n)).to(x.dtype)  # (6.3) 1[p <= r < p + n]
@@ -72,12 +78,13 @@ def flat_moments(
     "The moments of all N x N scores of a flat table, eq. (6.2) with (6.3) along both axes."
     H, W = ((s + 1)//2 for s in steps_KYX.shape[1:])
     t_KYX = steps_KYX.double()
-    m_KHW = _window_sums(_window_sums(t_KYX.mT, H).mT, W)                          # (6.3) along both axes
-    seen_YWKX = windows(t_KYX, W).movedim(0, 2)                              # what column W sees in row Y
+    m_KHW = _window_sums(_window_sums(t_KYX.mT, H).mT, W)            # (6.3) along both axes
+    seen_YWKX = windows(t_KYX, W).movedim(0, 2)                      # what column W sees in row Y
     mm_NKK = _window_sums((seen_YWKX@seen_YWKX.mT).flatten(1).T, H).T.reshape(H*W, len(t_KYX), -1)
-    first_NP = (q_NPK@m_KHW.flatten(1).T[..., None].to(q_NPK.dtype)).squeeze(-1) # (6.2) q . m
-    second_NP = _squares(q_NPK, mm_NKK)                                          # (6.2) q M q
-    return Moments(*(_total(x_NP.unflatten(1, (-1, heads)), (0, 1)) for x_NP in (first_NP, second_NP)))
+    m_NK1 = m_KHW.flatten(1).T[..., None].to(q_NPK.dtype)
+    first_NP, second_NP = (q_NPK@m_NK1).squeeze(-1), _squares(q_NPK, mm_NKK) # (6.2) q . m and q M q
+    return Moments(*(_total(x_NP.unflatten(1, (-1, heads)), (0, 1))
+                     for x_NP in (first_NP, second_NP)))
 
 # %% ../../nbs/1_layer/06_moments.ipynb #cell-16
 def _outer(t): return t[:, None]*t[None]
@@ -91,8 +98,8 @@ def factored_moments(
     (H, W), (B, G) = size, q_BGKN.shape[:2]
     q_BGKHW = q_BGKN.unflatten(-1, (H, W))
     (h_KH, hh_KKH), (w_KW, ww_KKW) = (
-        [_window_sums(t, n).flip(-1) for t in (axis_KR.double(), _outer(axis_KR.double()))] # (6.3), the other way round
-        for axis_KR, n in zip(axes, size))
+        [_window_sums(t, n).flip(-1) for t in (axis_KR, _outer(axis_KR))] # (6.3), turned round
+        for axis_KR, n in zip((axis_KR.double() for axis_KR in axes), size))
     h_BGHW = einsum("bgkyx,ky->bgyx", q_BGKHW, h_KH.to(q_BGKN.dtype))            # q . m^h
     w_BGHW = einsum("bgkyx,kx->bgyx", q_BGKHW, w_KW.to(q_BGKN.dtype))            # q . m^w
     q_HXK = q_BGKHW.permute(3, 0, 1, 4, 2).reshape(H, B*G*W, -1).contiguous()
@@ -109,7 +116,8 @@ def is_batch_norm(
     norm: nn.Module, # norm of the scores
 ) -> bool:
     "Whether `score_scale` can stand in for this norm in front of a softmax."
-    known = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, FrozenBatchNorm2d)  # themselves: a subclass may do more
+    # Themselves: a subclass may do more.
+    known = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, FrozenBatchNorm2d)
     return type(norm) in known or getattr(norm, "at_rest", False)
 
 def needs_moments(
@@ -126,13 +134,14 @@ def _over_processes(norm, sums, count):
 
 def score_scale(
     norm: Any, # a norm of which `is_batch_norm` is true, over all kinds of scores of all heads
-    moments: list[Moments], # one for each kind, in the norm's order; not looked at unless `needs_moments(norm)`
+    moments: list[Moments], # one per kind, in the norm's order, if `needs_moments(norm)`
     count: int, # pairs in all: B*N*N
 ) -> Float[Tensor, "PG"]: # what to multiply each kind of score of each head with
     "All that a batch norm of scores leaves behind in a softmax, eq. (6.5)."
     if needs_moments(norm):
         sums = torch.cat([*(m.first for m in moments), *(m.second for m in moments)])
-        if count < 2 and not (isinstance(norm, nn.SyncBatchNorm) and several_processes()): # each process has a pair
+        each_has_a_pair = isinstance(norm, nn.SyncBatchNorm) and several_processes()
+        if count < 2 and not each_has_a_pair:
             raise ValueError("batch statistics need at least 2 pairs of pixels: "
                              "use a larger map or batch, or eval mode")
         sums, count = _over_processes(norm, sums, count)
@@ -142,5 +151,6 @@ def score_scale(
             update_running_stats(norm, mean, var, count)
     else:
         var = norm.running_var
-    scale = (var + norm.eps).rsqrt()                                             # (6.5)
-    return scale if norm.weight is None else scale*norm.weight + 0*norm.bias     # a gradient of zero for the bias
+    scale = (var + norm.eps).rsqrt()                                 # (6.5)
+    if norm.weight is None: return scale
+    return scale*norm.weight + 0*norm.bias                           # the bias: a gradient of zero

@@ -18,7 +18,8 @@ def _rel_to_abs(
 ) -> Float[Tensor, "... N N"]: # score of each query for each key
     "Read offset-indexed scores as pair-indexed scores, eq. (4.1)."
     N, R = rel_NR.shape[-2:]
-    if R != 2*N - 1: raise ValueError(f"need R = 2N-1 = {2*N - 1} offsets for N = {N} positions, got R = {R}")
+    if R != 2*N - 1:
+        raise ValueError(f"need R = 2N-1 = {2*N - 1} offsets for N = {N} positions, got R = {R}")
     pos_N = torch.arange(N, device=rel_NR.device)
     column_NN = pos_N - pos_N[:, None] + N - 1                       # (4.1) j - i + N - 1
     return rel_NR.gather(-1, column_NN.expand(*rel_NR.shape[:-1], N))
@@ -27,7 +28,8 @@ def _rel_to_abs(
 def _positions(table_R):
     "The number m of positions whose 2m-1 offsets are the last axis."
     R = table_R.shape[-1]
-    if R % 2 == 0: raise ValueError(f"m positions have 2m-1 offsets, an odd number; got R = {R}")
+    if R % 2 == 0:
+        raise ValueError(f"m positions have 2m-1 offsets, an odd number; got R = {R}")
     return (R + 1)//2
 
 def _stretch_offsets(
@@ -38,14 +40,15 @@ def _stretch_offsets(
     m = _positions(table_R)
     if n in (1, m): return table_R[..., m - n:m + n - 1]             # nothing to interpolate
     old_R, new_R = (torch.arange(1 - k, k, device=table_R.device).double() for k in (m, n))
-    share_RR = (1 - (old_R[:, None] - new_R*(m - 1)/(n - 1)).abs()).clamp_min(0) # (4.2) 1 - a and a, else 0
+    away_RR = (old_R[:, None] - new_R*(m - 1)/(n - 1)).abs()
+    share_RR = (1 - away_RR).clamp_min(0)                            # (4.2) 1 - a and a, else 0
     return table_R@share_RR.to(table_R.dtype)
 
 def fit_offsets(
     table_R: Float[Tensor, "... R"], # last axis: the offsets of m positions, R = 2m-1
     n: int, # number of positions on the map
 ) -> Float[Tensor, "... R2"]: # last axis: the offsets of n positions, 2n-1 of them
-    "The table for a map of `n` positions: its middle if that is enough, stretched if not, eq. (4.3)."
+    "The table for a map of `n` positions: its middle if that suffices, else stretched, eq. (4.3)."
     m = _positions(table_R)
     if torch.compiler.is_compiling(): return fit_any(table_R, m, n)  # one graph for all sizes
     return table_R[..., m - n:m + n - 1] if n <= m else _stretch_offsets(table_R, n)
@@ -54,7 +57,8 @@ def fit_offsets(
 def _check_positions(size, N):
     "Complain if a map of this size does not have N positions."
     H, W = size
-    if H*W != N: raise ValueError(f"a map of H, W = {H}, {W} has {H*W} positions, the tensor has {N}")
+    if H*W != N:
+        raise ValueError(f"a map of H, W = {H}, {W} has {H*W} positions, the tensor has {N}")
 
 class FactoredTable(nn.Module):
     "A score for each row offset plus a score for each column offset, eq. (4.4)."
@@ -63,7 +67,7 @@ class FactoredTable(nn.Module):
     def __init__(self,
         size: tuple[int, int], # H, W of the map the table is made for
         key_width: int, # K
-        value_width: int | None = None, # V; not used: taken so that both kinds of table are built by the same call
+        value_width: int | None = None, # V; not used: both kinds of table are built by one call
     ):
         super().__init__()
         self.size = H, W = size[0], size[1]
@@ -73,7 +77,7 @@ class FactoredTable(nn.Module):
     def extra_repr(self): return f"size={self.size}"
 
     def axes(self, size: tuple[int, int]) -> tuple[Float[Tensor, "K R"], Float[Tensor, "K R2"]]:
-        "Both tables, height (K, 2H-1) and width (K, 2W-1), fitted to a map of size (H, W), eq. (4.3)."
+        "Both tables, height (K, 2H-1) and width (K, 2W-1), for a map of size (H, W), eq. (4.3)."
         return fit_offsets(self.height.T, size[0]), fit_offsets(self.width.T, size[1])
 
     def scores(self,
@@ -87,7 +91,7 @@ class FactoredTable(nn.Module):
         q_BGKHW = q_BGKN.unflatten(-1, tuple(size))
         row_BGWHH = _rel_to_abs(einsum("bgkyx,kr->bgxyr", q_BGKHW, height_KR)) # (4.4) q . h
         col_BGHWW = _rel_to_abs(einsum("bgkyx,kr->bgyxr", q_BGKHW, width_KR)) # (4.4) q . w
-        row_BGHWH = row_BGWHH.transpose(2, 3).contiguous()           # small; in order, so that the sum is written once
+        row_BGHWH = row_BGWHH.transpose(2, 3).contiguous()     # small; in order: one sum is written
         qr_BGHWHW = row_BGHWH[..., None] + col_BGHWW[..., None, :]   # (4.4) their sum
         return [qr_BGHWHW.flatten(4).flatten(2, 3)]
 
@@ -111,18 +115,21 @@ def _unfold_offsets(
     "Read a flat table in two dimensions, eq. (4.5)."
     H, W = size
     if flat_CR.shape[-1] != 2*H*W - 1:
-        raise ValueError(f"need 2HW-1 = {2*H*W - 1} columns for H, W = {H}, {W}, got {flat_CR.shape[-1]}")
-    return flat_CR.unfold(-1, 2*W - 1, W)                            # (4.5) windows, W columns apart
+        raise ValueError(f"need 2HW-1 = {2*H*W - 1} columns for H, W = {H}, {W}, "
+                         f"got {flat_CR.shape[-1]}")
+    return flat_CR.unfold(-1, 2*W - 1, W)                           # (4.5) windows, W columns apart
 
 def fold_offsets(
     steps_CYX: Float[Tensor, "C Y X"], # one entry per step (dy, dx): Y = 2H-1, X = 2W-1
 ) -> Float[Tensor, "C R"]: # one column per row-major offset, R = 2HW-1
-    "Write a two-dimensional table as a flat one; steps that share a column are averaged, eq. (4.7)."
+    "Write a two-dimensional table as a flat one: the mean of steps that share a column, eq. (4.7)."
     H, W = _positions(steps_CYX.mT), _positions(steps_CYX)
     R = 2*H*W - 1
-    column_YX = torch.arange(R, device=steps_CYX.device).unfold(0, 2*W - 1, W)     # (4.5) the column of each step
-    counted = torch.cat([steps_CYX, torch.ones_like(steps_CYX[:1])]) # the ones count: one step or two per column
-    total = counted.new_zeros(len(counted), R).index_add(1, column_YX.flatten(), counted.flatten(1))
+    every_R = torch.arange(R, device=steps_CYX.device)
+    column_YX = every_R.unfold(0, 2*W - 1, W)                        # (4.5) the column of each step
+    counted = torch.cat([steps_CYX, torch.ones_like(steps_CYX[:1])]) # the ones count: 1 or 2 steps
+    total = counted.new_zeros(len(counted), R)
+    total = total.index_add(1, column_YX.flatten(), counted.flatten(1))
     return total[:-1]/total[-1]                                      # (4.7)
 
 def _both_axes(resize, steps_CYX, size):
@@ -134,12 +141,13 @@ def _spread(steps_CYX, size):
     H, W = size
     at = (torch.arange(n, device=steps_CYX.device) for n in size)
     y_N, x_N = (pos_HW.flatten() for pos_HW in torch.meshgrid(*at, indexing="ij"))
-    index_NN = (y_N[:, None] - y_N + H - 1)*(2*W - 1) + x_N[:, None] - x_N + W - 1  # a - b on each axis
+    row_NN, col_NN = y_N[:, None] - y_N + H - 1, x_N[:, None] - x_N + W - 1         # a - b
+    index_NN = row_NN*(2*W - 1) + col_NN
     return steps_CYX.flatten(1).index_select(1, index_NN.flatten()).unflatten(1, (H*W, H*W))
 
 # %% ../../nbs/1_layer/04_position.ipynb #cell-38
 class FlatTable(nn.Module):
-    "One vector for each offset between row-major positions, asked by queries, keys and values, eq. (4.8) to (4.10)."
+    "One vector per row-major offset, asked by queries, keys and values, eq. (4.8) to (4.10)."
     n_scores, n_values = 2, 1 # score maps and value sums this table adds to plain attention
 
     def __init__(self,
@@ -154,8 +162,10 @@ class FlatTable(nn.Module):
 
     def extra_repr(self): return f"size={self.size}"
 
-    def unfolded(self, size: tuple[int, int] | None = None) -> Float[Tensor, "C Y X"]: # C = 2K+V, Y = 2H-1, X = 2W-1
-        "The table in two dimensions, eq. (4.5), fitted to a map of size (H, W) if there is one, eq. (4.3)."
+    def unfolded(self,
+        size: tuple[int, int] | None = None, # H, W of the map; None: the table's own
+    ) -> Float[Tensor, "C Y X"]: # C = 2K+V, Y = 2H-1, X = 2W-1
+        "The table in two dimensions, eq. (4.5), fitted to a map of this size, eq. (4.3)."
         return _both_axes(fit_offsets, _unfold_offsets(self.table, self.size), size or self.size)
 
     def scores(self,
@@ -179,7 +189,7 @@ class FlatTable(nn.Module):
         return [einsum("bgij,vij->bgvi", w_BGNN, _spread(v_CYX, size))]       # (4.10) e_v(i - j)
 
     def resized(self, size: tuple[int, int]) -> "FlatTable":
-        "A new table for maps of another size (H, W): unfold, interpolate, fold, eq. (4.5), (4.2), (4.7)."
+        "A new table for another size (H, W): unfold, stretch, fold, eq. (4.5), (4.2), (4.7)."
         new = FlatTable(size, *self.widths[1:]).to(self.table)
         with torch.no_grad():
             new.table.copy_(fold_offsets(_both_axes(_stretch_offsets, self.unfolded(), size)))

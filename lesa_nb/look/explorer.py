@@ -23,7 +23,7 @@ from .maps import cell_of, strength
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-08
 def _quantise(
     w_MNN: Float[Tensor, "M N N"], # weights after the softmax
-) -> tuple[UInt8[Tensor, "M N N"], Float[Tensor, "M N"]]: # a byte for each weight, and the largest weight of each row
+) -> tuple[UInt8[Tensor, "M N N"], Float[Tensor, "M N"]]: # a byte each, the largest of each row
     "Keep each weight as a part of the largest one in its row, eq. (21.1)."
     top_MN = w_MNN.amax(-1)
     return (255*w_MNN/top_MN[..., None]).round().to(torch.uint8), top_MN  # (21.1)
@@ -50,19 +50,20 @@ def _view_layer(
     shown_KNN = w_mean_1NN = w_GNN.mean(0, keepdim=True)
     if heads and len(w_GNN) > 1:
         shown_KNN = torch.cat([w_mean_1NN, w_GNN])
-    rows = dict(top=shown_KNN.amax(-1), peak=shown_KNN.argmax(-1).float(), decided=_decidedness(shown_KNN),
-                own=shown_KNN.diagonal(dim1=1, dim2=2))
+    rows = dict(top=shown_KNN.amax(-1), peak=shown_KNN.argmax(-1).float(),
+                decided=_decidedness(shown_KNN), own=shown_KNN.diagonal(dim1=1, dim2=2))
     parts = dict(context=strength(seen.let_through))
     if seen.local is not None and seen.gate is not None:
-        parts = dict(gate=seen.gate.mean(1), local=strength(seen.local)) | parts  # (21.4) the page divides
-    return View(seen.layer, seen.kind, seen.size, len(w_GNN), _quantise(w_GNN if heads else w_mean_1NN)[0], rows,
+        parts = dict(gate=seen.gate.mean(1), local=strength(seen.local)) | parts  # (21.4)
+    stored_MNN, _ = _quantise(w_GNN if heads else w_mean_1NN)
+    return View(seen.layer, seen.kind, seen.size, len(w_GNN), stored_MNN, rows,
                 {part: map_1HW[0].flatten().float().cpu() for part, map_1HW in parts.items()})
 
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-22
 _LIMIT = 40_000_000 # bytes of maps in one page, eq. (21.5)
 
 def _check_page_size(
-    sizes: Sequence[tuple[int, int, int]], # heads that are kept, height and width of the map of each layer
+    sizes: Sequence[tuple[int, int, int]], # heads that are kept, height, width; of each layer
     limit: int = _LIMIT, # bytes
 ) -> None:
     "Refuse what would make too large a page, eq. (21.5)."
@@ -70,14 +71,15 @@ def _check_page_size(
     if sum(costs) <= limit: return
     G, h, w = sizes[costs.index(max(costs))]
     several = len(costs) > 1
-    remedies = [f"choose fewer than {len(costs)} layers (layers=, --layer; the largest takes {max(costs)/1e6:.1f} MB)"
-                ]*several
+    remedies = [f"choose fewer than {len(costs)} layers (layers=, --layer; "
+                f"the largest takes {max(costs)/1e6:.1f} MB)"]*several
     if G > 1:
         mean = sum(cost//heads for cost, (heads, _, _) in zip(costs, sizes))
         remedies.append(f"keep only the mean of the heads (heads=False, --mean; {mean/1e6:.1f} MB)")
-    raise ValueError(f"the maps of {len(costs)} layer{'s'*several}, with up to {G} maps of {h}x{w} positions, take "
-                     f"{sum(costs)/1e6:.1f} MB, but a page may hold {limit/1e6:g} MB: "
-                     f"{', or '.join(remedies + ['take a smaller picture (--size)'])}")
+    remedies.append("take a smaller picture (--size)")
+    raise ValueError(f"the maps of {len(costs)} layer{'s'*several}, with up to {G} maps of {h}x{w} "
+                     f"positions, take {sum(costs)/1e6:.1f} MB, but a page may hold "
+                     f"{limit/1e6:g} MB: {', or '.join(remedies)}")
 
 # %% ../../nbs/4_seeing/21_explorer.ipynb #cell-25
 def _chosen(networks, layers):
@@ -89,9 +91,11 @@ def _chosen(networks, layers):
                          "expected LESA or plain attention in at least one")
     if unknown := [key for key in layers or () if key not in every]:
         raise ValueError(f"no attention layer {unknown[0]!r}; there are {', '.join(every)}")
-    chosen = {name: [key for key in found if layers is None or key in layers] for name, found in there.items()}
+    chosen = {name: [key for key in found if layers is None or key in layers]
+              for name, found in there.items()}
     if none := [name for name in chosen if there[name] and not chosen[name]]:
-        raise ValueError(f"{none[0]}: none of the chosen layers is in this network; it has {', '.join(there[none[0]])}")
+        raise ValueError(f"{none[0]}: none of the chosen layers is in this network; "
+                         f"it has {', '.join(there[none[0]])}")
     return chosen
 
 def _images(picture, networks, images):
@@ -101,24 +105,27 @@ def _images(picture, networks, images):
     if not isinstance(images, Mapping):
         images = dict.fromkeys(networks, images)
     if missing := [name for name in networks if name not in images]:
-        raise ValueError(f"no image for the network {missing[0]!r}; there are images for {', '.join(images)}")
-    if bad := [tuple(images[name].shape) for name in networks if images[name].ndim != 4 or len(images[name]) != 1]:
-        raise ValueError(f"expected one picture of shape (1, C, H, W), found {bad[0]}")
+        raise ValueError(f"no image for the network {missing[0]!r}; "
+                         f"there are images for {', '.join(images)}")
+    for shape in (tuple(images[name].shape) for name in networks):
+        if len(shape) != 4 or shape[0] != 1:
+            raise ValueError(f"expected one picture of shape (1, C, H, W), found {shape}")
     return images
 
+# %% ../../nbs/4_seeing/21_explorer.ipynb #cell-25b
 def explorer(
     photo: Image.Image | Float[Tensor, "3 H W"], # what a person sees
     networks: nn.Module | Mapping[str, nn.Module], # one, or several by name, side by side
-    images: Tensor | Mapping[str, Tensor] | None = None, # 1 C H W as the networks want it, or by name; None: the photo
+    images: Tensor | Mapping[str, Tensor] | None = None, # 1 C H W, or by name; None: the photo
     *,
-    answers: Mapping[str, Mapping[str, Any]] | None = None, # by name: what `predict` says, boxes in pixels of the photo
+    answers: Mapping[str, Mapping[str, Any]] | None = None, # by name: what `predict` says
     layers: Sequence[str] | None = None, # names from `attention_layers`; None: all
     heads: bool = True, # False: only their mean, for large maps
     pixel: tuple[int, int] | None = None, # row and column where the page starts; None: the middle
     title: str = "What does a pixel look at?",
     height: int = 980, # pixels, in a notebook
     limit: int = _LIMIT, # bytes of maps, eq. (21.5)
-    watch: Callable[[Sequence], Iterable] = iter, # gets the layers before they are packed: a progress bar, for instance
+    watch: Callable[[Sequence], Iterable] = iter, # gets the layers to pack: a progress bar
 ) -> Page:
     "Make the page on which every pixel of a picture can be clicked."
     picture = as_picture(photo)
@@ -128,7 +135,8 @@ def explorer(
     pixel = pixel or (picture.height//2, picture.width//2)
     cell_of(pixel, (picture.height, picture.width), (1, 1)) # refuses a pixel outside
     chosen = _chosen(networks, layers)
-    seen = {name: capture(networks[name], shown[name], chosen[name]) if chosen[name] else {} for name in networks}
+    seen = {name: capture(networks[name], shown[name], keys) if keys else {}
+            for name, keys in chosen.items()}
     every = [part for parts in seen.values() for part in parts.values()]
     _check_page_size([(part.heads if heads else 1, *part.size) for part in every], limit)
     del every # one layer at a time: only its bytes stay

@@ -30,8 +30,9 @@ def cell_of(
     "The position of the map that a pixel of the picture belongs to, eq. (20.3)."
     (row, column), (height, width), (h, w) = pixel, picture, fmap
     if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"pixel {column},{row} lies outside the picture, which is {width} wide and {height} high: "
-                         f"X goes from 0 to {width - 1}, Y from 0 to {height - 1}")
+        raise ValueError(f"pixel {column},{row} lies outside the picture, which is {width} wide "
+                         f"and {height} high: X goes from 0 to {width - 1}, "
+                         f"Y from 0 to {height - 1}")
     return row*h//height, column*w//width  # (20.3)
 
 def strength(
@@ -54,9 +55,9 @@ def explain_figure(
     pixel: tuple[int, int], # row and column in the photo
     title: str | None = None, # above the panels
     *,
-    answer: Mapping[str, Any] | None = None, # what the network says, as `predict` puts it: boxes in pixels of the photo
+    answer: Mapping[str, Any] | None = None, # what `predict` says; boxes in pixels of the photo
 ) -> "Figure": # one axis for each panel, then the colour bars
-    "A photograph, one of its pixels, what one attention layer makes of it, and what the network answers."
+    "A photograph, one of its pixels, what one layer makes of it, and the network's answer."
     from matplotlib.ticker import ScalarFormatter  # here, so that training needs no plotting
 
     from lesa_nb.look.figures import COLORS, mark, new_figure, overlay
@@ -71,8 +72,9 @@ def explain_figure(
                  ("context", strength(seen.let_through)[0], "context through the gate, strength")]
     tall = min(max(photo.shape[1]/photo.shape[2], 0.4), 2.5)
     columns = (len(parts) + 3)//2
-    fig, axes = new_figure(2, columns, size=(3*columns, 5.2*tall + 1.2), title=no_formulas(title or ""))
-    axes = axes.T.flatten() # column by column: the picture, the terms, the two sides of the attention
+    fig, axes = new_figure(2, columns, size=(3*columns, 5.2*tall + 1.2),
+                           title=no_formulas(title or ""))
+    axes = axes.T.flatten() # column by column: the picture, the terms, both sides of the attention
     axes[0].imshow(photo.permute(1, 2, 0).clamp(0, 1).numpy())
     mark(axes[0], pixel)
     says = f"\nanswer: {draw_answer(axes[0], answer)}" if answer else ""
@@ -82,9 +84,11 @@ def explain_figure(
         shown = ax.imshow(map_HW.float().cpu().numpy(), "viridis", vmin=low, vmax=high)
         fig.colorbar(shown, ax=ax, shrink=.7, format=ScalarFormatter(useOffset=False))
         ax.set_title(name, fontsize=9, color=COLORS[part])
-    sides = {"mean of the heads": attention_GHW.mean(0), f"head {head + 1}, the most decided": attention_GHW[head]}
+    sides = {"mean of the heads": attention_GHW.mean(0),
+             f"head {head + 1}, the most decided": attention_GHW[head]}
     for ax, (name, map_HW) in zip(axes[-2:], sides.items()):
-        overlay(photo, map_HW, cell, f"attends to ({name}):\nat most {N*map_HW.max():.1f} equal shares", ax,
+        most = f"at most {N*map_HW.max():.1f} equal shares"
+        overlay(photo, map_HW, cell, f"attends to ({name}):\n{most}", ax,
                 vmin=0, vmax=float(attention_GHW[head].max()))
     for ax in axes:
         ax.axis("off")

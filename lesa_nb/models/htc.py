@@ -45,15 +45,16 @@ _STAGES_OF_HTC = (Stage(.5, (.1, .1, .2, .2), 1.),
 @torch.no_grad()
 def _refine(
     sampled: Sequence[Sampled], # of each picture
-    deltas_n4: Float[Tensor, "n 4"], # this stage's step for each sampled box, all pictures one after the other
+    deltas_n4: Float[Tensor, "n 4"], # this stage's steps of all pictures one after the other
     coder: BoxCoder,
     sizes: Sequence[tuple[int, int]], # height and width of each picture
 ) -> list[Float[Tensor, "m 4"]]: # what the next step starts from
     "Move all sampled boxes and drop the objects' own, eq. (26.2)."
     steps = deltas_n4.split([len(s.boxes) for s in sampled])
-    moved = [coder.decode(s.boxes, step_n4, size) for s, step_n4, size in zip(sampled, steps, sizes)] # (26.1)
+    moved = [coder.decode(s.boxes, step_n4, size)
+             for s, step_n4, size in zip(sampled, steps, sizes)]                            # (26.1)
     others = places_of([F.pad(~s.own, (0, len(s.boxes) - len(s.own)), value=True) for s in sampled])
-    return [moved_n4[other_m] for moved_n4, other_m in zip(moved, others)]                         # (26.2)
+    return [moved_n4[other_m] for moved_n4, other_m in zip(moved, others)]                  # (26.2)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-11
 class SemanticHead(nn.Module):
@@ -66,27 +67,30 @@ class SemanticHead(nn.Module):
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(5))
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.classify, self.embed = nn.Conv2d(channels, classes, 1), nn.Conv2d(channels, channels, 1)
+        self.classify = nn.Conv2d(channels, classes, 1)
+        self.embed = nn.Conv2d(channels, channels, 1)
         for name, part in self.named_parameters():
-            nn.init.kaiming_normal_(part, mode="fan_out") if name.endswith("weight") else nn.init.zeros_(part)
+            weight = name.endswith("weight")
+            nn.init.kaiming_normal_(part, mode="fan_out") if weight else nn.init.zeros_(part)
 
     def forward(self,
         maps: list[Float[Tensor, "B C h w"]], # the pyramid
-    ) -> tuple[Float[Tensor, "B classes h2 w2"], Float[Tensor, "B C h2 w2"]]: # logits, features of every eighth pixel
+    ) -> tuple[Float[Tensor, "B classes h2 w2"], Float[Tensor, "B C h2 w2"]]: # logits, features
         def resize(m, size):
-            return m if m.shape[2:] == size else F.interpolate(m, size, mode="bilinear", align_corners=True)
-        s_BChw = sum(lateral(resize(m, maps[1].shape[2:])).relu()                                  # (26.3) s_0
+            if m.shape[2:] == size: return m
+            return F.interpolate(m, size, mode="bilinear", align_corners=True)
+        s_BChw = sum(lateral(resize(m, maps[1].shape[2:])).relu()                      # (26.3) s_0
                      for lateral, m in zip(self.laterals, maps))
         for conv in self.convs:
-            s_BChw = conv(s_BChw).relu()                                                           # (26.3) s_k
-        return full_precision(self.classify(s_BChw)), self.embed(s_BChw).relu()                    # (26.3) t, e
+            s_BChw = conv(s_BChw).relu()                                               # (26.3) s_k
+        return full_precision(self.classify(s_BChw)), self.embed(s_BChw).relu()        # (26.3) t, e
 
 def _stuff_loss(
     logits: Sequence[Float[Tensor, "1 classes h w"]], # of each picture
-    semantic: Sequence[Int[Tensor, "H W"]], # the stuff map of each, values below `classes`, or 255 for unknown
+    semantic: Sequence[Int[Tensor, "H W"]], # stuff map of each: below `classes`, or 255: unknown
 ) -> Float[Tensor, ""]:
     "How wrong the names of every eighth pixel are, eq. (26.4)."
-    y = [y_HW[::8, ::8].long() for y_HW in semantic]                                               # (26.4)
+    y = [y_HW[::8, ::8].long() for y_HW in semantic]                                   # (26.4)
     total = known = logits[0].new_zeros(())
     for logits_1Khw, y_hw in zip(logits, y):
         known_hw = y_hw != 255
@@ -94,7 +98,7 @@ def _stuff_loss(
         log_p_hw = logits_1Khw[0].log_softmax(0).gather(0, y_hw.masked_fill(~known_hw, 0)[None])[0]
         total = total - log_p_hw.masked_fill(~known_hw, 0).sum()
         known = known + known_hw.sum()
-    return .2*total/known.clamp_min(1)                                                             # (26.4)
+    return .2*total/known.clamp_min(1)                                                 # (26.4)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-14
 def _cut_boxes(
@@ -106,7 +110,7 @@ def _cut_boxes(
     cuts_nCSS = roi_features(features.maps, boxes_n4, size)
     if features.stuff is None: return cuts_nCSS
     stuff_nCSS = roi_cuts(features.stuff[1], boxes_n4, 14, 1/8)
-    return cuts_nCSS + F.avg_pool2d(stuff_nCSS, 14//size)                                          # (26.5)
+    return cuts_nCSS + F.avg_pool2d(stuff_nCSS, 14//size)                                   # (26.5)
 
 def _mask_features(
     heads: Iterable[MaskHead], # from the first
@@ -115,7 +119,7 @@ def _mask_features(
     "Features of mask heads, each of which hears the one before, eq. (26.6)."
     features: list[Tensor] = []
     for head in heads:
-        features.append(head.features(cuts_nCSS, features[-1] if features else None))              # (26.6)
+        features.append(head.features(cuts_nCSS, features[-1] if features else None))       # (26.6)
     return features
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-17
@@ -125,7 +129,7 @@ def _stage_losses(
     all_features: Sequence[ImageFeatures],
     proposals: Sequence[Float[Tensor, "n 4"]], # what the stage before handed on
     targets: Sequence[dict], # boxes, classes from 0 and, if there are any, masks
-) -> tuple[dict[str, Tensor], list[Float[Tensor, "m 4"]]]: # loss_cls, loss_bbox, loss_mask; what this stage hands on
+) -> tuple[dict[str, Tensor], list[Float[Tensor, "m 4"]]]: # losses; what this stage hands on
     "What stage i of the cascade learns, and its moved boxes, eqs. (26.1) to (26.6)."
     coder, threshold = htc.coders[i], htc.stages[i].threshold
     truths = [target["boxes"] for target in targets]
@@ -133,16 +137,17 @@ def _stage_losses(
     cuts_nCSS = torch.cat([_cut_boxes(f, s.boxes, 7) for f, s in zip(all_features, sampled)])
     logits_nK, deltas_n14 = htc.box_head[i](cuts_nCSS)
     losses = box_losses(logits_nK, deltas_n14, sampled, targets, coder, beta=1.)
-    moved = _refine(sampled, deltas_n14[:, 0], coder, [f.rpn.size for f in all_features])           # (26.2)
+    moved = _refine(sampled, deltas_n14[:, 0], coder, [f.rpn.size for f in all_features])   # (26.2)
     if not htc.masks: return losses, moved
-    sampled = mask_samples(sample_rois(moved, truths, threshold, htc.sampler), targets) # masks learn on moved boxes
+    # masks learn on moved boxes
+    sampled = mask_samples(sample_rois(moved, truths, threshold, htc.sampler), targets)
     cuts_PCSS = torch.cat([_cut_boxes(f, s.boxes, 14) for f, s in zip(all_features, sampled)])
     logits_PCSS = htc.mask_head[i](_mask_features(htc.mask_head[:i + 1], cuts_PCSS)[-1])
     return losses | dict(loss_mask=mask_loss(logits_PCSS, sampled, targets)), moved
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-19
 class HTC(MaskRCNN):
-    "Hybrid task cascade: three stages of Mask R-CNN's heads, linked, over a map of stuff, eqs. (26.1) to (26.7)."
+    "Hybrid task cascade: three linked stages of heads and a map of stuff, eqs. (26.1) to (26.7)."
     rpn_options = dict(beta=1/9, inside=True, post_nms_top_n=dict(training=2000, testing=1000))
 
     def __init__(self,
@@ -156,9 +161,10 @@ class HTC(MaskRCNN):
         super().__init__(pyramid, **options)
 
     def _add_heads(self, channels, width):
-        stages, classes = range(len(self.stages)), self.num_classes
-        self.box_head = nn.ModuleList(BoxHead(classes, channels, width=width, agnostic=True) for _ in stages)
-        self.mask_head = nn.ModuleList(MaskHead(classes, channels, flow=i > 0) for i in stages if self.masks)
+        n, stages = self.num_classes, range(len(self.stages))
+        boxes = [BoxHead(n, channels, width=width, agnostic=True) for _ in stages]
+        masks = [MaskHead(n, channels, flow=i > 0) for i in stages if self.masks]
+        self.box_head, self.mask_head = nn.ModuleList(boxes), nn.ModuleList(masks)
         self.semantic_head = SemanticHead(channels) if self.uses_semantic else None
         self.coders, self.threshold = [BoxCoder(stage.stds) for stage in self.stages], .001
 
@@ -166,42 +172,43 @@ class HTC(MaskRCNN):
         "Pyramid, proposal network and stuff, for normalised pictures of one size."
         found = super().extract(x)
         if self.semantic_head is None: return found
-        t_BKhw, e_BChw = self.semantic_head([torch.cat(level) for level in zip(*(features.maps for features in found))])
-        return [features._replace(stuff=(t_BKhw[i:i + 1], e_BChw[i:i + 1])) for i, features in enumerate(found)]
+        maps = [torch.cat(level) for level in zip(*(f.maps for f in found))]
+        t_BKhw, e_BChw = self.semantic_head(maps)
+        return [f._replace(stuff=(t_BKhw[i:i + 1], e_BChw[i:i + 1])) for i, f in enumerate(found)]
 
     def roi_losses(self, all_features, proposals, targets) -> dict[str, Tensor]:
-        "Losses of the stuff map and of all stages; `targets` hold semantic besides boxes, classes and masks."
+        "Losses of the stuff map and of all stages; `targets`: boxes, classes, masks, semantic."
         losses = {}
         if self.uses_semantic:
-            stuff = [features.stuff[0] for features in all_features]
-            losses["loss_semantic_seg"] = _stuff_loss(stuff, [target["semantic"] for target in targets])
+            truth = [target["semantic"] for target in targets]
+            losses["loss_semantic_seg"] = _stuff_loss([f.stuff[0] for f in all_features], truth)
         for i, stage in enumerate(self.stages):
             of_stage, proposals = _stage_losses(self, i, all_features, proposals, targets)
             losses |= {f"s{i}.{name}": stage.weight*loss for name, loss in of_stage.items()}
         return losses
 
-    def predict_boxes(self, features: ImageFeatures, proposals_n4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Boxes, scores, classes from 0: send the proposals down the cascade, eqs. (26.1) and (26.7)."
+    def predict_boxes(self, features, proposals_n4) -> tuple[Tensor, Tensor, Tensor]:
+        "Boxes, scores, classes from 0: the proposals down the cascade, eqs. (26.1) and (26.7)."
         boxes_n4, logits = proposals_n4, []
         for head, coder in zip(self.box_head, self.coders):
             logits_nK, deltas_n14 = head(_cut_boxes(features, boxes_n4, 7))
             logits.append(logits_nK)
-            boxes_n4 = coder.decode(boxes_n4, deltas_n14[:, 0], features.rpn.size)                 # (26.1)
-        probs_nK = (sum(logits)/len(logits)).softmax(1)                                            # (26.7)
+            boxes_n4 = coder.decode(boxes_n4, deltas_n14[:, 0], features.rpn.size)          # (26.1)
+        probs_nK = (sum(logits)/len(logits)).softmax(1)                                     # (26.7)
         return best_boxes(boxes_n4[:, None], probs_nK[:, :-1], self.threshold)
 
     def predict_masks(self, features: ImageFeatures, boxes_d4: Tensor, class_d: Tensor) -> Tensor:
         "Probabilities (d, 28, 28): the mean of what the mask heads draw, eq. (26.6)."
         of_stages = _mask_features(self.mask_head, _cut_boxes(features, boxes_d4, 14))
         places_d = torch.arange(class_d.shape[0], device=class_d.device)
-        drawn = [head(h_dCSS)[places_d, class_d].sigmoid() for head, h_dCSS in zip(self.mask_head, of_stages)]
-        return sum(drawn)/len(drawn)                                                               # (26.6)
+        drawn = [head(h)[places_d, class_d].sigmoid() for head, h in zip(self.mask_head, of_stages)]
+        return sum(drawn)/len(drawn)                                                        # (26.6)
 
 # %% ../../nbs/5_detection/26_htc.ipynb #cell-25
 def mask_rcnn_lesa_resnet50(
     *,
     num_classes: int = 80, # labels run from 1 to this
-    image_size: int = 1024, # pictures are brought to this square; the position tables are made for it
+    image_size: int = 1024, # side of the square of pictures; the position tables are made for it
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
     **options: Any, # keep_ratio, resize_in_training, sampler, ...: see `Detector`
 ) -> MaskRCNN:
@@ -212,11 +219,12 @@ def mask_rcnn_lesa_resnet50(
 def htc_lesa_wrn50(
     *,
     num_classes: int = 80, # labels run from 1 to this
-    image_size: int = 1280, # pictures are brought to this square; the position tables are made for it
+    image_size: int = 1280, # side of the square of pictures; the position tables are made for it
     semantic: bool = True, # learn from stuff maps as well
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
     **options: Any, # keep_ratio, resize_in_training, sampler, ...: see `Detector`
 ) -> HTC:
     "HTC on LESA-WRN-50, as published; without stuff maps if `semantic` is False."
     pyramid = Pyramid(Backbone(image_size=image_size, widen=2, term=term))
-    return HTC(pyramid, num_classes=num_classes, image_size=image_size, semantic=semantic, **options)
+    return HTC(pyramid, num_classes=num_classes, image_size=image_size, semantic=semantic,
+               **options)

@@ -16,15 +16,25 @@ from torch import Tensor, nn
 
 from . import ops
 from ._detector import Detector, ImageFeatures
-from .ops import Sampler, best_boxes, cuts_by_level, full_precision, places_of, random_sampler, smooth_l1
+from lesa_nb.models.ops import (
+    Sampler,
+    best_boxes,
+    cuts_by_level,
+    full_precision,
+    places_of,
+    random_sampler,
+    smooth_l1,
+)
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-09
-def _roi_levels(boxes_n4: Float[Tensor, "n 4"]) -> Int[Tensor, "n"]: # xyxy, in pixels of the picture -> 0 to 3
+def _roi_levels(
+    boxes_n4: Float[Tensor, "n 4"], # xyxy, in pixels of the picture
+) -> Int[Tensor, "n"]: # 0 to 3
     "Which level of the pyramid each box is cut from, eq. (25.1)."
     area_n = (boxes_n4[:, 2] - boxes_n4[:, 0])*(boxes_n4[:, 3] - boxes_n4[:, 1])
-    return (area_n.sqrt()/56 + 1e-6).log2().floor().clamp(0, 3).long()                             # (25.1)
+    return (area_n.sqrt()/56 + 1e-6).log2().floor().clamp(0, 3).long()                      # (25.1)
 
 def roi_features(
     maps: list[Float[Tensor, "1 C h w"]], # the pyramid of one picture
@@ -32,7 +42,7 @@ def roi_features(
     size: int, # S
 ) -> Float[Tensor, "n C S S"]:
     "Cut every box out of its level and bring it to S x S, eqs. (25.1) and (25.2)."
-    return cuts_by_level(maps[:4], boxes_n4, _roi_levels(boxes_n4), size, STRIDES[:4])             # (25.2)
+    return cuts_by_level(maps[:4], boxes_n4, _roi_levels(boxes_n4), size, STRIDES[:4])      # (25.2)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-12
 class BoxHead(nn.Module):
@@ -47,16 +57,18 @@ class BoxHead(nn.Module):
         super().__init__()
         first, second = nn.Linear(49*channels, width), nn.Linear(width, width)
         self.hidden = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
-        self.classify, self.move = nn.Linear(width, classes + 1), nn.Linear(width, 4 if agnostic else 4*classes)
+        self.classify = nn.Linear(width, classes + 1)
+        self.move = nn.Linear(width, 4 if agnostic else 4*classes)
         for layer, std in ((first, None), (second, None), (self.classify, .01), (self.move, .001)):
             nn.init.normal_(layer.weight, std=std) if std else nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self,
         cuts_nCSS: Float[Tensor, "n C 7 7"],
-    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n k 4"]]: # logits, background last; steps, k = classes or 1
-        v_nF = self.hidden(cuts_nCSS.flatten(1))                                                   # (25.3)
-        return full_precision(self.classify(v_nF)), full_precision(self.move(v_nF)).unflatten(1, (-1, 4))
+    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n k 4"]]: # logits; steps, k = classes or 1
+        v_nF = self.hidden(cuts_nCSS.flatten(1))                                            # (25.3)
+        z_nK, d_nF = full_precision(self.classify(v_nF)), full_precision(self.move(v_nF))
+        return z_nK, d_nF.unflatten(1, (-1, 4))
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-15
 class Sampled(NamedTuple):
@@ -72,10 +84,11 @@ def sample_rois(
     sampler: Sampler = random_sampler, # who is taken when there are too many
 ) -> list[Sampled]: # of each picture
     "Objects and proposals, matched and sampled, eq. (25.4)."
-    boxes, matched = [torch.cat(pair) for pair in zip(truths, proposals)], []                      # (25.4) b
+    boxes, matched = [torch.cat(pair) for pair in zip(truths, proposals)], []             # (25.4) b
     for proposals_n4, truth_T4 in zip(proposals, truths):
         matched_n = assign(truth_T4, proposals_n4, threshold, threshold, threshold)
-        matched.append(torch.cat([torch.arange(len(truth_T4), device=matched_n.device), matched_n])) # (25.4) g
+        own_T = torch.arange(len(truth_T4), device=matched_n.device)
+        matched.append(torch.cat([own_T, matched_n]))                                     # (25.4) g
     chosen = sample(matched, 512, .25, sampler)
     return [Sampled(b_n4[torch.cat([P, Q])], g_n[P], P < len(truth_T4))
             for b_n4, g_n, truth_T4, (P, Q) in zip(boxes, matched, truths, chosen)]
@@ -90,14 +103,16 @@ def box_losses(
 ) -> dict[str, Float[Tensor, ""]]: # loss_cls, loss_bbox
     "How wrong names and edges are, eq. (25.5)."
     wanted, steps, truths = [], [], []
-    for s, target, delta_nk4 in zip(sampled, targets, deltas_nk4.split([len(s.boxes) for s in sampled])):
+    deltas = deltas_nk4.split([len(s.boxes) for s in sampled])
+    for s, target, delta_nk4 in zip(sampled, targets, deltas):
         P, class_P = len(s.objects), target["classes"][s.objects]
-        wanted.append(F.pad(class_P, (0, len(s.boxes) - P), value=logits_nK.shape[1] - 1)) # background is last
+        # background is last
+        wanted.append(F.pad(class_P, (0, len(s.boxes) - P), value=logits_nK.shape[1] - 1))
         column_P = class_P if delta_nk4.shape[1] > 1 else torch.zeros_like(class_P)
         steps.append(delta_nk4[torch.arange(P, device=class_P.device), column_P])
         truths.append(coder.encode(s.boxes[:P], target["boxes"][s.objects]))
     n = max(len(logits_nK), 1)
-    return dict(loss_cls=F.cross_entropy(logits_nK, torch.cat(wanted), reduction="sum")/n,         # (25.5)
+    return dict(loss_cls=F.cross_entropy(logits_nK, torch.cat(wanted), reduction="sum")/n,  # (25.5)
                 loss_bbox=smooth_l1(torch.cat(steps), torch.cat(truths), beta)/n)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-18
@@ -115,28 +130,33 @@ class MaskHead(nn.Module):
         self.draw = nn.Conv2d(channels, classes, 1)
         self.flow: nn.Module | None = nn.Conv2d(channels, channels, 1) if flow else None
         for name, part in self.named_parameters():
-            nn.init.kaiming_normal_(part, mode="fan_out") if name.endswith("weight") else nn.init.zeros_(part)
+            weight = name.endswith("weight")
+            nn.init.kaiming_normal_(part, mode="fan_out") if weight else nn.init.zeros_(part)
 
     def features(self,
         cuts_nCSS: Float[Tensor, "n C 14 14"],
-        before_nCSS: Float[Tensor, "n C 14 14"] | None = None, # features of the mask head before this one
+        before_nCSS: Float[Tensor, "n C 14 14"] | None = None, # of the mask head before this one
     ) -> Float[Tensor, "n C 14 14"]:
         "What the four convolutions see."
         if before_nCSS is not None and self.flow is not None:
             cuts_nCSS = cuts_nCSS + self.flow(before_nCSS).relu()
         for conv in self.convs:
-            cuts_nCSS = conv(cuts_nCSS).relu()                                                     # (25.6) h
+            cuts_nCSS = conv(cuts_nCSS).relu()                                            # (25.6) h
         return cuts_nCSS
 
-    def forward(self, features_nCSS: Float[Tensor, "n C 14 14"]) -> Float[Tensor, "n classes 28 28"]: # logits
-        return full_precision(self.draw(self.enlarge(features_nCSS).relu()))                       # (25.6) m
+    def forward(self,
+        features_nCSS: Float[Tensor, "n C 14 14"],
+    ) -> Float[Tensor, "n classes 28 28"]: # logits
+        return full_precision(self.draw(self.enlarge(features_nCSS).relu()))              # (25.6) m
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-21
 def mask_samples(sampled: Sequence[Sampled], targets: Sequence[Mapping]) -> list[Sampled]:
-    "The positives alone, none of a picture without masks, and none of an object whose `has_mask` is false."
-    kept = [Sampled(*(part[:len(s.objects)*("masks" in t)] for part in s)) for s, t in zip(sampled, targets)]
+    "The positives alone: none of a picture without masks, or of an object without (`has_mask`)."
+    kept = [Sampled(*(part[:len(s.objects)*("masks" in t)] for part in s))
+            for s, t in zip(sampled, targets)]
     asked = [i for i, target in enumerate(targets) if "has_mask" in target]
-    for i, place_p in zip(asked, places_of([targets[i]["has_mask"][kept[i].objects] for i in asked])):
+    there = places_of([targets[i]["has_mask"][kept[i].objects] for i in asked])
+    for i, place_p in zip(asked, there):
         kept[i] = Sampled(*(part[place_p] for part in kept[i]))
     return kept
 
@@ -147,19 +167,20 @@ def _mask_targets(
     "What the mask head should have drawn in each positive box, eq. (25.7)."
     boxes_P4 = sampled.boxes[:len(sampled.objects)]
     rois_P5 = torch.cat([sampled.objects[:, None].to(boxes_P4.dtype), boxes_P4], 1)
-    return ops.roi_align(masks_THW[:, None].to(boxes_P4.dtype), rois_P5, 28)[:, 0] >= .5           # (25.7)
+    return ops.roi_align(masks_THW[:, None].to(boxes_P4.dtype), rois_P5, 28)[:, 0] >= .5    # (25.7)
 
 def mask_loss(
-    logits_PCSS: Float[Tensor, "P C 28 28"], # of the boxes of `mask_samples`, all pictures one after the other
+    logits_PCSS: Float[Tensor, "P C 28 28"], # of the boxes of `mask_samples`, picture after picture
     samples: Sequence[Sampled], # from `mask_samples`
     targets: Sequence[Mapping], # of each picture: masks, classes from 0
 ) -> Float[Tensor, ""]:
     "How wrong the maps of the true classes are, eq. (25.7)."
     if not len(logits_PCSS): return logits_PCSS.sum() # zero, and part of the graph
     class_P = torch.cat([target["classes"][s.objects] for s, target in zip(samples, targets)])
-    wanted_PSS = torch.cat([_mask_targets(target["masks"], s) for s, target in zip(samples, targets) if len(s.objects)])
+    wanted_PSS = torch.cat([_mask_targets(target["masks"], s)
+                            for s, target in zip(samples, targets) if len(s.objects)])
     true_PSS = logits_PCSS[torch.arange(len(class_P), device=class_P.device), class_P]
-    return F.binary_cross_entropy_with_logits(true_PSS, wanted_PSS.to(true_PSS.dtype))             # (25.7)
+    return F.binary_cross_entropy_with_logits(true_PSS, wanted_PSS.to(true_PSS.dtype))      # (25.7)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-24
 def _paste(
@@ -170,16 +191,19 @@ def _paste(
     "Stretch each mask over its box, eq. (25.9)."
     def hats(low_n, high_n, length, S):
         pixel_L = torch.arange(length, device=low_n.device) + .5
-        u_nL = (pixel_L - low_n[:, None])*(S/(high_n - low_n).clamp_min(1e-6))[:, None] - .5       # (25.9) u, v
+        scale_n = S/(high_n - low_n).clamp_min(1e-6)
+        u_nL = (pixel_L - low_n[:, None])*scale_n[:, None] - .5                        # (25.9) u, v
         return (1 - (u_nL[..., None] - torch.arange(S, device=low_n.device)).abs()).clamp_min(0)
     rows_nHS = hats(boxes_n4[:, 1], boxes_n4[:, 3], size[0], masks_nSS.shape[1])
     columns_nWS = hats(boxes_n4[:, 0], boxes_n4[:, 2], size[1], masks_nSS.shape[2])
     with torch.autocast(boxes_n4.device.type, enabled=False): # an edge is worth full precision
-        return rows_nHS@full_precision(masks_nSS)@columns_nWS.mT                                   # (25.9)
+        return rows_nHS@full_precision(masks_nSS)@columns_nWS.mT                            # (25.9)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-27
 class MaskRCNN(Detector):
-    "Propose, look into the boxes, name them, draw them: eqs. (25.1) to (25.10) on a pyramid of LESA features."
+    "Propose, look into the boxes, name them, draw them: eqs. (25.1) to (25.10) on LESA's pyramid."
+    paste = staticmethod(_paste)
+
     def __init__(self,
         pyramid: Pyramid,
         *,
@@ -189,10 +213,8 @@ class MaskRCNN(Detector):
         super().__init__(pyramid, **options)
         self._add_heads(pyramid.channels, width)
 
-    paste = staticmethod(_paste)
-
-    def _add_heads(self, channels, width):
-        self.box_head: Any = BoxHead(self.num_classes, channels, width=width) # Any: a cascade has lists of heads
+    def _add_heads(self, channels, width): # Any: a cascade has lists of heads
+        self.box_head: Any = BoxHead(self.num_classes, channels, width=width)
         self.mask_head: Any = MaskHead(self.num_classes, channels) if self.masks else None
         self.coder, self.threshold = BoxCoder((.1, .1, .2, .2)), .05
 
@@ -203,29 +225,37 @@ class MaskRCNN(Detector):
     ) -> dict[str, Float[Tensor, ""]]: # loss_cls, loss_bbox, loss_mask
         "Losses of the two heads on a sample of the proposals, eqs. (25.4) to (25.7)."
         sampled = sample_rois(proposals, [target["boxes"] for target in targets], .5, self.sampler)
-        cuts_nCSS = torch.cat([roi_features(f.maps, s.boxes, 7) for f, s in zip(all_features, sampled)])
-        logits_nK, deltas_nk4 = self.box_head(cuts_nCSS)
+        def cut(sampled, size):
+            cuts = [roi_features(f.maps, s.boxes, size) for f, s in zip(all_features, sampled)]
+            return torch.cat(cuts)
+        logits_nK, deltas_nk4 = self.box_head(cut(sampled, 7))
         losses = box_losses(logits_nK, deltas_nk4, sampled, targets, self.coder)
         if not self.masks: return losses
         sampled = mask_samples(sampled, targets)
-        cuts_PCSS = torch.cat([roi_features(f.maps, s.boxes, 14) for f, s in zip(all_features, sampled)])
-        return losses | dict(loss_mask=mask_loss(self.mask_head(self.mask_head.features(cuts_PCSS)), sampled, targets))
+        logits_PCSS = self.mask_head(self.mask_head.features(cut(sampled, 14)))
+        return losses | dict(loss_mask=mask_loss(logits_PCSS, sampled, targets))
 
-    def predict_boxes(self, features: ImageFeatures, proposals_n4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Boxes, scores, classes from 0: name the proposals, move them, keep the best, eqs. (25.3) and (25.8)."
+    def predict_boxes(self,
+        features: ImageFeatures,
+        proposals_n4: Float[Tensor, "n 4"],
+    ) -> tuple[Tensor, Tensor, Tensor]: # boxes, scores, classes from 0
+        "Name the proposals, move them, keep the best, eqs. (25.3) and (25.8)."
         logits_nK, deltas_nk4 = self.box_head(roi_features(features.maps, proposals_n4, 7))
         boxes_nk4 = self.coder.decode(proposals_n4[:, None], deltas_nk4, features.rpn.size)
-        return best_boxes(boxes_nk4, logits_nK.softmax(1)[:, :-1], self.threshold)                 # (25.8)
+        return best_boxes(boxes_nk4, logits_nK.softmax(1)[:, :-1], self.threshold)          # (25.8)
 
     def predict_masks(self, features: ImageFeatures, boxes_d4: Tensor, class_d: Tensor) -> Tensor:
         "Probabilities (d, 28, 28): the mask of each found box and its class from 0, eq. (25.6)."
-        logits_dCSS = self.mask_head(self.mask_head.features(roi_features(features.maps, boxes_d4, 14)))
+        cuts_dCSS = roi_features(features.maps, boxes_d4, 14)
+        logits_dCSS = self.mask_head(self.mask_head.features(cuts_dCSS))
         return logits_dCSS[torch.arange(class_d.shape[0], device=class_d.device), class_d].sigmoid()
 
-    def predict(self, features: ImageFeatures, size: tuple[int, int], paste: bool = True) -> dict[str, Tensor]:
-        "What is in a picture of this size: boxes, labels from 1, scores and masks, pasted (d, 1, H, W) or as drawn."
-        boxes_d4, scores_d, class_d = self.predict_boxes(features, self.rpn.propose(features.rpn)[0])
-        found = dict(boxes=scale_boxes(boxes_d4, features.rpn.size, size), labels=class_d + 1, scores=scores_d) # (23.2)
+    def predict(self, features, size: tuple[int, int], paste: bool = True) -> dict[str, Tensor]:
+        "What is in a picture of this size: boxes, labels from 1, scores, masks pasted or as drawn."
+        proposals_n4 = self.rpn.propose(features.rpn)[0]
+        boxes_d4, scores_d, class_d = self.predict_boxes(features, proposals_n4)
+        own_d4 = scale_boxes(boxes_d4, features.rpn.size, size)                             # (23.2)
+        found = dict(boxes=own_d4, labels=class_d + 1, scores=scores_d)
         if not self.masks: return found
         masks_dSS = self.predict_masks(features, boxes_d4, class_d)
-        return found | dict(masks=_paste(masks_dSS, found["boxes"], size)[:, None] if paste else masks_dSS)
+        return found | dict(masks=_paste(masks_dSS, own_d4, size)[:, None] if paste else masks_dSS)

@@ -29,7 +29,7 @@ def _resize_nearest(
     for dim, n in zip((-2, -1), size):
         old = x_HW.shape[dim]
         if n != old:
-            x_HW = x_HW.index_select(dim, torch.arange(n, device=x_HW.device)*old//n)              # (23.3)
+            x_HW = x_HW.index_select(dim, torch.arange(n, device=x_HW.device)*old//n)       # (23.3)
     return x_HW
 
 # %% ../../nbs/5_detection/23_pyramid.ipynb #cell-12
@@ -41,33 +41,34 @@ def scale_boxes(
     "Move boxes along with an image that changes its size, eq. (23.2)."
     x, y = new[1]/old[1], new[0]/old[0]
     x0_n, y0_n, x1_n, y1_n = boxes_n4.unbind(1)
-    return torch.stack([x*x0_n, y*y0_n, x*x1_n, y*y1_n], 1)                                        # (23.2)
+    return torch.stack([x*x0_n, y*y0_n, x*x1_n, y*y1_n], 1)                                 # (23.2)
 
 def _fitted_target(target, old, new):
-    "A target whose image changes its size from `old` to `new`; its boxes are cut at the edges first."
-    boxes_n4 = target["boxes"].float()
-    boxes_n4 = torch.stack([boxes_n4[:, 0::2].clamp(0, old[1]), boxes_n4[:, 1::2].clamp(0, old[0])], -1).flatten(1)
+    "A target whose image changes from `old` to `new`; its boxes are cut at the edges first."
+    x_n2, y_n2 = target["boxes"].float().unflatten(1, (2, 2)).unbind(-1)
+    boxes_n4 = torch.stack([x_n2.clamp(0, old[1]), y_n2.clamp(0, old[0])], -1).flatten(1)
     fitted = dict(labels=target["labels"], boxes=scale_boxes(boxes_n4, old, new))
     if "masks" in target:
-        fitted["masks"] = _resize_nearest(target["masks"], new) >= .5                               # (23.3)
+        fitted["masks"] = _resize_nearest(target["masks"], new) >= .5                       # (23.3)
     if "has_mask" in target:
         fitted["has_mask"] = target["has_mask"].bool()
     if "semantic" in target:
-        fitted["semantic"] = _resize_nearest(target["semantic"], new)                               # (23.3)
+        fitted["semantic"] = _resize_nearest(target["semantic"], new)                       # (23.3)
     return fitted
 
 def prepare(
     images: Sequence[Float[Tensor, "3 H W"]], # RGB, nominally in [0, 1]; each of its own size
-    targets: Sequence[dict] | None = None, # boxes (n, 4), labels (n,) from 1, masks (n, H, W), semantic (H, W)
+    targets: Sequence[dict] | None = None, # boxes, labels from 1, masks (n, H, W), semantic (H, W)
     *,
-    side: int | None, # S, pixels of the square, or of the longer side; None: the images have their size already
+    side: int | None, # S of the square, or the longer side; None: images have their size already
     keep_ratio: bool = False, # scale both sides alike instead of squeezing into a square
     classes: int = 80, # labels run from 1 to this
     semantic: bool = False, # whether the targets must have a semantic map
-) -> tuple[list[Tensor], list[dict]]: # normalised images of the network's size; targets to match, if there are any
+) -> tuple[list[Tensor], list[dict]]: # normalised images of the network's size; their targets
     "Bring images and everything drawn on them to the network's size, eqs. (23.1) to (23.3)."
     if targets is not None and len(targets) != len(images):
-        raise ValueError(f"expected one target for each of {len(images)} images, found {len(targets)}")
+        raise ValueError(f"expected one target for each of {len(images)} images, "
+                         f"found {len(targets)}")
     names = [image_name(targets[i] if targets else None, i) for i in range(len(images))]
     check_images(images, names)
     inputs, fitted = [], []
@@ -78,7 +79,7 @@ def prepare(
             new = max(1, round(H*side/max(H, W))), max(1, round(W*side/max(H, W)))
         x_3hw = normalize(image)
         if new != (H, W):
-            x_3hw = F.interpolate(x_3hw[None], new, mode="bilinear", align_corners=False)[0]       # (23.1)
+            x_3hw = F.interpolate(x_3hw[None], new, mode="bilinear")[0]                     # (23.1)
         inputs.append(x_3hw)
         if targets is not None:
             check_target(targets[i], (H, W), names[i], semantic=semantic)
@@ -88,23 +89,24 @@ def prepare(
 
 # %% ../../nbs/5_detection/23_pyramid.ipynb #cell-17
 class Backbone(ResNet):
-    "A LESA ResNet as a detector needs it: four maps, deformable, with frozen norms and a frozen start."
+    "A LESA ResNet as a detector needs it: four maps, deformable, frozen norms, a frozen start."
     def __init__(self,
         stages: Sequence[str] = STAGES, # one string per stage, one letter per block, see `ResNet`
         *,
-        image_size: int | tuple[int, int], # size the position tables are made for; other sizes run too
+        image_size: int | tuple[int, int], # what the position tables are made for; others run too
         strides: Sequence[int] = (1, 2, 2, 2), # stride of each stage's first block
-        deformable: Sequence[int] = (2, 3, 4), # stages (from 1) whose 3x3 convolutions are deformable
+        deformable: Sequence[int] = (2, 3, 4), # stages (from 1) with deformable 3x3 convolutions
         frozen: int = 1, # so many stages, and the stem, are not trained; -1 trains the stem too
         base: int = 64, # channels after the stem
         **options, # widen, term, position, heads and the gate, see `ResNet`
     ):
-        super().__init__(stages, strides=strides, base=base, deformable=deformable, image_size=image_size,
+        super().__init__(stages, strides=strides, base=base, deformable=deformable,
+                         image_size=image_size,
                          num_classes=1, **dict(position="factored") | options)
         del self.avgpool, self.fc
         self.channels = [4*base*2**i for i in range(self.depth)]
-        still = [self.conv1, self.bn1]*(frozen >= 0) + [self.get_submodule(f"layer{i}") for i in range(1, frozen + 1)]
-        for part in still:
+        stem = [self.conv1, self.bn1] if frozen >= 0 else []
+        for part in stem + [self.get_submodule(f"layer{i}") for i in range(1, frozen + 1)]:
             part.requires_grad_(False)
         self.train()
 
@@ -115,7 +117,7 @@ class Backbone(ResNet):
         super().train(mode)
         for part in self.modules():
             if isinstance(part, _BatchNorm):
-                part.eval()                                                                        # (23.5)
+                part.eval()                                                                 # (23.5)
         return self
 
     def forward(self, # type: ignore[override] # maps in place of logits
@@ -138,4 +140,4 @@ class Pyramid(nn.Module):
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images
     ) -> list[Float[Tensor, "B C h w"]]: # five maps, fine to coarse
         named = {str(s): map_BDHW for s, map_BDHW in enumerate(self.backbone(x_BCHW))}
-        return list(self.fpn(named).values())                                                      # (23.6)
+        return list(self.fpn(named).values())                                               # (23.6)

@@ -21,7 +21,7 @@ from .images import check_batch
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-08
 class PlainAttention(nn.Module):
-    "The context term alone in the place of a 3x3 convolution: the control without local term and gate, eq. (10.1)."
+    "The context term alone where a 3x3 convolution stood: no local term, no gate, eq. (10.1)."
     def __init__(
         self,
         in_channels: int, # channels of the input
@@ -36,23 +36,27 @@ class PlainAttention(nn.Module):
         super().__init__()
         if stride < 1: raise ValueError(f"expected a stride of at least 1, found {stride}")
         self.stride = stride
-        self.context = build_context(in_channels, out_channels, fmap, heads=heads, position=position, attend=attend)
+        self.context = build_context(in_channels, out_channels, fmap, heads=heads,
+                                     position=position, attend=attend)
 
     def forward(
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H/s W/s"]: # D = out_channels, s = stride, rounded up
-        out_BCHW = self.context(x_BCHW)                                                            # (10.1) c(a)
-        return F.avg_pool2d(out_BCHW, self.stride, ceil_mode=True) if self.stride > 1 else out_BCHW # (10.1) pool
+        out_BCHW = self.context(x_BCHW)                                                # (10.1) c(a)
+        if self.stride == 1: return out_BCHW
+        return F.avg_pool2d(out_BCHW, self.stride, ceil_mode=True) # (10.1) pool
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-12
 def _conv(channels, *, stride=1, deformable=False, **unused):
     "A 3x3 convolution and its batch norm; heads, table and gate belong to the other terms."
-    if deformable: return DeformableConv2d(channels, channels, 3, stride=stride, padding=1), nn.BatchNorm2d(channels)
-    return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels)
+    norm = nn.BatchNorm2d(channels)
+    if deformable: return DeformableConv2d(channels, channels, 3, stride=stride, padding=1), norm
+    return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False), norm
 
 _OF_LESA = {"deformable", "local_groups", "gate", "gate_shrink", "gate_kernels"}
-_OPTIONS = _OF_LESA - {"deformable"} | {"heads", "position", "attend"}  # what a network hands on to its terms
+#: what a network hands on to its terms
+_OPTIONS = _OF_LESA - {"deformable"} | {"heads", "position", "attend"}
 
 def _attention(channels, **options):
     "Plain attention, which normalises inside; a local term and a gate belong to LESA."
@@ -64,11 +68,12 @@ def _lesa(channels, **options):
     return LESA(channels, channels, **options), nn.Identity()
 
 #: what a bottleneck can look around with, eq. (10.1): name -> builder of the pair (conv2, bn2)
-TERMS: Mapping[str, Callable[..., tuple[nn.Module, nn.Module]]] = dict(conv=_conv, attention=_attention, lesa=_lesa)
+TERMS: Mapping[str, Callable[..., tuple[nn.Module, nn.Module]]] = dict(
+    conv=_conv, attention=_attention, lesa=_lesa)
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-17
 class Bottleneck(nn.Module):
-    "Squeeze, look around, widen, add the input: a ResNet's block, with the choice of what looks around, eq. (10.2)."
+    "Squeeze, look around, widen, add the input: a ResNet's block around any term, eq. (10.2)."
     def __init__(
         self,
         in_channels: int, # C, channels of the input
@@ -77,10 +82,11 @@ class Bottleneck(nn.Module):
         *,
         term: str = "conv", # what looks around: a key of `TERMS`
         stride: int = 1, # the output map is this much smaller, rounded up
-        **term_options: Any, # for the builder: fmap (the map's size at the input) and the options of `LESA`
+        **term_options: Any, # for the builder: fmap (size of the input map), options of `LESA`
     ):
         super().__init__()
-        if term not in TERMS: raise ValueError(f"term must be one of {', '.join(map(repr, TERMS))}, got {term!r}")
+        if term not in TERMS:
+            raise ValueError(f"term must be one of {', '.join(map(repr, TERMS))}, got {term!r}")
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2, self.bn2 = TERMS[term](inner, stride=stride, **term_options)
@@ -95,7 +101,7 @@ class Bottleneck(nn.Module):
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B D H/s W/s"]: # s = stride, rounded up
-        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu_()                             # (10.2) a; in place, to save memory
+        a_BIHW = self.bn1(self.conv1(x_BCHW)).relu_()  # (10.2) a; in place, to save memory
         b_BIHW = self.bn2(self.conv2(a_BIHW)).relu()                              # (10.2) b
         return self.bn3(self.conv3(b_BIHW)).add_(self.downsample(x_BCHW)).relu_() # (10.2) y
 
@@ -112,32 +118,34 @@ def _as_pair(image_size):
     "One side or (height, width) as a pair."
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"image_size must be a positive int or (height, width), got {image_size!r}")
+        raise ValueError(f"image_size must be a positive int or (height, width), "
+                         f"got {image_size!r}")
     return size
 
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
-#: the blocks of LESA-ResNet-50 and LESA-WRN-50, stage by stage: C keeps its convolution, L gets the term
+#: blocks of LESA-ResNet-50 and LESA-WRN-50, by stage: C keeps its convolution, L gets the term
 STAGES = ("CCC", "CCCC", "CLLLLL", "LLL")
 
 class ResNet(nn.Module):
-    "A ResNet whose architecture is data: stem, stages of bottlenecks, average pool, linear, eqs. (10.3) to (10.5)."
+    "A ResNet whose architecture is data: stem, stages, pool, linear, eqs. (10.3) to (10.5)."
     def __init__(
         self,
-        stages: Sequence[str] = STAGES, # one string per stage, one letter per block: C convolution, L the term
+        stages: Sequence[str] = STAGES, # one string per stage: C convolution, L the term
         *,
         term: str = "lesa", # what the L blocks look around with: a key of `TERMS`
         strides: Sequence[int] = (1, 2, 2, 1), # stride of each stage's first block
         base: int = 64, # channels after the stem
         widen: int = 1, # factor on the inner width of every block
-        deformable: Sequence[int] = (), # stages (counted from 1) whose 3x3 convolutions are deformable
+        deformable: Sequence[int] = (), # stages, from 1, whose 3x3 convolutions are deformable
         num_classes: int = 1000, # number of logits
-        image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
+        image_size: int | tuple[int, int] = 224, # what the tables are made for; others run too
         **term_options: Any, # for the L blocks: position, heads and the other options of `LESA`
     ):
         super().__init__()
         if len(stages) != len(strides):
-            raise ValueError(f"need one stride per stage, got {len(stages)} stages and {len(strides)} strides")
+            raise ValueError(f"need one stride per stage, got {len(stages)} stages "
+                             f"and {len(strides)} strides")
         if extra := set("".join(stages)) - set("CL"):
             raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
         size, term_options = _as_pair(image_size), settle(term_options, known=_OPTIONS)
@@ -145,52 +153,51 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.depth, channels, size = len(stages), base, strided(size, 4)                           # (10.3)
+        self.depth, channels, size = len(stages), base, strided(size, 4)                    # (10.3)
         for i, (letters, stride) in enumerate(zip(stages, strides), 1):
-            blocks, inner, out = nn.Sequential(), widen*base*2**(i - 1), 4*base*2**(i - 1)         # (10.4)
+            blocks, inner, out = nn.Sequential(), widen*base*2**(i - 1), 4*base*2**(i - 1)  # (10.4)
             for letter in letters:
-                blocks.append(Bottleneck(channels, inner, out, term=term if letter == "L" else "conv", stride=stride,
+                blocks.append(Bottleneck(channels, inner, out, stride=stride,
+                                         term=term if letter == "L" else "conv",
                                          fmap=size, deformable=i in deformable, **term_options))
-                channels, size, stride = out, strided(size, stride), 1                             # (10.3)
+                channels, size, stride = out, strided(size, stride), 1                      # (10.3)
             self.add_module(f"layer{i}", blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         for name, part in self.named_modules():
             if isinstance(part, nn.Conv2d) and not name.endswith("conv_offset"):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")          # (10.5)
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")   # (10.5)
 
     def features(
         self,
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
     ) -> list[Float[Tensor, "B D h w"]]: # the output of every stage
         "The maps after each stage, for whoever needs more than a class."
-        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(check_batch(x_BCHW, self.conv1.weight)))))
-        maps: list[Tensor] = []
+        x_BCHW = self.conv1(check_batch(x_BCHW, self.conv1.weight))
+        maps = [self.maxpool(self.relu(self.bn1(x_BCHW)))]
         for i in range(1, self.depth + 1):
-            maps.append(self.get_submodule(f"layer{i}")(maps[-1] if maps else x_BCHW))
-        return maps
+            maps.append(self.get_submodule(f"layer{i}")(maps[-1]))
+        return maps[1:]
 
-    def forward(
-        self,
-        x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
-    ) -> Float[Tensor, "B classes"]: # logits
+    def forward(self, x_BCHW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
+        "Logits of images as in `features`."
         return self.fc(self.avgpool(self.features(x_BCHW)[-1]).flatten(1))
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-37
 def lesa_resnet50(
     *,
     num_classes: int = 1000, # number of logits
-    image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
-    position: str = "flat", # "flat" (published for classification) or "factored" (needed before detection)
+    image_size: int | tuple[int, int] = 224, # what the tables are made for; others run too
+    position: str = "flat", # published for classification; "factored" is what detection needs
     term: str = "lesa", # "lesa", or a control: "attention" or "conv"
     **options: Any, # heads and the others of `ResNet`
 ) -> ResNet:
     "LESA-ResNet-50, or its control, eq. (10.6)."
     options |= dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
-    return ResNet(**options)                                                                       # (10.6) w = 1
+    return ResNet(**options)                                                          # (10.6) w = 1
 
-def lesa_wrn50(*, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, position: str = "flat",
-               term: str = "lesa", **options: Any) -> ResNet:
-    "LESA-WRN-50, twice as wide inside every block, or its control; arguments as in `lesa_resnet50`, eq. (10.6)."
+def lesa_wrn50(*, num_classes: int = 1000, image_size: int | tuple[int, int] = 224,
+               position: str = "flat", term: str = "lesa", **options: Any) -> ResNet:
+    "LESA-WRN-50, twice as wide inside every block, called like `lesa_resnet50`, eq. (10.6)."
     options |= dict(num_classes=num_classes, image_size=image_size, position=position, term=term)
-    return ResNet(widen=2, **options)                                                              # (10.6) w = 2
+    return ResNet(widen=2, **options)                                                 # (10.6) w = 2

@@ -19,7 +19,15 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image
 
 from ..layers.constants import constant, kept
-from .ops import Sampler, full_precision, grouped_nms, pairwise_iou, places_of, random_sampler, smooth_l1
+from lesa_nb.models.ops import (
+    Sampler,
+    full_precision,
+    grouped_nms,
+    pairwise_iou,
+    places_of,
+    random_sampler,
+    smooth_l1,
+)
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-08
 STRIDES = (4, 8, 16, 32, 64) # of the five levels
@@ -38,9 +46,10 @@ def _base_anchors(
 
 @kept
 def _grid(H, W, stride, device):
-    y_HW, x_HW = torch.meshgrid(*(torch.arange(n, device=device)*stride for n in (H, W)), indexing="ij")
+    y_HW, x_HW = torch.meshgrid(*(torch.arange(n, device=device)*stride for n in (H, W)),
+                                indexing="ij")
     shift_HW14 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)[:, :, None]
-    return (shift_HW14 + _base_anchors(stride, device)).reshape(-1, 4)                           # (24.2)
+    return (shift_HW14 + _base_anchors(stride, device)).reshape(-1, 4)                      # (24.2)
 
 def _grid_anchors(
     sizes: Sequence[tuple[int, int]], # height and width of each level's map
@@ -69,7 +78,7 @@ class BoxCoder:
         "The four numbers that lead from each box to its truth."
         (c_n2, s_n2), (ct_n2, st_n2) = _centre_and_sides(boxes_n4), _centre_and_sides(truth_n4)
         stds_4 = constant(self.stds, boxes_n4.device, boxes_n4.dtype)
-        return torch.cat([(ct_n2 - c_n2)/s_n2, (st_n2/s_n2).log()], 1)/stds_4                      # (24.3)
+        return torch.cat([(ct_n2 - c_n2)/s_n2, (st_n2/s_n2).log()], 1)/stds_4               # (24.3)
 
     def decode(self,
         boxes_n4: Float[Tensor, "... 4"], # from here
@@ -79,7 +88,7 @@ class BoxCoder:
         "The moved boxes, cut at the edges of the picture."
         c_n2, s_n2 = _centre_and_sides(boxes_n4)
         step_n4 = deltas_n4*constant(self.stds, deltas_n4.device, deltas_n4.dtype)
-        c_n2 = c_n2 + s_n2*step_n4[..., :2]                                                        # (24.4)
+        c_n2 = c_n2 + s_n2*step_n4[..., :2]                                                 # (24.4)
         s_n2 = s_n2*step_n4[..., 2:].clamp(-self.limit, self.limit).exp()
         return clip_boxes_to_image(torch.cat([c_n2 - s_n2/2, c_n2 + s_n2/2], -1), size)
 
@@ -96,7 +105,8 @@ def assign(
     "Match boxes with objects, eqs. (24.5) and (24.6)."
     T, N = len(truth_T4), len(boxes_N4)
     if not T or not N: return torch.full((N,), _BACKGROUND, device=boxes_N4.device)
-    blocks = boxes_N4.split(max(14_000, 2**21//T)) # two million pairs at a time, and never many blocks
+    # two million pairs at a time, and never many blocks
+    blocks = boxes_N4.split(max(14_000, 2**21//T))
     top_T = torch.stack([pairwise_iou(truth_T4, block_n4).amax(1) for block_n4 in blocks]).amax(0)
     top_T1 = torch.where(top_T >= lowest, top_T, 2.)[:, None] # no overlap is 2
     number_T1 = torch.arange(1, T + 1, dtype=top_T.dtype, device=top_T.device)[:, None]
@@ -105,20 +115,20 @@ def assign(
     found = [look(pairwise_iou(truth_T4, block_n4)) for block_n4 in blocks]
     best_N, object_N, last_N = map(torch.cat, zip(*found))
     matched_N = torch.where(best_N < negative, _BACKGROUND, _IGNORED)
-    matched_N = torch.where(best_N >= positive, object_N, matched_N)                               # (24.5)
-    return torch.where(last_N > 0, last_N.long() - 1, matched_N)                                   # (24.6)
+    matched_N = torch.where(best_N >= positive, object_N, matched_N)                        # (24.5)
+    return torch.where(last_N > 0, last_N.long() - 1, matched_N)                            # (24.6)
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-20
 def sample(
     matched: Sequence[Int[Tensor, "N"]], # of each image, from `assign`
-    number: int, # n, boxes of an image in all
+    number: int, # S, boxes of an image in all
     fraction: float, # f, at most this share is positive
     sampler: Sampler = random_sampler, # who is taken when there are too many
-) -> list[tuple[Int[Tensor, "P"], Int[Tensor, "Q"]]]: # of each image: places of positives, places of background
+) -> list[tuple[Int[Tensor, "P"], Int[Tensor, "Q"]]]: # of each image: places of P, places of Q
     "Choose the boxes to learn from, eq. (24.7)."
     found, chosen = places_of([m for m_N in matched for m in (m_N >= 0, m_N == _BACKGROUND)]), []
     for positive_P, negative_Q in zip(found[::2], found[1::2]):
-        positive_P = sampler(positive_P, int(number*fraction))                                     # (24.7)
+        positive_P = sampler(positive_P, int(number*fraction))                              # (24.7)
         chosen.append((positive_P, sampler(negative_Q, number - len(positive_P))))
     return chosen
 
@@ -137,8 +147,9 @@ class RPN(nn.Module):
         *,
         beta: float = 0., # of the box loss
         inside: bool = False, # learn only from anchors inside the image
-        pre_nms_top_n: Mapping[str, int] = MappingProxyType(dict(training=2000, testing=1000)), # of each level
-        post_nms_top_n: Mapping[str, int] = MappingProxyType(dict(training=1000, testing=1000)), # of all levels
+        # of each level, and of all levels
+        pre_nms_top_n: Mapping[str, int] = MappingProxyType(dict(training=2000, testing=1000)),
+        post_nms_top_n: Mapping[str, int] = MappingProxyType(dict(training=1000, testing=1000)),
     ):
         super().__init__()
         self.head = RPNHead(channels, 3)
@@ -151,10 +162,12 @@ class RPN(nn.Module):
     ) -> list[RPNOutput]: # one for each image
         "Score and step of every anchor."
         logits, deltas = self.head(maps)
-        logits = [m.permute(0, 2, 3, 1).flatten(1) for m in map(full_precision, logits)] # row, column, shape, (24.2)
+        # row, column, shape, (24.2)
+        logits = [m.permute(0, 2, 3, 1).flatten(1) for m in map(full_precision, logits)]
         deltas = [m.permute(0, 2, 3, 1).reshape(len(m), -1, 4) for m in map(full_precision, deltas)]
         anchors = _grid_anchors([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
-        return [RPNOutput([z[i] for z in logits], [d[i] for d in deltas], anchors, size) for i in range(len(maps[0]))]
+        return [RPNOutput([z[i] for z in logits], [d[i] for d in deltas], anchors, size)
+                for i in range(len(maps[0]))]
 
     @torch.no_grad()
     def propose(self,
@@ -170,8 +183,9 @@ class RPN(nn.Module):
             scores.append(score_n[:len(best_n)])
             levels.append(torch.full_like(best_n, level))
         boxes_n4, scores_n = torch.cat(boxes), torch.cat(scores)
-        kept = grouped_nms(boxes_n4, scores_n, torch.cat(levels), .7)[:self.post_nms_top_n[mode]]  # (24.9)
-        return boxes_n4[kept], scores_n[kept]
+        best_n = grouped_nms(boxes_n4, scores_n, torch.cat(levels), .7)                     # (24.9)
+        best_n = best_n[:self.post_nms_top_n[mode]]
+        return boxes_n4[best_n], scores_n[best_n]
 
 # %% ../../nbs/5_detection/24_proposals.ipynb #cell-29
 def _match_anchors(
@@ -194,8 +208,10 @@ def rpn_losses(
 ) -> dict[str, Float[Tensor, ""]]: # loss_rpn_cls, loss_rpn_bbox
     "How wrong scores and steps are, eq. (24.10)."
     cls, box, n = *outputs[0].logits[0].new_zeros(2), 0
-    matched = [_match_anchors(output, truth_T4, inside=rpn.inside) for output, truth_T4 in zip(outputs, truths)]
-    for output, truth_T4, matched_n, (P, Q) in zip(outputs, truths, matched, sample(matched, 256, .5, sampler)):
+    matched = [_match_anchors(output, truth_T4, inside=rpn.inside)
+               for output, truth_T4 in zip(outputs, truths)]
+    chosen = sample(matched, 256, .5, sampler)
+    for output, truth_T4, matched_n, (P, Q) in zip(outputs, truths, matched, chosen):
         logits_n, deltas_n4, anchors_n4 = (torch.cat(part) for part in output[:3])
         z_n = logits_n[torch.cat([P, Q])]
         wanted_n = (torch.arange(len(z_n), device=z_n.device) < len(P)).to(z_n.dtype)
@@ -203,4 +219,4 @@ def rpn_losses(
         cls = cls + F.binary_cross_entropy_with_logits(z_n, wanted_n, reduction="sum")
         box = box + smooth_l1(deltas_n4[P], steps_P4, rpn.beta)
         n += len(z_n)
-    return dict(loss_rpn_cls=cls/max(n, 1), loss_rpn_bbox=box/max(n, 1))                           # (24.10)
+    return dict(loss_rpn_cls=cls/max(n, 1), loss_rpn_bbox=box/max(n, 1))                   # (24.10)

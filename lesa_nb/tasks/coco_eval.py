@@ -21,32 +21,35 @@ _KINDS = {"box": "bbox", "mask": "segm"}
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 class Scores(NamedTuple):
-    "COCO's twelve numbers for boxes and, if there were masks, for masks; in 0..1, nan where there was nothing to find."
+    "COCO's twelve numbers for boxes and, if there were, masks: in 0..1; nan: nothing to find."
     images: int
     detections: int
     box: dict[str, float] # AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl
     mask: dict[str, float] | None
     categories: Categories
-    precision: dict[str, np.ndarray] # "box", "mask" -> (10 thresholds, 101 recalls, classes), nan: nothing to find
+    precision: dict[str, np.ndarray] # "box", "mask" -> (10 thresholds, 101 recalls, classes)
     left_out: Counter     # kind of fault -> how often the reader left something out of the truth
 
     def class_ap(self, kind: str = "box") -> dict[str, float]:
         "AP of each class by name, mean of eq. (28.3) over the thresholds."
         return dict(zip(self.categories.names, self.precision[kind].mean((0, 1)).tolist()))
 
-    def curve(self, kind: str = "box", name: str | None = None, threshold: float = .5): # -> recalls, precisions
-        "Precision at 101 recalls at one threshold: of one class, or (None) the mean of all that have an object."
+    def curve(self, kind: str = "box", name: str | None = None, threshold: float = .5):
+        "Recalls, precisions at one threshold: of a class, or the mean of all with objects."
         step, names = round((threshold - .5)/.05), self.categories.names
         if not (0 <= step < 10 and abs(.5 + .05*step - threshold) < 1e-6):
             raise ValueError(f"thresholds are 0.5, 0.55, ..., 0.95, got {threshold}")
-        if name not in (None, *names): raise ValueError(f"no category {name!r}; there are {', '.join(names)}")
+        if name not in (None, *names):
+            raise ValueError(f"no category {name!r}; there are {', '.join(names)}")
         values = self.precision[kind][step]
         there = ~np.isnan(values[0]) if name is None else [names.index(name)]
-        return np.linspace(0, 1, 101), values[:, there].mean(1) if np.any(there) or name else values[:, 0]
+        mean = values[:, there].mean(1) if np.any(there) or name else values[:, 0]
+        return np.linspace(0, 1, 101), mean
 
     def __str__(self) -> str:
         shown = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-        lines = [f"{self.images:,} images, {self.detections:,} detections", " "*6 + "".join(f"{n:>7}" for n in shown)]
+        lines = [f"{self.images:,} images, {self.detections:,} detections",
+                 " "*6 + "".join(f"{n:>7}" for n in shown)]
         for kind, numbers in ("box", self.box), ("mask", self.mask):
             if numbers:
                 lines.append(f"{kind:<6}" + "".join(f"{100*numbers[name]:7.2f}" for name in shown))
@@ -56,33 +59,12 @@ class Scores(NamedTuple):
             lines.append(f"{place}: {count:,} x {kind}: {outcome}")
         return "\n".join(lines)
 
-def score_results(
-    dataset: CocoIndex, # a `CocoFolder` made without training=True, or hard objects are missing
-    results: dict[int, list[dict]], # image id -> its results; images that are not in it are not scored
-    *,
-    masks: bool = True, # score masks too, if both sides have some
-) -> Scores:
-    "COCO's scores by faster-coco-eval."
-    if dataset.training:
-        raise ValueError("score on CocoFolder(...) without training=True: the training filter drops objects that count")
-    if not results: raise ValueError("no images to score")
-    require_scorable(dataset)
-    have = {"segmentation" in result for found in results.values() for result in found}
-    if len(have) > 1: raise ValueError("some results have masks and some have none: they cannot be scored together")
-    kinds = ("box", "mask") if masks and dataset.has_masks and have != {False} else ("box",)
-    numbers, precision = {}, {}
-    for kind in kinds:
-        numbers[kind], precision[kind] = _run(dataset, results, kind)
-    detections = sum(map(len, results.values()))
-    return Scores(len(results), detections, numbers["box"], numbers.get("mask"), dataset.categories, precision,
-                  dataset.dropped)
-
 # %% ../../nbs/5_detection/28_average_precision.ipynb #cell-15
 def _run(dataset, results, kind):
     "Ask the library: the twelve numbers, and the precisions by threshold, recall and label."
     tools, area_of = coco_tools("faster_coco_eval"), coco_tools("faster_coco_eval.core.mask").area
     labels = {category_id: label for label, category_id in enumerate(dataset.categories.ids, 1)}
-    images = list(enumerate(sorted(results), 1))                 # it takes few of the ids that a file may have
+    images = list(enumerate(sorted(results), 1)) # it takes few of the ids that a file may have
     sizes = {n: dataset.size(i) for n, i in images}
     def own(entry, n): return {"image_id": n, "category_id": labels[entry["category_id"]]} | {
         name: entry[name] for name in ("bbox", "area", "iscrowd", "segmentation") if name in entry}
@@ -95,11 +77,37 @@ def _run(dataset, results, kind):
             a["segmentation"] = encode_segmentation(a["segmentation"], *sizes[a["image_id"]])
         for r in found:
             r["area"] = float(area_of(r["segmentation"]))
-    pictures = [dict(id=n, height=height, width=width) for n, (height, width) in sizes.items()]
-    sides = [tools.COCO(dict(images=pictures, categories=[dict(id=label) for label in labels.values()], annotations=[
-        dict(a, id=number) for number, a in enumerate(side, 1)])) for side in (truth, found)]
+    known = dict(images=[dict(id=n, height=H, width=W) for n, (H, W) in sizes.items()],
+                 categories=[dict(id=label) for label in labels.values()])
+    sides = [tools.COCO(known | dict(annotations=[dict(a, id=k) for k, a in enumerate(side, 1)]))
+             for side in (truth, found)]
     run = tools.COCOeval_faster(*sides, _KINDS[kind], print_function=lambda *words: None)
     run.run()
-    table = run.eval["precision"][..., 0, -1]                    # objects of all sizes, 100 detections
-    stats = {name: math.nan if value < 0 else float(value) for name, value in zip(_NAMES, run.stats)}
+    table = run.eval["precision"][..., 0, -1] # objects of all sizes, 100 detections
+    stats = {name: math.nan if value < 0 else float(value)
+             for name, value in zip(_NAMES, run.stats)}
     return stats, np.where(table < 0, np.nan, table)
+
+def score_results(
+    dataset: CocoIndex, # a `CocoFolder` made without training=True, or hard objects are missing
+    results: dict[int, list[dict]], # image id -> its results; other images are not scored
+    *,
+    masks: bool = True, # score masks too, if both sides have some
+) -> Scores:
+    "COCO's scores by faster-coco-eval."
+    if dataset.training:
+        raise ValueError("score on CocoFolder(...) without training=True: the training filter "
+                         "drops objects that count")
+    if not results: raise ValueError("no images to score")
+    require_scorable(dataset)
+    have = {"segmentation" in result for found in results.values() for result in found}
+    if len(have) > 1:
+        raise ValueError("some results have masks and some have none: "
+                         "they cannot be scored together")
+    kinds = ("box", "mask") if masks and dataset.has_masks and have != {False} else ("box",)
+    numbers, precision = {}, {}
+    for kind in kinds:
+        numbers[kind], precision[kind] = _run(dataset, results, kind)
+    detections = sum(map(len, results.values()))
+    return Scores(len(results), detections, numbers["box"], numbers.get("mask"),
+                  dataset.categories, precision, dataset.dropped)

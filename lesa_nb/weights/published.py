@@ -29,7 +29,8 @@ def published_names(
     theirs = {ours: ours for ours in module.state_dict()}
     for where, part in reversed([*module.named_modules()]): # inner parts come last in named_modules
         kinds = [kind.__name__ for kind in type(part).__mro__]
-        table = next((TABLES_OF_NAMES[kind] for kind in kinds if kind in TABLES_OF_NAMES), None) # (11.1) T
+        tables = (TABLES_OF_NAMES[kind] for kind in kinds if kind in TABLES_OF_NAMES)
+        table = next(tables, None)                                                # (11.1) T
         if table is None: continue
         p = f"{where}." if where else ""
         for ours, name in theirs.items():
@@ -42,7 +43,8 @@ def _index_buffers(module: nn.Module) -> dict[str, int]:
     "Where the authors keep a `flatten_index` -> its N, for every flat table of the module."
     flat = {where: part.context.position for where, part in module.named_modules()
             if isinstance(part, LESA) and isinstance(part.context.position, FlatTable)}
-    return {f"{where}.flatten_index".lstrip("."): table.size[0]*table.size[1] for where, table in flat.items()}
+    return {f"{where}.flatten_index".lstrip("."): table.size[0]*table.size[1]
+            for where, table in flat.items()}
 
 def _flatten_index(
     N: int, # number of positions
@@ -69,11 +71,12 @@ def tensors_in(
     "The tensors of a checkpoint, wherever it keeps them; a ValueError if it holds something else."
     for layer in _LAYERS:
         if isinstance(found, Mapping) and isinstance(found.get(layer), Mapping):
-            found = found[layer]                                                                             # (11.3)
+            found = found[layer]                                                            # (11.3)
     if not isinstance(found, Mapping) or not found:
         kind = type(found).__name__ + " of nothing"*(found == {})
         raise ValueError(f"{what} holds no weights: expected names with tensors, found {kind}")
-    if wrong := [str(k) for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]:
+    wrong = [str(k) for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if wrong:
         places = " or ".join(map(repr, _LAYERS))
         raise ValueError(f"{what} is no state dict: expected tensors, directly or under {places}; "
                          f"these entries are something else: {', '.join(wrong[:8])}")
@@ -84,10 +87,11 @@ def read_published(
 ) -> dict[str, Tensor]: # the authors' names without what wrappers put in front
     "The tensors of a checkpoint, unwrapped, read without running any code in it, eq. (11.3)."
     if isinstance(source, Mapping):
-        return unwrap(tensors_in(source, "the given dictionary"), "the given dictionary")[0]                 # (11.3)
+        what = "the given dictionary"
+        return unwrap(tensors_in(source, what), what)[0]                                 # (11.3)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
-    return unwrap(tensors_in(read_pth(source), source), source)[0]                                           # (11.3)
+    return unwrap(tensors_in(read_pth(source), source), source)[0]                          # (11.3)
 
 # %% ../../nbs/2_networks/11_published.ipynb #cell-30
 def _cures(misshaped: dict, missing: list[str], unexpected: list[str]) -> Iterator[str]:
@@ -96,16 +100,18 @@ def _cures(misshaped: dict, missing: list[str], unexpected: list[str]) -> Iterat
     for kind, tables, others in (("flat", {"relative", "table"}, {"rel_height", "height"}),
                                  ("factored", {"rel_height", "height"}, {"relative", "table"})):
         if there & tables and here & others:
-            yield (f"the checkpoint has {kind} position tables, the module another kind, and neither turns into the "
-                   f"other: build the module with position='{kind}'")
+            yield (f"the checkpoint has {kind} position tables, the module another kind, and "
+                   f"neither turns into the other: build the module with position='{kind}'")
     for key, (expected, found) in misshaped.items():
         name, same_rank = key.rpartition(".")[2], len(expected) == len(found) > 0
         if key == "fc.weight" and same_rank and expected[1] == found[1]:
-            yield f"the checkpoint knows {found[0]} classes: build the module with num_classes={found[0]}"
+            yield (f"the checkpoint knows {found[0]} classes: build the module with "
+                   f"num_classes={found[0]}")
         if name in ("relative", "table") and same_rank and expected[0] == found[0]:
-            yield (f"its flat table was made for H*W = {(found[1] + 1)//2} positions, the module's for "
-                   f"{(expected[1] + 1)//2}: build the module for that size")
-        if name in ("rel_height", "rel_width", "height", "width") and same_rank and expected[1] == found[1]:
+            yield (f"its flat table was made for H*W = {(found[1] + 1)//2} positions, the module's "
+                   f"for {(expected[1] + 1)//2}: build the module for that size")
+        sides = ("rel_height", "rel_width", "height", "width")
+        if name in sides and same_rank and expected[1] == found[1]:
             yield (f"its table {name} was made for {(found[0] + 1)//2} positions, the module's for "
                    f"{(expected[0] + 1)//2}: build the module for that size")
 
@@ -114,16 +120,19 @@ def misfits(
     found: Mapping[str, Tensor], # what there is, under names of the same kind
 ) -> str: # lines that list what does not fit, and the cure if it has a name; nothing if all fits
     "What keeps tensors from filling a module, eq. (11.4)."
-    missing = [key for key in wanted if key not in found]                                                    # (11.4)
-    unexpected = [key for key in found if key not in wanted]                                                 # (11.4)
+    missing = [key for key in wanted if key not in found]                                   # (11.4)
+    unexpected = [key for key in found if key not in wanted]                                # (11.4)
     both = [(key, tensor, found[key]) for key, tensor in wanted.items() if key in found]
-    misshaped = {key: (tuple(a.shape), tuple(b.shape)) for key, a, b in both if a.shape != b.shape}          # (11.4)
-    mistyped = [(key, a.dtype, b.dtype) for key, a, b in both if a.is_floating_point() != b.is_floating_point()]
+    shapes = {key: (tuple(a.shape), tuple(b.shape)) for key, a, b in both}
+    misshaped = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}           # (11.4)
+    mistyped = {key: (a.dtype, b.dtype) for key, a, b in both
+                if a.is_floating_point() != b.is_floating_point()}
+    def listed(pairs):
+        return [f"{key} (expected {a}, found {b})" for key, (a, b) in pairs.items()]
     problems = {"missing": missing, "unexpected": unexpected,
-                "mis-shaped": [f"{key} (expected {a}, found {b})" for key, (a, b) in misshaped.items()],
-                "of the wrong type": [f"{key} (expected {a}, found {b})" for key, a, b in mistyped]}
-    lists = [f"{len(keys)} {kind}: {', '.join(keys[:6] + ['...']*(len(keys) > 6))}" for kind, keys in problems.items()
-             if keys]
+                "mis-shaped": listed(misshaped), "of the wrong type": listed(mistyped)}
+    lists = [f"{len(keys)} {kind}: {', '.join(keys[:6] + ['...']*(len(keys) > 6))}"
+             for kind, keys in problems.items() if keys]
     return "\n".join([*lists, *dict.fromkeys(_cures(misshaped, missing, unexpected))])
 
 # %% ../../nbs/2_networks/11_published.ipynb #ef5a3e00
@@ -131,15 +140,17 @@ def load_published(
     module: _Module, # a LESA layer or a network that contains some
     source: str | os.PathLike | Mapping, # path of an authors' .pth, or a state dict in their layout
 ) -> _Module: # the module
-    "Fill the module with published weights; a ValueError lists what does not fit, and then nothing has changed."
+    "Fill the module with published weights; if anything does not fit, nothing changes."
     found, names, state = read_published(source), published_names(module), module.state_dict()
     wanted = {theirs: state[ours] for theirs, ours in names.items()}
     index = _index_buffers(module)
     if any(key in found for key in index): # some or all: what is there must have the right shape
         example = next(found[key] for key in index if key in found)
         wanted |= {key: example.new_empty(N*N, device="meta") for key, N in index.items()}
-    if problem := misfits(wanted, found):                                                                    # (11.4)
+    if problem := misfits(wanted, found):                                                   # (11.4)
         what = "the given state dict" if isinstance(source, Mapping) else source
-        raise ValueError(f"{what} does not fit this {type(module).__name__}, which is unchanged:\n{problem}")
-    module.load_state_dict({ours: found[theirs] for theirs, ours in names.items()}) # nothing left to refuse
+        raise ValueError(f"{what} does not fit this {type(module).__name__}, "
+                         f"which is unchanged:\n{problem}")
+    # nothing left to refuse
+    module.load_state_dict({ours: found[theirs] for theirs, ours in names.items()})
     return module

@@ -15,7 +15,7 @@ else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all test-browser nbdev-test check lab notebooks sync dev hooks clean
+.PHONY: help demo test test-all test-browser nbdev-test check lab notebooks sync dev hooks lock sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,12 @@ test-browser: ## prove what a reader sees, in Chromium: the course in JupyterLab
 nbdev-test: ## nbdev's own run of the notebooks, right here; the tree stays as it is
 	@before=$$(git status --porcelain); $(proof) -- nbdev_test $(ARGS) && \
 	if [ "$$(git status --porcelain)" != "$$before" ]; then git status --short; echo "error: nbdev_test changed the files above" >&2; exit 1; fi
+
+lock: ## pin the development environment, each file with its hash (requirements/)
+	@"$(PYTHON)" tools/lock.py
+
+sbom: ## what the pinned environment consists of, as CycloneDX: out/lesa_nb.cdx.json
+	@"$(PYTHON)" tools/lock.py --sbom
 
 check: ## what keeps the house in order, without running anything: make check ARGS=layers
 	@$(dev) -- python tools/check_house.py $(ARGS)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -35,18 +36,11 @@ FACTS = dict(
 
 def lesa(*words, cwd=None, **env):
     "Run the command in a process of its own, without a display and without a home to write to."
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    env = processes.environment(**env)
     for name in ("DISPLAY", "MPLBACKEND", "MPLCONFIGDIR"):
         if name not in words:
             env.pop(name, None)
-    return subprocess.run(
-        [sys.executable, "-m", "lesa_nb.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=env,
-        timeout=300,
-    )
+    return processes.lesa(*words, cwd=cwd, env=env)
 
 
 def one_line(done, status, *parts):
@@ -438,7 +432,10 @@ def test_in_a_process_of_its_own_without_home_or_display(photo, weights, tmp_pat
         LC_ALL="C",
         PYTHONIOENCODING="ascii",
     )
-    done = lesa("explain", photo, "--weights", weights, "--out", tmp_path / "figure é.png", **home)
+    words = ["explain", photo, "--weights", weights, "--out", tmp_path / "figure é.png"]
+    env = {name: value for name, value in processes.environment(**home).items() if not name.startswith("MPL")}
+    command = [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]  # with imports of its own
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "figure é.png").is_file()
     one_line(lesa("explain", tmp_path / "fort; né.jpg", **home), 2, "no such file")

@@ -81,5 +81,5 @@ print("agreed")
 
 
 def test_two_processes_agree():
-    statuses, outputs = processes.ended(processes.two("-c", TWO), 100)
+    statuses, outputs = processes.ended(processes.several("-c", TWO), 100)
     assert statuses == [0, 0] and all("agreed" in output for output in outputs), outputs

@@ -68,15 +68,15 @@ def project(folder, notebooks=(), tests=(), flags="", recursive=False):
     return folder
 
 
-def drive(folder, *options, **variables):
+def drive(folder, *options, jobs="1", **variables):
     "Run the driver; returns (exit status, output, lines that passed, lines that failed, the repeated failures)."
     done = subprocess.run(
-        [sys.executable, str(DRIVER), "--root", str(folder), *options],
+        [sys.executable, str(DRIVER), "--root", str(folder), "--jobs", jobs, *options],
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=900,
-        env={**os.environ, **variables},
+        env={**os.environ, "FORKED_PRELOAD": "", **variables},
     )
     output = done.stdout
     assert not done.stderr or done.stderr.startswith("Timeout ("), done.stderr  # where a test hung
@@ -258,7 +258,7 @@ def test_after(n): assert n
     }
     folder = project(tmp_path / "p", tests=tests)
     write(folder / "pytest.ini", "[pytest]\nmarkers = slow: slow\n")
-    _, output, passed, failed, repeated = drive(folder, "--only", "pytest", "--timeout", "8")
+    _, output, passed, failed, repeated = drive(folder, "--only", "pytest", "--timeout", "4")
     names = [f"tests/test_a.py::test_{name}" for name in ("good", "after[1]", "after[2]")] + [
         "tests/test_c.py::test_last"
     ]
@@ -267,7 +267,7 @@ def test_after(n): assert n
         "test_a.py::test_bad": "one is not two",
         "test_a.py::test_skipped": "skipped, so it proves nothing",
         "test_a.py::test_expected": "skipped, so it proves nothing",
-        "test_a.py::test_hangs": "did not end within 8 s and was stopped",
+        "test_a.py::test_hangs": "did not end within 4 s and was stopped",
         "test_a.py::test_gone": "its process ended",
         "test_a.py::test_teardown": "no way down",
         "test_b.py (collecting)": "a_module_that_is_not_there",
@@ -301,6 +301,7 @@ def test_driver_passes_a_sound_project_anywhere(sound):
     nowhere = "http://127.0.0.1:9"
     status, output, passed, failed, _ = drive(
         sound,
+        jobs="2",
         HOME="/dev/null/home",
         DISPLAY="",
         LANG="C",

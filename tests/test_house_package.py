@@ -76,6 +76,9 @@ def test_source_archive_can_be_built_and_tested(archives):
         assert name in names, name
     notebooks = {str(path.relative_to(ROOT)) for path in project.notebooks(ROOT)}
     assert notebooks and notebooks <= names
+    # what needs a clone, its history or the pinned versions, stays out with its test
+    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    assert tests - names == {"tests/test_lock.py"} and not any(name.startswith("requirements") for name in names)
     junk = [
         name
         for name in names

@@ -4,13 +4,11 @@ What is predicted is what was scored: for classes picture by picture, for object
 """
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -45,14 +43,7 @@ def typed(words, *more, epochs=None, without=(), **places):
 
 def lesa(words, cwd):
     "A command in a process of its own that ends well; what it says."
-    done = subprocess.run(
-        [sys.executable, "-m", "lesa_nb.cli", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = processes.lesa(*words, cwd=cwd, timeout=400)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout
 

@@ -1,9 +1,9 @@
 """Norms and inputs: batch norms over processes equal one batch, running statistics move as PyTorch moves them."""
 import copy
 
+import processes
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torchvision.transforms.v2.functional import normalize as torchvision_normalize
 
@@ -34,7 +34,7 @@ def _rank(rank, store, out):
 
 
 def test_sync_batch_norms_over_two_processes_equal_one_batch(tmp_path):
-    mp.spawn(_rank, (tmp_path/"store", tmp_path/"two.pt"), nprocs=2)
+    processes.spawn(_rank, (tmp_path/"store", tmp_path/"two.pt"), nprocs=2)
     found = torch.load(tmp_path/"two.pt", weights_only=True)
     model, x = _net(), torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     model(x).square().sum().backward()

@@ -2,10 +2,10 @@
 import copy
 import json
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -127,7 +127,7 @@ def _rank(rank, store, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(_rank, (folder/"store", folder), nprocs=2)
+    processes.spawn(_rank, (folder/"store", folder), nprocs=2)
     return ([json.loads((folder/f"{r}.json").read_text()) for r in range(2)],
             [torch.load(folder/f"{r}.pt", weights_only=True) for r in range(2)])
 

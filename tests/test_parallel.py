@@ -2,10 +2,10 @@
 import json
 import warnings
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from small_runs import RECIPE
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -68,7 +68,7 @@ def _rank(rank, store, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(_rank, (folder/"store", folder), nprocs=2)
+    processes.spawn(_rank, (folder/"store", folder), nprocs=2)
     return [json.loads((folder/f"{r}.json").read_text()) for r in range(2)]
 
 

@@ -32,7 +32,8 @@ def test_a_run_is_written_down(tmp_path):
     (tmp_path / "nbs" / "promises.json").write_text("{}")
     promises.record([*ended, ("tests/test_some.py::test_other", False, {})], tmp_path)
     page = (tmp_path / "nbs" / "promises.md").read_text()
-    assert "| C1 | right | 2 passed, 20" in page and "kills 50" in page
+    assert "| C1 | right |  | 2 passed, 20" in page and "kills 50" in page
     promises.record([("tests/test_some.py::test_one[a]", False, {})], tmp_path)
     page = (tmp_path / "nbs" / "promises.md").read_text()
+    assert "on the first version" in page
     assert "**1 failed**" in page and "| 1 | images of 32" in page and "not run yet" in page

@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from processes import HERE, ended, environment, two
+from processes import HERE, ended, run, several
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
@@ -109,13 +107,7 @@ def test_a_finished_run_has_nothing_to_add(straight):
 
 
 def kill(tmp_path, straight, times):
-    done = subprocess.run(
-        [sys.executable, HERE / "small_runs.py", "kill", tmp_path / "run", str(times), "0"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    done = run(HERE / "small_runs.py", "kill", tmp_path / "run", times, 0, timeout=1500)
     assert done.returncode == 0 and f"killed {times}" in done.stdout, done.stderr
     for folder in tmp_path.glob("run*"):
         if "last.pt" in os.listdir(folder):
@@ -140,8 +132,7 @@ for event in events:
     if event["kind"] == "valid":  # from now on no file may grow beyond 20 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
-    words = [sys.executable, "-c", code, tmp_path]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    done = run("-c", code, tmp_path, timeout=120)
     assert "OSError" in done.stderr and "could not be written" in done.stderr
     assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (
         0,
@@ -477,14 +468,9 @@ def test_frozen_norms_keep_still_for_10_steps():
 
 
 def test_metrics_over_two_processes_equal_one(tmp_path):
-    statuses, outputs = ended(two(HERE / "small_runs.py", "metrics", tmp_path / "two.json"))
+    statuses, outputs = ended(several(HERE / "small_runs.py", "metrics", tmp_path / "two.json"))
     assert statuses == [0, 0], outputs
-    done = subprocess.run(
-        [sys.executable, HERE / "small_runs.py", "metrics", tmp_path / "one.json"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run(HERE / "small_runs.py", "metrics", tmp_path / "one.json")
     assert done.returncode == 0, done.stderr
     one, both = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert one.keys() == both.keys() and all(abs(one[k] - both[k]) < 1e-5 * max(1, abs(one[k])) for k in one), (
@@ -496,7 +482,7 @@ def test_metrics_over_two_processes_equal_one(tmp_path):
 
 def test_a_process_that_dies_ends_the_other(tmp_path):
     start = time.monotonic()
-    statuses, outputs = ended(two(HERE / "small_runs.py", "fails", tmp_path / "run"), 60)
+    statuses, outputs = ended(several(HERE / "small_runs.py", "fails", tmp_path / "run"), 60)
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, None)
     assert "another process has ended" in outputs[0], outputs[0]
     assert time.monotonic() - start < 60

@@ -1,11 +1,9 @@
 """Starting from trained weights: what is loaded to the bit, what is fitted, what starts afresh, and what is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from torch import nn
@@ -348,9 +346,7 @@ def test_a_started_run_resumes_to_the_bit(sources, tmp_path):
 
 
 def lesa(*words):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "lesa_nb.cli", *map(str, words)], capture_output=True, text=True,
-                          env=env, timeout=300)
+    return processes.lesa(*words)
 
 
 def train(data, out, *more):

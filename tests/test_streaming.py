@@ -2,6 +2,7 @@
 import copy
 import socket
 
+import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -267,9 +268,9 @@ def test_two_ranks_equal_one_batch():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     queue = context.SimpleQueue()
-    ranks = mp.spawn(_rank, (port, queue), nprocs=2, join=False)
+    ranks = processes.spawn(_rank, (port, queue), nprocs=2, join=False)
     answers = dict(queue.get() for _ in range(2))
     while not ranks.join():
         pass

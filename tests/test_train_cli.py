@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import processes
 import pytest
@@ -41,12 +42,6 @@ def training(data, out, *, epochs, workers, small=SMALL):
     return ["train", "imagenet", "--data", data, "--out", out, *small, "--epochs", epochs, "--workers", workers]
 
 
-def command(*words, ranks=1):
-    if ranks == 1:
-        return [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
-    return processes.torchrun("-m", "lesa_nb.cli", *words, ranks=ranks)
-
-
 def environment(**env):
     env = processes.environment(**env)
     for name in ("DISPLAY", "MPLBACKEND", "RANK", "WORLD_SIZE"):
@@ -54,10 +49,13 @@ def environment(**env):
     return env
 
 
-def lesa(*words, ranks=1, **env):
-    return subprocess.run(
-        command(*words, ranks=ranks), capture_output=True, text=True, env=environment(**env), timeout=300
-    )
+def lesa(*words, **env):
+    return processes.lesa(*words, env=environment(**env))
+
+
+def torchrun(*words):
+    command = processes.torchrun("-m", "lesa_nb.cli", *words)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def one_line(done, status, *parts):
@@ -199,48 +197,62 @@ def test_verify_and_make_data(tmp_path):
     one_line(done, 1, "red/00001.png: broken picture", "mend it and resume")
 
 
-@pytest.mark.parametrize("workers, ranks", [(0, 1), pytest.param(2, 1, marks=pytest.mark.slow), (0, 2)])
-def test_sigterm_while_training(data, tmp_path, workers, ranks):
+def start(words, ranks, by, log):
+    "Processes of one run, started by us or by torchrun, and the file of what they say."
+    if by == "torchrun":
+        command = processes.torchrun("-m", "lesa_nb.cli", *words, ranks=ranks)
+        return [subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)]
+    if ranks == 1:
+        return [forked.Python(["-m", "lesa_nb.cli", *words], env=environment(), stdout=log, stderr=subprocess.STDOUT)]
+    return processes.several("-m", "lesa_nb.cli", *words, ranks=ranks, env=environment(), stdout=log)
+
+
+@pytest.mark.parametrize(
+    "workers, ranks, by",
+    [
+        (0, 1, "us"),
+        pytest.param(2, 1, "us", marks=pytest.mark.slow),
+        (0, 2, "us"),
+        pytest.param(0, 2, "torchrun", marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_while_training(data, tmp_path, workers, ranks, by):
     words = training(data, tmp_path / "run", epochs=200, workers=workers)
     with open(tmp_path / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            command(*words, ranks=ranks), env=environment(), stdout=log, stderr=subprocess.STDOUT
-        )
+        started = start(words, ranks, by, log)
         deadline = time.monotonic() + 150
         while (
             not (tmp_path / "run" / "log.jsonl").exists()
             or sum(e["kind"] == "step" for e in read_log(tmp_path / "run")) < 8
         ):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            alive = all(process.poll() is None for process in started)
+            assert alive and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(60)
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        statuses = [process.wait(60) for process in started]
     text = (tmp_path / "log.txt").read_text()
-    if ranks == 1:
-        assert status == 143, text
+    if by == "us":
+        assert statuses == [143] * ranks, text
     else:
-        assert status != 0  # torchrun has a status of its own
+        assert statuses[0] != 0  # torchrun has a status of its own
     assert text.count("everything is in") == 1, text
     saved = read_checkpoint(tmp_path / "run" / "last.pt")
     steps = 6 * saved["epoch"] + saved["step"]
     assert steps >= 8 or ranks > 1
-    rest = lesa(
-        *training(data, tmp_path / "run", epochs=200, workers=workers),
-        "--resume",
-        "auto",
-        "--stop-after",
-        saved["epoch"] + 1,
-        ranks=ranks,
-    )
+    words += ["--resume", "auto", "--stop-after", saved["epoch"] + 1]
     where = f"resumed in epoch {saved['epoch'] + 1} after step {saved['step']}"
-    assert rest.returncode == 0 and where in rest.stdout, rest.stderr
+    if by == "torchrun":
+        rest = torchrun(*words)
+        assert rest.returncode == 0 and where in rest.stdout, rest.stderr
+    else:
+        assert where in processes.run_ranks("-m", "lesa_nb.cli", *words, ranks=ranks, env=environment())
 
 
 def test_sigterm_while_starting(data, tmp_path):
     words = training(data, tmp_path / "run", epochs=200, workers=0)
-    process = subprocess.Popen(
-        command(*words), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "lesa_nb.cli", *map(str, words)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(2)  # somewhere among the imports
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
@@ -251,8 +263,8 @@ def test_sigterm_while_starting(data, tmp_path):
 
 def test_two_processes_equal_one(data, tmp_path):
     words = ["train", "imagenet", "--data", data, *SMALL, "--epochs", "2", "--workers", "0", "--precision", "float64"]
-    for name, ranks in (("one", 1), ("two", 2)):
-        done = lesa(*words, "--out", tmp_path / name, ranks=ranks)
+    for name, start in (("one", lesa), ("two", torchrun)):  # as README says
+        done = start(*words, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
     one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     for key, tensor in one["model"].items():

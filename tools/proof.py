@@ -6,11 +6,13 @@ Of every notebook two tests are made. `runs`: its cells are executed from top to
 project that no run may change, and every cell was reached. `proves`: it keeps to the rules of notebook_rules.py.
 """
 
+import compileall
 import json
 import os
 import tempfile
 from pathlib import Path
 
+import forked
 import nbformat
 import notebook_rules as rules
 import project
@@ -73,7 +75,7 @@ class Runs(NotebookItem):
         nb = nbformat.read(path, as_version=4)
         env = {**os.environ, "PYTHONPATH": str(copy["folder"])}
         env.pop("MPLBACKEND", None)  # a kernel has its own, which keeps the figures
-        execute(nb, path.parent, timeout=self.config.getoption("--notebook-timeout"), env=env)
+        execute(nb, path.parent, timeout=self.config.getoption("--notebook-timeout"), env=env, forked=forked)
         missed = [
             f"cell {i}" for i, cell in rules.code_cells(nb) if rules.holds_code(cell) and cell.execution_count is None
         ]
@@ -118,6 +120,7 @@ def project_copy(config):
         scratch = tempfile.TemporaryDirectory(prefix="lesa-copy-")
         folder = Path(scratch.name) / config.rootpath.name
         project.copy(config.rootpath, folder)
+        compileall.compile_dir(folder, maxlevels=3, quiet=2)  # once, not in each of the kernels
         config.stash[ARCHIVE] = {"scratch": scratch, "folder": folder, "before": project.snapshot(folder)}
     return config.stash[ARCHIVE]
 

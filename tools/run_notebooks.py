@@ -33,9 +33,10 @@ class NotebookError(Exception):
     "A notebook that did not run through: the cell, what happened there, and where."
 
 
-def execute(nb, folder, *, cell_timeout=None, timeout=None, env=None):
+def execute(nb, folder, *, cell_timeout=None, timeout=None, env=None, forked=None):
     """Execute the cells of `nb` in `folder`, in place. Raises NotebookError, which names the cell.
 
+    forked: the module, if its kernel is to start as a copy of a process that has imported PyTorch.
     Neither a notebook that hangs, nor one that ends its process, nor what it started outlives this call.
     """
     # The kernel of this very interpreter, whatever kernels the user has registered.
@@ -45,6 +46,8 @@ def execute(nb, folder, *, cell_timeout=None, timeout=None, env=None):
     client.extra_arguments = ["--log-level=40"]  # errors only
     client.create_kernel_manager()
     client.km.kernel_spec.argv[0] = sys.executable
+    if forked:
+        forked.provision(client.km)
     state = {"cell": 0, "group": None, "late": False}
 
     def note(cell, cell_index):

@@ -13,6 +13,7 @@ The last line is `N passed, N failed`; the exit status is 1 if anything failed, 
 """
 
 import argparse
+import compileall
 import os
 import re
 import signal
@@ -131,6 +132,8 @@ def run_pytest(board, root, folders, timeout, jobs, slow):
     "Returns whether it went to its end."
     folders = [str(root / folder) for folder in folders]
     kinds = "all tests" if slow else "all but the slow ones"
+    for package in {path.parent for path in root.glob("*/__init__.py")}:
+        compileall.compile_dir(package, quiet=2)  # once, not in each of the processes that the tests start
     print(f"\nnotebooks and tests ({kinds}, {jobs} at a time, {timeout:g} s each at most)", flush=True)
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "proof", "--rootdir", str(root)]
     options += ["-n", str(jobs), "--dist", "worksteal", "--max-worker-restart", "100"]

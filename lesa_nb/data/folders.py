@@ -18,7 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .listing import _ONE_CLASS, PICTURE_FORMATS, _list_entries, _list_pictures, find_layout, is_picture
+from lesa_nb.data.listing import (
+    _ONE_CLASS,
+    PICTURE_FORMATS,
+    _list_entries,
+    _list_pictures,
+    find_layout,
+    is_picture,
+)
 from .photos import MAX_PIXELS, open_image
 from .report import printable
 from .seeding import seeded
@@ -30,7 +37,8 @@ def class_names(
 ) -> list[str]: # in the order of their labels
     "The classes of a folder: names of its folders, sorted, eq. (15.1)."
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{printable(folder)}: no such folder; expected one that holds a folder for each class")
+        raise FileNotFoundError(f"{printable(folder)}: no such folder; expected one that holds "
+                                "a folder for each class")
     found = _list_entries(folder)
     names = sorted(found.folders)  # (15.1)
     if not names:
@@ -51,21 +59,23 @@ def same_classes(
     "Refuse two splits whose classes, and so whose labels, differ; say which."
     lost, extra = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if lost or extra:
-        only = f"; only in train: {_some(lost)}"*bool(lost) + f"; only in val: {_some(extra)}"*bool(extra)
-        raise ValueError(f"classes differ: {len(set(train)):,} in train, {len(set(val)):,} in val{only}; "
-                         "every class needs a folder in both, or labels would not mean the same")
+        only = f"; only in train: {_some(lost)}"*bool(lost)
+        only += f"; only in val: {_some(extra)}"*bool(extra)
+        raise ValueError(f"classes differ: {len(set(train)):,} in train, {len(set(val)):,} in val"
+                         f"{only}; every class needs a folder in both, "
+                         "or labels would not mean the same")
     return list(train)
 
 # %% ../../nbs/3_training/15_folders.ipynb #cell-12
 class ClassFolder(Dataset):
-    "Pictures in a folder for each class: keys are (epoch, index), or an index; items are image, label, path."
+    "Pictures in a folder for each class: keys are (epoch, index); items are image, label, path."
     def __init__(self,
         folder: str | PathLike, # of one split, such as imagenet/train
         transform: Callable | None = None, # from a Pillow picture; None keeps the picture
         *,
         seed: int = 0, # of the transform's randomness
         exif: bool = True, # turn pictures as their EXIF notes say
-        chosen: Callable[[list[str]], Sequence[bool]] | None = None, # names of a class -> which belong to this split
+        chosen: Callable[[list[str]], Sequence[bool]] | None = None, # of a class's names
     ):
         if seed < 0: raise ValueError(f"seed must be 0 or more, got {seed}")
         self.folder, self.transform, self.seed, self.exif = os.fspath(folder), transform, seed, exif
@@ -75,10 +85,13 @@ class ClassFolder(Dataset):
         if empty:
             raise ValueError(f"{printable(os.path.join(folder, empty[0]))}: empty class"
                              + f", and {len(empty) - 1:,} more"*(len(empty) > 1)
-                             + f"; every class needs a picture, a file that ends in {', '.join(PICTURE_FORMATS)}")
+                             + "; every class needs a picture, a file that ends in "
+                             + ", ".join(PICTURE_FORMATS))
         if chosen:
-            found = [[name for name, taken in zip(files, chosen(files)) if taken] for files in found]
-        self.labels = torch.arange(len(found)).repeat_interleave(torch.tensor([len(files) for files in found]))
+            found = [[name for name, taken in zip(files, chosen(files)) if taken]
+                     for files in found]
+        counts = torch.tensor([len(files) for files in found])
+        self.labels = torch.arange(len(found)).repeat_interleave(counts)
         names = [os.fsencode(name) for files in found for name in files]
         self._names, self._ends = b"".join(names), np.cumsum([0] + [len(name) for name in names])
 
@@ -88,15 +101,16 @@ class ClassFolder(Dataset):
     def path(self, index: int) -> str:
         "Where a picture lies."
         index = range(len(self))[index]
-        return os.path.join(self.folder, os.fsdecode(self._names[self._ends[index]:self._ends[index + 1]]))
+        name = self._names[self._ends[index]:self._ends[index + 1]]
+        return os.path.join(self.folder, os.fsdecode(name))
 
     def sample_name(self, index: int) -> str:
-        "The name below the folder, as it can be printed: runs tell by it whether their data have changed."
+        "The name below the folder, as it can be printed: a run tells by it if its data changed."
         return printable(os.path.relpath(self.path(index), self.folder))
 
     def __getitem__(self,
         key: int | tuple[int, int], # index, or epoch and index
-    ) -> tuple[Float[Tensor, "C H W"] | Image.Image, int, str]: # image, label, path as it can be printed
+    ) -> tuple[Float[Tensor, "C H W"] | Image.Image, int, str]: # image, label, path, printable
         epoch, index = key if isinstance(key, tuple) else (0, key)
         path, label = self.path(index), int(self.labels[index])
         image = open_image(path, exif=self.exif, max_pixels=MAX_PIXELS)
@@ -112,9 +126,11 @@ def held_out(
 ) -> list[bool]: # whether each of them validates
     "Decide by their names alone which pictures of a class validate, eq. (15.3)."
     if len(names) < 2:
-        raise ValueError(f"{printable(names[0]) if names else 'a class'}: the only picture of its class; "
+        name = printable(names[0]) if names else "a class"
+        raise ValueError(f"{name}: the only picture of its class; "
                          "a split needs at least two, one for training and one for validation")
-    u = [int.from_bytes(sha256(os.fsencode(name.replace(os.sep, "/"))).digest()[:8], "big")/2**64 for name in names]
+    digests = [sha256(os.fsencode(name.replace(os.sep, "/"))).digest() for name in names]
+    u = [int.from_bytes(digest[:8], "big")/2**64 for digest in digests]
     held = [value < fraction for value in u]                           # (15.3)
     if not any(held):
         held[u.index(min(u))] = True
@@ -129,7 +145,7 @@ def class_folders(
     size: int = 224, # pixels of a side of what comes out
     augment: str = "published", # a row of `CLASSIFY_AUGMENTS`
     seed: int = 0, # of the crops
-    val_fraction: float | None = None, # of each class that validates; None: val/ holds what validates
+    val_fraction: float | None = None, # of each class that validates; None: val/ holds what does
     exif: bool = True, # turn pictures as their EXIF notes say; the published protocol does not
 ) -> tuple[ClassFolder, ClassFolder]: # for training, for validation
     "Both splits of a folder, ready for training: the same classes, none of them empty."
@@ -144,5 +160,6 @@ def class_folders(
         return [not held for held in validates(names)]
 
     chosen = (None, None) if val_fraction is None else (trains, validates)
-    train = ClassFolder(layout.train, train_transform(size, augment), seed=seed, exif=exif, chosen=chosen[0])
+    train = ClassFolder(layout.train, train_transform(size, augment), seed=seed, exif=exif,
+                        chosen=chosen[0])
     return train, ClassFolder(layout.val, eval_transform(size), exif=exif, chosen=chosen[1])

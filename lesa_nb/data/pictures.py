@@ -30,27 +30,32 @@ def check_samples(
     "Refuse samples that break eq. (14.1), and say which."
     images, labels = samples[:2]
     if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be float (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise ValueError("images must be float (B, C, H, W), "
+                         f"got {images.dtype} {tuple(images.shape)}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be int64, one for each of {len(images)} images, "
                          f"got {labels.dtype} {tuple(labels.shape)}")
     broken = (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
-        raise ValueError(f"{len(broken)} of {len(images)} images hold nan or inf; the first are {broken[:5]}")
+        raise ValueError(f"{len(broken)} of {len(images)} images hold nan or inf; "
+                         f"the first are {broken[:5]}")
     outside = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()  # (14.1)
     if outside:
-        raise ValueError(f"labels must lie in 0..{classes - 1}; image {outside[0]} has {labels[outside[0]].item()}")
+        raise ValueError(f"labels must lie in 0..{classes - 1}; "
+                         f"image {outside[0]} has {labels[outside[0]].item()}")
     return Samples(images, labels)
 
 # %% ../../nbs/3_training/14_pictures.ipynb #cell-13
 CELL = 5 # pixels of a cell
 _SIDE = 64 # of a picture
 TWIN_CLASSES = ("red", "green", "blue")
-_COLOURS_M3 = torch.tensor([[1., 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) # the cue, then the classes
-_SHAPES_S33 = torch.stack([torch.tensor([[1., 0, 0], [1, 0, 0], [1, 1, 1]]).rot90(turn) for turn in range(4)])
+# the cue, then the classes
+_COLOURS_M3 = torch.tensor([[1., 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+_L_33 = torch.tensor([[1., 0, 0], [1, 0, 0], [1, 1, 1]])
+_SHAPES_S33 = torch.stack([_L_33.rot90(turn) for turn in range(4)])
 
 class Twins(NamedTuple):
-    "Pictures of the twin task with what they were drawn from; marks are in the order cue, red, green, blue."
+    "Pictures of the twin task, and what was drawn; marks in the order cue, red, green, blue."
     images: Float[Tensor, "B 3 64 64"]
     labels: Int[Tensor, "B"] # colour of the twin, see TWIN_CLASSES
     turns: Int[Tensor, "B 4"] # quarter turns of each mark
@@ -60,7 +65,8 @@ def _paint(images_BHW3: Tensor, corners_BM2: Tensor, squares_BMPP3: Tensor) -> N
     "Write squares of P x P pixels into the images, each at its corner."
     side_P = torch.arange(squares_BMPP3.shape[2])
     batch = torch.arange(len(images_BHW3))[:, None, None, None]
-    rows, columns = corners_BM2[..., 0, None, None] + side_P[:, None], corners_BM2[..., 1, None, None] + side_P
+    rows = corners_BM2[..., 0, None, None] + side_P[:, None]
+    columns = corners_BM2[..., 1, None, None] + side_P
     images_BHW3[batch, rows, columns] = squares_BMPP3
 
 def find_twin(
@@ -71,13 +77,13 @@ def find_twin(
     clutter: int = 0, # number of grey cells, never inside the square of a mark
     noise: float = 0.06, # standard deviation, of each pixel
 ) -> Twins: # images in [0, 1]
-    "Draw fresh pictures whose class is the colour of the mark turned like the white one, eq. (14.2)."
+    "Pictures whose class is the colour of the mark turned like the white one, eq. (14.2)."
     g = generator
     labels_B = torch.randint(3, (n,), generator=g)                     # (14.2) y
     turns_BM = torch.rand(n, 4, generator=g).argsort(1)
-    turns_BM[:, 0] = turns_BM[torch.arange(n), 1 + labels_B]           # (14.2) the cue turns like its twin
+    turns_BM[:, 0] = turns_BM[torch.arange(n), 1 + labels_B]    # (14.2) the cue turns like its twin
     quadrants_BM = torch.rand(n, 4, generator=g).argsort(1)
-    steps, step = (3, CELL) if aligned else (2*CELL + 1, 1)            # 0 to 2 cells, or 0 to 10 pixels
+    steps, step = (3, CELL) if aligned else (2*CELL + 1, 1)        # 0 to 2 cells, or 0 to 10 pixels
     jitter_BM2 = step*torch.randint(steps, (n, 4, 2), generator=g)
     corners_BM2 = 6*CELL*torch.stack([quadrants_BM//2, quadrants_BM%2], -1) + jitter_BM2
     brightness_BM1 = 0.75 + 0.25*torch.rand(n, 4, 1, generator=g)
@@ -88,9 +94,11 @@ def find_twin(
         cells = CELL*torch.randint(_SIDE//CELL, (n, clutter, 2), generator=g)
         _paint(images_BHW3, cells, grey.expand(n, clutter, CELL, CELL, 3))
     lit_BMPP = _SHAPES_S33[turns_BM].repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
-    _paint(images_BHW3, corners_BM2, lit_BMPP[..., None]*(_COLOURS_M3*brightness_BM1)[:, :, None, None])
+    colours_BM113 = (_COLOURS_M3*brightness_BM1)[:, :, None, None]
+    _paint(images_BHW3, corners_BM2, lit_BMPP[..., None]*colours_BM113)
     images_BHW3 += noise*torch.randn(images_BHW3.shape, generator=g)
-    return Twins(images_BHW3.clamp_(0, 1).permute(0, 3, 1, 2).contiguous(), labels_B, turns_BM, corners_BM2)
+    images_B3HW = images_BHW3.clamp_(0, 1).permute(0, 3, 1, 2).contiguous()
+    return Twins(images_B3HW, labels_B, turns_BM, corners_BM2)
 
 # %% ../../nbs/3_training/14_pictures.ipynb #cell-21
 class DigitSplit(NamedTuple):
@@ -114,7 +122,8 @@ def digits(
     held, kept = order.tensor_split([round(valid*len(order))])
     mean, std = images_BCHW[kept].mean().item(), images_BCHW[kept].std().item()
     images_BCHW = ((images_BCHW - mean)/std).repeat(1, channels, 1, 1)         # (14.3)
-    return DigitSplit(Samples(images_BCHW[kept], labels_B[kept]), Samples(images_BCHW[held], labels_B[held]), mean, std)
+    train, held_back = (Samples(images_BCHW[part], labels_B[part]) for part in (kept, held))
+    return DigitSplit(train, held_back, mean, std)
 
 # %% ../../nbs/3_training/14_pictures.ipynb #cell-26
 def chunks(
@@ -144,7 +153,8 @@ def shuffled(
     images, labels = samples[:2]
     per_epoch = len(labels)//batch_size
     if not per_epoch:
-        raise ValueError(f"{len(labels)} pictures cannot fill one batch of {batch_size}: choose a smaller batch_size")
+        raise ValueError(f"{len(labels)} pictures cannot fill one batch of {batch_size}: "
+                         "choose a smaller batch_size")
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(labels), generator=generator).split(batch_size)

@@ -11,13 +11,19 @@ from torch import Tensor, einsum
 
 # %% ../../nbs/1_layer/01_attention.ipynb #cell-09
 def split_qkv(
-    x_BMN: Float[Tensor, "B M N"], # M = 2C channels, head after head: q, k, v of head 0, then of head 1, ...
+    x_BMN: Float[Tensor, "B M N"], # M = 2C channels: q, k, v of head 0, then of head 1, ...
     heads: int, # number of heads G
-) -> tuple[Float[Tensor, "B G K N"], Float[Tensor, "B G K N"], Float[Tensor, "B G V N"]]: # q, k, v: V = C/G, K = V/2
+) -> tuple[
+    Float[Tensor, "B G K N"], # queries, K = V/2
+    Float[Tensor, "B G K N"], # keys
+    Float[Tensor, "B G V N"], # values, V = C/G
+]:
     "Read one stack of channels as the queries, keys and values of every head, eq. (1.1)."
-    if x_BMN.ndim != 3: raise ValueError(f"need shape (B, 2C, N), got {tuple(x_BMN.shape)}: flatten the map first")
+    if x_BMN.ndim != 3:
+        raise ValueError(f"need shape (B, 2C, N), got {tuple(x_BMN.shape)}: flatten the map first")
     if x_BMN.shape[1] % (4*heads):
-        raise ValueError(f"need a multiple of 4*heads = {4*heads} channels (K + K + 2K per head), got {x_BMN.shape[1]}")
+        raise ValueError(f"need a multiple of 4*heads = {4*heads} channels (K + K + 2K per head), "
+                         f"got {x_BMN.shape[1]}")
     x_BGDN = x_BMN.unflatten(1, (heads, -1))
     K = x_BGDN.shape[2]//4
     return x_BGDN.split([K, K, 2*K], dim=2)  # (1.1)
@@ -30,7 +36,8 @@ def pair_scores(
     "Score every query against every key, without 1/sqrt(K), eq. (1.2)."
     # einsum would stretch an axis of size 1 in silence, so compare the shapes here.
     if q_BGKN.shape[:3] != k_BGKN.shape[:3]:
-        raise ValueError(f"queries and keys need the same B, G, K, got {tuple(q_BGKN.shape)} and {tuple(k_BGKN.shape)}")
+        raise ValueError("queries and keys need the same B, G, K, "
+                         f"got {tuple(q_BGKN.shape)} and {tuple(k_BGKN.shape)}")
     return einsum("bgki,bgkj->bgij", q_BGKN, k_BGKN)  # (1.2)
 
 # %% ../../nbs/1_layer/01_attention.ipynb #cell-28
@@ -40,6 +47,7 @@ def weighted_sum(
 ) -> Float[Tensor, "B G V N"]: # what each position hears
     "Sum the values of all keys with the weights of each query, eq. (1.4)."
     if w_BGNN.shape[:2] != v_BGVN.shape[:2] or w_BGNN.shape[-1] != v_BGVN.shape[-1]:
-        raise ValueError(f"weights (B, G, N, N) and values (B, G, V, N) need the same B, G and number of keys, "
+        raise ValueError("weights (B, G, N, N) and values (B, G, V, N) need the same B, G "
+                         "and number of keys, "
                          f"got {tuple(w_BGNN.shape)} and {tuple(v_BGVN.shape)}")
     return einsum("bgij,bgvj->bgvi", w_BGNN, v_BGVN)  # (1.4)

@@ -24,7 +24,8 @@ def fuse(
 # %% ../../nbs/1_layer/08_gate.ipynb #cell-13
 def _conv_norm(in_channels, out_channels, kernel):
     "A convolution that keeps the size of the map, and its batch norm."
-    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(out_channels)]
+    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel//2, bias=False),
+            nn.BatchNorm2d(out_channels)]
 
 class Gate(nn.Module):
     "Look at both terms and answer, per pixel and channel, how much context to add."
@@ -35,10 +36,12 @@ class Gate(nn.Module):
     ):
         super().__init__()
         if len(kernels) != len(shrink) + 1:
-            raise ValueError(f"expected one kernel per divisor and one for the projection: {len(shrink) + 1} for "
-                             f"shrink = {tuple(shrink)}, found kernels = {tuple(kernels)}")
+            raise ValueError("expected one kernel per divisor and one for the projection: "
+                             f"{len(shrink) + 1} for shrink = {tuple(shrink)}, "
+                             f"found kernels = {tuple(kernels)}")
         if any(kernel % 2 == 0 for kernel in kernels):
-            raise ValueError(f"expected odd kernels, which keep the size of the map, found {tuple(kernels)}")
+            raise ValueError("expected odd kernels, which keep the size of the map, "
+                             f"found {tuple(kernels)}")
         layers, width = [nn.ReLU()], 2*channels
         for divisor, kernel in zip(shrink, kernels):
             if divisor < 1 or width % divisor:

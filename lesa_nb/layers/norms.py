@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -64,6 +63,18 @@ def update_running_stats(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Ten
     norm.running_var += share*(var*count/(count - 1) - norm.running_var)
 
 
+def _written_out(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any) -> Tensor:
+    """What `_Normalize` computes, in float64 and in operations that can be differentiated as often as anybody likes."""
+    C, axes, shape = x.shape[1], [d for d in range(x.ndim) if d != 1], [1, -1] + [1]*(x.ndim - 2)
+    wide = x.double()
+    own = torch.cat([wide.sum(axes), wide.square().sum(axes), wide.new_full((1,), x.numel()//C)])
+    total, squares, count = _AllReduceSum.apply(own, group).split([C, C, 1])
+    mean = total/count
+    over = (squares/count - mean*mean + eps).rsqrt()
+    y = (wide - mean.view(shape))*(over if weight is None else over*weight).view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(x.dtype)
+
+
 class _Normalize(torch.autograd.Function):
     """Normalise x (B, C, ...) by mean and variance of all processes' samples; returns these and the count, too.
 
@@ -94,17 +105,22 @@ class _Normalize(torch.autograd.Function):
         mean = total[:C]/count
         var = (total[C:-1]/count - mean*mean).clamp_min(0)
         over = (var + eps).rsqrt()
-        ctx.axes, ctx.shape, ctx.group = axes, shape, group
-        ctx.save_for_backward(x, weight, mean, over, count)
+        ctx.axes, ctx.shape, ctx.eps, ctx.group = axes, shape, eps, group
+        ctx.save_for_backward(x, weight, bias, mean, over, count)
         ctx.mark_non_differentiable(mean, var, count)
         scale = over if weight is None else over*weight
         y = (wide - mean.to(wide.dtype).view(shape))*scale.to(wide.dtype).view(shape)
         return (y if bias is None else y + bias.to(wide.dtype).view(shape)).to(x.dtype), mean, var, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> Any:
-        x, weight, mean, over, count = ctx.saved_tensors
+        x, weight, bias, mean, over, count = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            again = [t if needed else None for t, needed in zip((x, weight, bias), ctx.needs_input_grad)]
+            wanted = [t for t in again if t is not None]
+            y = _written_out(x, weight, bias, ctx.eps, ctx.group)
+            found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+            return *(None if t is None else next(found) for t in again), None, None
         wide, shape = torch.promote_types(x.dtype, torch.float32), ctx.shape
         g, off = g.to(wide), x.to(wide) - mean.to(wide).view(shape)
         own = torch.stack([g.sum(ctx.axes), (g*off).sum(ctx.axes)]).double()
@@ -122,7 +138,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     """Batch norm over the samples of all processes, on any device, for inputs (B, C, ...).
 
     In training, one all-reduce forward and one backward; a process may have no samples at all. In eval mode and in a
-    single process PyTorch's own batch norm does the work. Its gradient cannot be differentiated again.
+    single process PyTorch's own batch norm does the work. With `create_graph=True` its gradient can be differentiated
+    again, for which every process must ask.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class Split(NamedTuple):
 def _own_weights(w_BGNN):
     "The weight that each position gives itself: the diagonal, B G N."
     if w_BGNN.shape[-2] != w_BGNN.shape[-1]:
-        raise ValueError(f"need as many queries as keys to know which pair is j = i, got weights {tuple(w_BGNN.shape)}")
+        raise ValueError("need as many queries as keys to know which pair is j = i, "
+                         f"got weights {tuple(w_BGNN.shape)}")
     return w_BGNN.diagonal(dim1=-2, dim2=-1)
 
 

@@ -9,7 +9,7 @@ __all__ = ['INNER', 'TERM_NAMES', 'SmallNet', 'Problem', 'twin_problem', 'digit_
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-02
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +97,7 @@ class Problem(NamedTuple):
     valid: Samples # never trained on
     mean: float = 0. # what the pictures were standardised with
     std: float = 1.
+    names: Sequence[str] = () # of the classes; () for their numbers
 
 def twin_problem(
     *,
@@ -156,6 +157,8 @@ def train_network(
         chance=1/problem.net["classes"], pictures=len(problem.valid.labels),
         parameters=sum(p.numel() for p in model.parameters()), steps=steps, batch_size=batch_size, lr=lr, seed=seed,
         seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu, 1))
+    if problem.names:
+        metadata["classes"] = list(problem.names)
     return Trained(model.cpu().eval(), metadata, losses, curve)
 
 def train_small(
@@ -218,4 +221,5 @@ def _as_input(
                        v2.ToDtype(torch.float32, scale=True), v2.Normalize([metadata["mean"]], [metadata["std"]])])
 
 register_kind("small", Kind("classifier", build=lambda metadata: SmallNet(**metadata["net"]), transform=_as_input,
-                            classes=lambda metadata: range(metadata["net"]["classes"])))
+                            classes=lambda metadata: metadata.get("classes")
+                            or range(metadata["net"]["classes"])))

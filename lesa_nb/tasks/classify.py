@@ -33,11 +33,12 @@ from ..weights.start import Started, graft_network, start_classifier, start_meta
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-05
 #: recipes by name: as in the paper, and with everything that came later
 CLASSIFICATION_RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
-    Recipe("published", epochs=95, batch_size=128, lr=.05, lr_batch=128, nesterov=True, weight_decay=8e-5,
-           warmup_epochs=5),
-    Recipe("modern", epochs=300, batch_size=1024, lr=.5, lr_batch=1024, nesterov=True, weight_decay=2e-5,
-           decay_all=False, warmup_epochs=5, label_smoothing=.1, mixup=.2, cutmix=1., ema=.9999, clip=5.,
-           precision="bfloat16", channels_last=True, compile=True, augment="modern"))}
+    Recipe("published", epochs=95, batch_size=128, lr=.05, lr_batch=128, nesterov=True,
+           weight_decay=8e-5, warmup_epochs=5),
+    Recipe("modern", epochs=300, batch_size=1024, lr=.5, lr_batch=1024, nesterov=True,
+           weight_decay=2e-5, decay_all=False, warmup_epochs=5, label_smoothing=.1, mixup=.2,
+           cutmix=1., ema=.9999, clip=5., precision="bfloat16", channels_last=True, compile=True,
+           augment="modern"))}
 
 def find_recipe(
     name: str, # a key of `CLASSIFICATION_RECIPES`
@@ -61,7 +62,7 @@ def collate_classification(samples: Sequence[tuple[Tensor, int, str]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), list(paths))
 
 def _mixer(recipe, classes):
-    "MixUp or CutMix, each in half of the batches where a recipe wants both; nothing where it wants none."
+    "MixUp or CutMix, each in half of the batches where a recipe wants both; or nothing."
     alphas = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
     ways = [way(alpha=alpha, num_classes=classes) for way, alpha in alphas if alpha]
     return v2.RandomChoice(ways) if ways else None
@@ -76,34 +77,38 @@ def classification_losses(
     "Cross entropy of one batch, eq. (18.1)."
     x_BCHW, y = batch.images, batch.labels
     if mix:
-        x_BCHW, y = mix(x_BCHW, y)                                                                    # (18.1) now B n
-    return dict(loss=F.cross_entropy(model(x_BCHW), y, label_smoothing=recipe.label_smoothing))       # (18.1)
+        x_BCHW, y = mix(x_BCHW, y)  # (18.1) now B n
+    smooth = recipe.label_smoothing
+    return dict(loss=F.cross_entropy(model(x_BCHW), y, label_smoothing=smooth))             # (18.1)
 
 def classification_scores(
     model: nn.Module,
     batches: Iterable[Batch], # of this process
     *,
     classes: int,
-    more: Sequence[Any] = (), # metrics of torchmetrics that are updated along: to count class by class, for instance
+    more: Sequence[Any] = (), # metrics of torchmetrics that are updated along, as by class
 ) -> dict[str, float]: # top1, top5 (of more than five classes) in percent, loss
     "Accuracies over the images of all processes, each counted once."
     from torchmetrics import MeanMetric
     from torchmetrics.classification import MulticlassAccuracy
     if classes < 2:
-        raise ValueError(f"scores need at least 2 classes to tell apart, got {classes}: add a folder for another class")
+        raise ValueError(f"scores need at least 2 classes to tell apart, got {classes}: "
+                         "add a folder for another class")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    top = {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro").to(device) for k in (1, 5) if k < classes}
+    top = {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro").to(device)
+           for k in (1, 5) if k < classes}
     loss = MeanMetric().to(device)
     for images, labels, _ in batches:
         logits = model(images).float()
         for metric in (*top.values(), *more):
             metric.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-    return {name: 100*metric.compute().item() for name, metric in top.items()} | dict(loss=loss.compute().item())
+    scores = {name: 100*metric.compute().item() for name, metric in top.items()}
+    return scores | dict(loss=loss.compute().item())
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-12
 def _started(build, start, classes) -> tuple[Callable[[], nn.Module], Started]:
-    "A builder whose networks begin with a file's weights, and what becomes of every tensor; no numbers are needed yet."
+    "A builder whose networks begin with a file's weights, and what becomes of every tensor."
     def begin():
         network = build()
         start_classifier(network, start, classes=classes)
@@ -119,11 +124,11 @@ def classification_task(
     *,
     network: str = "resnet50", # a key of `CLASSIFIERS`
     term: str = "lesa", # or the controls "attention", "conv"
-    position: str | None = None, # "flat" or "factored"; None: as published, and what detectors need for a small one
+    position: str | None = None, # "flat" or "factored"; None: as published, or as detectors need it
     image_size: int = 224,
     seed: int = 0, # of the crops
     valid_batch: int = 64,
-    val_fraction: float | None = None, # of each class that validates, where `data` holds the classes themselves
+    val_fraction: float | None = None, # of each class that validates, if `data` holds them
     start: str | PathLike | None = None, # a file of trained weights to begin with
     graft: bool = False, # make the network of the plain ResNet in that file
     say: Callable[[str], None] = print, # gets what became of the file's tensors
@@ -131,25 +136,29 @@ def classification_task(
     "Classify the images of a folder by a recipe."
     if graft:
         if start is None:
-            raise ValueError("graft=True makes the network of a file's ResNet: say which with start=")
+            raise ValueError("graft=True makes the network of a file's ResNet: "
+                             "say which with start=")
         network = graft_network(start)
     require_image_size(image_size, network)
-    train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed, val_fraction=val_fraction)
+    train, valid = class_folders(data, size=image_size, augment=recipe.augment, seed=seed,
+                                 val_fraction=val_fraction)
     recipe = fit_batch(recipe, len(train), say)
     position = position or default_position(network)
     net: dict[str, Any] = dict(network=network, term=term, position=position, image_size=image_size)
     count = len(train.classes)
-    metadata: dict[str, Any] = dict(arch="classifier", **net, classes=train.classes, **start_metadata(start))
+    metadata: dict[str, Any] = dict(arch="classifier", **net, classes=train.classes,
+                                    **start_metadata(start))
     metadata |= dict(val_fraction=val_fraction) if val_fraction else {}
     build: Callable[[], nn.Module] = partial(build_classifier, num_classes=count, **net)
     if start is not None:
         build, started = _started(build, start, train.classes)
         say(f"started from {start}\n{started.format()}")
     return Task(
-        metadata=metadata, recipe=recipe, build=build, train=train, valid=valid, collate=collate_classification,
+        metadata=metadata, recipe=recipe, build=build, train=train, valid=valid,
+        collate=collate_classification, score="top1", valid_batch=valid_batch, fixed_size=True,
         losses=partial(classification_losses, recipe=recipe, mix=_mixer(recipe, count)),
-        validate=partial(classification_scores, classes=count), batch_names=lambda batch: batch.paths, score="top1",
-        valid_batch=valid_batch, fixed_size=True)
+        validate=partial(classification_scores, classes=count),
+        batch_names=lambda batch: batch.paths)
 
 # %% ../../nbs/3_training/18_imagenet.ipynb #cell-22
 def _check_classes(names, metadata, folder):
@@ -158,9 +167,10 @@ def _check_classes(names, metadata, folder):
     if len(names) != len(known):
         raise ValueError(f"{folder}: {len(names)} classes, but the network knows {len(known)}")
     if not metadata.get("classes_guessed") and names != known:
-        there, here = ([a for a in one if a not in two] or one for one, two in ((names, known), (known, names)))
-        raise ValueError(f"{folder}: other classes than the network's: {there[0]!r} where it learned {here[0]!r}; "
-                         "labels would not mean the same")
+        there, here = ([a for a in one if a not in two] or one
+                       for one, two in ((names, known), (known, names)))
+        raise ValueError(f"{folder}: other classes than the network's: {there[0]!r} where it "
+                         f"learned {here[0]!r}; labels would not mean the same")
 
 def score_folder(
     classifier: Loaded, # what `load` returned
@@ -171,21 +181,24 @@ def score_folder(
     batch_size: int = 64,
     workers: int = 0,
     device: str | None = None,
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, # gets the batches: a progress bar, for instance
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter, # gets the batches: a progress bar?
     more: Sequence[Any] = (), # see `classification_scores`
 ) -> dict[str, float]: # what that returns, and how many samples
     "Accuracy on the images of a folder; under torchrun the processes share them."
     if classifier.kind != "classifier":
-        raise ValueError(f"expected a classifier to score on a folder of classes, found a {classifier.kind}")
+        raise ValueError("expected a classifier to score on a folder of classes, "
+                         f"found a {classifier.kind}")
     place = find_scored(folder, val_fraction, classifier.metadata.get("val_fraction"))
     names = class_names(place)
     _check_classes(names, classifier.metadata, place)
     images = ClassFolder(place, eval_transform(image_size) if image_size else classifier.transform,
                          chosen=partial(held_out, fraction=val_fraction) if val_fraction else None)
-    on, as_it_is = pick_device(device), Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
+    on = pick_device(device)
+    as_it_is = Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)
     with process_group(on) as ranks:
-        batches = loader(images, shard(len(images), batch_size, ranks), collate_classification, workers=workers,
-                         pin=on.type == "cuda")
+        batches = loader(images, shard(len(images), batch_size, ranks), collate_classification,
+                         workers=workers, pin=on.type == "cuda")
         scores = evaluate(classifier.model.to(on), checked_batches(watch(batches)),
-                          partial(classification_scores, classes=len(names), more=more), as_it_is, on)
+                          partial(classification_scores, classes=len(names), more=more),
+                          as_it_is, on)
     return dict(scores, samples=len(images))

@@ -27,8 +27,9 @@ def _scale_and_shift(
 ) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]: # s and t, in float64
     "The two numbers per channel that a batch norm comes down to."
     if norm.running_mean is None:
-        raise ValueError("a batch norm that keeps no running statistics (track_running_stats=False) takes new ones "
-                         "from every batch: there is no constant to fold; calibrate one that keeps them")
+        raise ValueError("a batch norm that keeps no running statistics "
+                         "(track_running_stats=False) takes new ones from every batch: there is "
+                         "no constant to fold; calibrate one that keeps them")
     scale_C = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale_C = scale_C*norm.weight.detach().double()                          # (13.1) s
@@ -64,18 +65,17 @@ def _fold(
         shift_C = shift_C + scale_C*conv.bias.double()                           # (13.2) s b + t
     conv.weight.copy_(_rows(scale_C, conv.weight)*conv.weight.double())          # (13.2) s W
     shift_C = shift_C.to(conv.weight)
-    if isinstance(conv, DeformableConv2d): return _Shift(shift_C)                 # the offsets' convolution stays
+    if isinstance(conv, DeformableConv2d): return _Shift(shift_C)   # the offsets' convolution stays
     conv.bias = nn.Parameter(shift_C, requires_grad=conv.weight.requires_grad)
     return nn.Identity()
 
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-13
 class _Scale(nn.Module):
-    "What stays of a batch norm once its shift has gone: a factor for each channel. It can be read as a norm at rest."
-    running_mean, bias, eps, at_rest = 0., 0., 0., True  # with `running_var`, all that `moments.score_scale` reads
+    "What stays of a batch norm without its shift: a factor per channel; reads as a norm at rest."
+    # with `running_var`, all that `moments.score_scale` reads
+    running_mean, bias, eps, at_rest = 0., 0., 0., True
 
-    def __init__(self,
-        scale_C: Float[Tensor, "C"], # the factors
-    ):
+    def __init__(self, scale_C: Float[Tensor, "C"]):
         super().__init__()
         self.weight: Tensor = nn.Buffer(scale_C)
         self.training, self.ones = False, bool((scale_C == 1).all())
@@ -97,7 +97,7 @@ class _Scale(nn.Module):
         return x if self.ones else x*_rows(self.weight, x[0])
 
 def _share(scores_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "What queries and keys take of the scales of scores, and what is left of each kind: (13.4), (13.5)."
+    "What queries and keys take of the scales of scores, and what is left: (13.4), (13.5)."
     taken_PG = torch.where(scores_PG.abs() > 1e-3, scores_PG, 1.)
     left_PG, q_G = scores_PG/taken_PG, taken_PG[1]
     if len(scores_PG) == 2:
@@ -119,7 +119,8 @@ def _fold_context(
     V = scale_GVS.shape[1]
     context.add_module("norm_qkv", _fold(qkv, context.norm_qkv))                  # (13.2)
     assert qkv.bias is not None
-    rows_GD = torch.cat([q_G[:, None].expand(G, V//2), k_G[:, None].expand(G, V//2), scale_GVS[..., 0]], 1)
+    q_GD, k_GD = (scale_G[:, None].expand(G, V//2) for scale_G in (q_G, k_G))
+    rows_GD = torch.cat([q_GD, k_GD, scale_GVS[..., 0]], 1)
     bias_GD = rows_GD*qkv.bias.double().unflatten(0, (G, -1))
     bias_GD[:, -V:] += shift_GVS.sum(-1)                                         # (13.3) t and t'
     qkv.weight.copy_(_rows(rows_GD.flatten(), qkv.weight)*qkv.weight.double())   # (13.3) s, (13.4)
@@ -158,9 +159,11 @@ def fold_norms(
     network: nn.Module, # a LESA layer, a `ResNet`, or anything that holds such parts, in eval mode
 ) -> nn.Module: # a new network with the same outputs
     "The inference form: a copy in which every batch norm has moved into the weights beside it."
-    if training := [name or type(part).__name__ for name, part in network.named_modules() if part.training]:
-        raise ValueError(f"expected a network in eval mode, found {len(training)} parts in training mode, "
-                         f"first {training[0]!r}: call .eval() before fold_norms")
+    training = [name or type(part).__name__ for name, part in network.named_modules()
+                if part.training]
+    if training:
+        raise ValueError(f"expected a network in eval mode, found {len(training)} parts in "
+                         f"training mode, first {training[0]!r}: call .eval() before fold_norms")
     network = copy.deepcopy(network)
     for part in list(network.modules()):
         _fold_part(part)

@@ -21,13 +21,14 @@ _STAGES = ("layer3", "layer4") # where LESA belongs
 def _graft_layer(
     conv: nn.Conv2d, # a trained 3x3 convolution, which becomes part of the layer
     norm: nn.Module, # the batch norm after it, likewise
-    fmap: int | tuple[int, int], # map size the position table is made for, (H, W) or one number for a square
+    fmap: int | tuple[int, int], # map size the table is made for, (H, W) or one number for a square
     *,
     heads: int = 8, # attention heads
     position: str = "factored", # kind of offset table, a key of `POSITIONS`
 ) -> LESA: # computes what `norm(conv(x))` does, until it is trained
-    "A LESA layer whose local term is a trained convolution and whose context term is silent, eqs. (12.1) and (12.2)."
-    layer = LESA(conv.in_channels, conv.out_channels, fmap, heads=heads, position=position, local_groups=1)
+    "A LESA layer: its local term is trained, its context term silent, eqs. (12.1) and (12.2)."
+    layer = LESA(conv.in_channels, conv.out_channels, fmap, heads=heads, position=position,
+                 local_groups=1)
     layer.to(conv.weight).train(norm.training)
     layer.local.add_module("spatial", conv)    # (12.1) W
     layer.local.add_module("norm", norm)       # (12.1) BN
@@ -40,7 +41,7 @@ def _map_sizes(
     model: nn.Module,
     image_size: int | tuple[int, int],
 ) -> dict[str, tuple[int, int]]: # block -> height and width of its output
-    "What size the maps have behind each block of the last two stages, asked of a copy without numbers."
+    "Sizes of the maps behind the blocks of the last two stages, of a copy without numbers."
     ghost, sizes = copy.deepcopy(model).to("meta").eval(), {}
 
     def noting(name):
@@ -64,27 +65,30 @@ def _takes_a_graft(block: Any) -> bool:
             and all(part.stride == part.dilation == (1, 1) for part in convs))
 
 def graft(
-    model: nn.Module | Mapping[str, Tensor], # a ResNet of torchvision or timm, or its state dict; it is not changed
+    model: nn.Module | Mapping[str, Tensor], # a ResNet of torchvision or timm, or its state dict
     *,
-    image_size: int | tuple[int, int] = 224, # size the position tables are made for; other sizes run too
+    image_size: int | tuple[int, int] = 224, # what the tables are made for; other sizes run too
     heads: int = 8, # attention heads
     position: str = "factored", # kind of offset table, a key of `POSITIONS`
-) -> nn.Module: # a new network of the same class, with LESA in the blocks of `layer3` and `layer4` that keep the size
+) -> nn.Module: # a new network of the same class; `model` is not changed
     "A LESA network that computes what a trained ResNet does, to the bit, and can learn more."
     if not isinstance(model, nn.Module):
         return graft(resnet_from(model), image_size=image_size, heads=heads, position=position)
     stages = [getattr(model, name, None) for name in _STAGES]
     blocks = [block for stage in stages if isinstance(stage, nn.Sequential) for block in stage]
-    if None in stages or not all(hasattr(block, "conv2") and hasattr(block, "bn2") for block in blocks):
-        raise ValueError("expected a ResNet of torchvision or timm, with stages layer3 and layer4 of blocks that have "
-                         f"conv2 and bn2, found {type(model).__name__}")
+    fitting = all(hasattr(block, "conv2") and hasattr(block, "bn2") for block in blocks)
+    if None in stages or not fitting:
+        raise ValueError("expected a ResNet of torchvision or timm, with stages layer3 and layer4 "
+                         f"of blocks that have conv2 and bn2, found {type(model).__name__}")
     network, sizes = copy.deepcopy(model), _map_sizes(model, image_size)
     places = [name for name in sizes if _takes_a_graft(network.get_submodule(name))]
     if not places:
-        raise ValueError(f"found no block to graft in this {type(model).__name__}: in layer3 and layer4 none has a "
-                         "plain 3x3 convolution and keeps the size of its map")
+        raise ValueError(f"found no block to graft in this {type(model).__name__}: "
+                         "in layer3 and layer4 none has a plain 3x3 convolution and keeps "
+                         "the size of its map")
     for name in places:
         block: Any = network.get_submodule(name)
-        block.conv2 = _graft_layer(block.conv2, block.bn2, sizes[name], heads=heads, position=position)  # (12.1)
+        block.conv2 = _graft_layer(block.conv2, block.bn2, sizes[name], heads=heads,
+                                   position=position) # (12.1)
         block.bn2 = nn.Identity().train(block.training)
     return network

@@ -70,6 +70,7 @@ def small_lines(made):
     return {
         ("check",): {},
         ("demo",): {"--quick": [], "--out": ["demo"]},
+        ("exercise",): {"": ["08"], "--out": ["again.ipynb"]},
         ("explain",): {"": photo, "--weights": sorts, "--size": ["32"]},
         ("explore",): {"": photo, "--weights": sorts, "--size": ["32"]},
         ("export",): {"--weights": sorts, "--out": ["net.pt2"]},

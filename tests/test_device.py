@@ -245,10 +245,15 @@ def on_both(kind, act, **options):
     return here, act(detector, sent)
 
 
-@pytest.mark.parametrize("has_mask", [False, True])
-@pytest.mark.parametrize(("kind", "most"), [("mask_rcnn", 10), ("htc", 20)])
-def test_a_detector_waits_a_few_times_a_step(device, kind, most, has_mask):
-    "Mask R-CNN waited 62 times, HTC 141; and the losses and gradients are those of the CPU."
+@pytest.mark.parametrize(("kind", "has_mask", "most"), [
+    ("mask_rcnn", False, 6), ("mask_rcnn", True, 7), ("htc", False, 14), ("htc", True, 17)])
+def test_a_detector_waits_a_few_times_a_step(device, kind, has_mask, most):
+    """Mask R-CNN waited 62 times, HTC 141; and the losses and gradients are those of the CPU.
+
+    Each waits for: what was given, the anchors to learn from, a suppression for each picture, the losses. Besides, Mask
+    R-CNN for the boxes to learn from, and each stage of HTC for those, for the others' new places and for the boxes
+    whose masks are learned. Masks that some objects lack are one more each time.
+    """
     counted = []
     recipe = replace(PLAIN, ema=0.0)
 
@@ -289,7 +294,7 @@ def test_detections_are_those_of_the_cpu(device, kind):
         return [back(of_image) for of_image in found]
 
     here, there = on_both(kind, act)
-    assert len(counted[1]) <= 10, counted[1]
+    assert len(counted[1]) <= 7, counted[1]  # what was given; for each picture, two suppressions and what to name
     for ours, theirs in zip(there, here, strict=True):
         assert ours["labels"].equal(theirs["labels"]) and len(ours["labels"]) > 0
         for name in ("boxes", "scores", "masks"):
@@ -333,7 +338,7 @@ def test_pictures_of_new_sizes_send_nothing_more(device):
         with device.trips() as trips, torch.inference_mode():
             detector.eval()(images)
         counts.append(len(trips))
-    assert max(counts[1:]) <= 8, trips
+    assert max(counts[1:]) <= 7, trips
 
 
 # --- whole runs
@@ -380,7 +385,7 @@ def test_a_detectors_run_with_evaluation_and_resume(device, tmp_path, monkeypatc
     with device.trips() as trips:
         got = run(task(), tmp_path / "there", resume=True)
     steps = [event for event in got if event["kind"] == "step"]
-    assert len(steps) == 2 and len(trips.during("_update")) <= 10 * len(steps), trips
+    assert len(steps) == 2 and len(trips.during("_update")) <= 7 * len(steps), trips
     first = next(event for event in want if event["kind"] == "step" and event["epoch"] == 1)
     assert steps[0]["loss"] == pytest.approx(first["loss"], rel=1e-2)
     assert got[-1]["scores"].keys() == want[-1]["scores"].keys()

@@ -242,7 +242,7 @@ def same_everywhere(run, net, sizes, limit):
         torch.testing.assert_close(run(x), want, atol=limit, rtol=limit, msg=lambda text: f"{size}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ["factored", pytest.param("flat", marks=pytest.mark.slow)])
 def test_program_of_the_published_network(position):
     "One graph for every height and width up to the tables' size; in float64, see `test_published_networks`."
     net = lived_in(lesa_resnet50(num_classes=4, image_size=128, position=position)).double()

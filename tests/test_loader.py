@@ -2,10 +2,11 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
+import processes
 import pytest
 import torch
 
@@ -105,8 +106,7 @@ try:
         list(checked_batches(BatchReader(Deadly(), [[i] for i in range(12)], torch.stack, workers=1)))
 except ValueError as error: print("told:", error)
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=90,
-                          capture_output=True, text=True)
+    done = processes.run("-c", code, timeout=90)
     assert "told: a process that reads ahead has died (" in done.stdout, done.stderr
     assert "free memory" in done.stdout
 
@@ -118,8 +118,7 @@ except ValueError as error: print("told:", error)
 def test_a_script_that_leaves_a_loader_ends_within_seconds(then, status):
     began = time.monotonic()
     code = START.format(tests=str(ROOT/"tests")) + then
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=90,
-                          capture_output=True, text=True)
+    done = processes.run("-c", code, timeout=90)
     assert done.returncode == status and time.monotonic() - began < 60, done.stderr
     if status:
         assert ("in the middle" in done.stderr or "held by a traceback" in done.stderr) and "died" not in done.stderr
@@ -132,8 +131,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 print(sum(len(next(batches)) for _ in range(40)), flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with forked.Python(["-c", code], env=processes.environment(), text=True,
+                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout.readline() == "ready\n"
         time.sleep(.5)
         os.killpg(process.pid, signal.SIGTERM)

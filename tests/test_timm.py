@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 
+import processes
 import pytest
 import timm
 import timm.optim
@@ -36,20 +37,22 @@ def images(*size, batch=2):
 
 @pytest.mark.parametrize("imports", ["timm, lesa_nb", "lesa_nb, timm", "lesa_nb, timm.models", "lesa_nb, timm.layers"])
 def test_whichever_is_imported_first(imports):
-    code = f"import sys, {imports}; print(timm.list_models('lesa*'), sum('When' in str(f) for f in sys.meta_path))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=200)
+    code = f"import sys, warnings\nwarnings.simplefilter('error')\nimport {imports}\n"
+    code += "print(timm.list_models('lesa*'), sum('When' in str(f) for f in sys.meta_path))"
+    done = processes.run("-c", code)
     assert (done.stdout, done.stderr) == ("['lesa_resnet50', 'lesa_wrn50'] 0\n", "")
 
 
 def test_asking_where_timm_is_changes_nothing():
     "As libraries do that use it if it is there."
     code = (
+        "import warnings; warnings.simplefilter('error')\n"
         "import sys, importlib, lesa_nb; from importlib.util import find_spec\n"
         "print(find_spec('timm').name, find_spec('timm').name, 'timm' in sys.modules)\n"
         "import timm; importlib.reload(timm); print(timm.list_models('lesa*'))\n"
         "from lesa_nb.weights.timm_registry import *; print(lesa_wrn50.__name__)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=200)
+    done = processes.run("-c", code)
     said = done.stdout.splitlines()
     assert said == ["timm timm False", "['lesa_resnet50', 'lesa_wrn50']", "lesa_wrn50"], done.stderr
 
@@ -129,8 +132,10 @@ def test_features_only(cls, taken):
     whole = create()
     model = create(features_only=True, **more | ({} if taken is None else dict(out_indices=taken)))
     taken = taken or (0, 1, 2, 3, 4)
-    model.load_state_dict({(f"model.{k}" if cls == "getter" else k): t for k, t in whole.state_dict().items()
-                           if not k.startswith("fc.")}, strict=False)
+    model.load_state_dict(
+        {(f"model.{k}" if cls == "getter" else k): t for k, t in whole.state_dict().items() if not k.startswith("fc.")},
+        strict=False,
+    )
     assert model.feature_info.channels() == [[8, 32, 64, 128, 256][i] for i in taken]
     assert model.feature_info.reduction() == [[2, 4, 8, 16, 16][i] for i in taken]
     for size in ((64, 64), (96, 160)):

@@ -181,6 +181,7 @@ def _become(words, cwd, env, files, new_session, parent):
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    multiprocessing.set_start_method(None, force=True)  # Python's default for what it starts
     status = _run(words)
     threading._shutdown()  # waits for threads, as the end of Python does
     atexit._run_exitfuncs()

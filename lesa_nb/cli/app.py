@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import tyro
 from tyro.extras import SubcommandApp
 
-from lesa_nb.cli import _usage, check, data, eval, export, predict, see, train
+from lesa_nb.cli import _usage, check, data, eval, exercise, export, predict, see, train
 from lesa_nb.cli._common import UsageError, Work
 from lesa_nb.cli._ending import ends_in_order, say_last
 from lesa_nb.engine.group import is_main_process, process_name
@@ -21,6 +21,7 @@ _DESCRIPTION = "LESA: locally enhanced self-attention, to learn from and to use.
 _COMMANDS: dict[str, Callable] = {
     "check": check.check_machine,
     "demo": see.run_demo,
+    "exercise": exercise.write_again,
     "explain": see.explain_photo,
     "explore": see.explore_photo,
     "export": export.export_network,

@@ -56,7 +56,7 @@ def run_demo(
     check_seed(seed)
     from lesa_nb.study import demo
     from lesa_nb.study.fashion import fashion_at_hand
-    from lesa_nb.study.small import result_table
+    from lesa_nb.study.report import result_table
 
     if fashion is None and fashion_at_hand("data"):
         fashion = Path("data")

@@ -1,19 +1,14 @@
-"""Convolution, plain attention and LESA on real pictures: who learns Fashion-MNIST how well, and what disturbs whom?
+"""The part of the study on real pictures: who learns Fashion-MNIST how well, and what disturbs whom?
 
-    python benchmarks/fashion.py --data DIR             # three terms, three seeds
-    python benchmarks/fashion.py --data DIR --collect   # only measure and gather what is finished
-    python benchmarks/fashion.py --data DIR --quick     # does the script run?
-
-DIR holds the data set as torchvision keeps it (FashionMNIST/raw/...-ubyte). The networks are those of
-nbs/3_training/19_three_networks.ipynb, of about equal size, trained alike. Every finished run leaves its weights in
-benchmarks/runs/, so an interrupted study goes on where it stopped; nbs/6_evidence/30_seeds.ipynb draws the result.
+`python benchmarks/study.py --task fashion` runs it. The networks are those of nbs/3_training/19_three_networks.ipynb,
+of about equal size, trained alike; nbs/6_evidence/30_seeds.ipynb draws the result.
 """
 
 import sys
 import time
 
 import torch
-from common import arguments, save, start
+from common import save
 from kept_runs import finished, finished_and_missing, kept_row, runs_folder, stem, train_and_keep
 
 from lesa_nb.study.fashion import FASHION_CLASSES, FASHION_LIMITS, fashion_row, read_fashion
@@ -53,11 +48,28 @@ def gather(runs, fashion, args):
     return rows, missing
 
 
+def add_arguments(parser):
+    "What only this part of the study asks for."
+    parser.add_argument(
+        "--data", default="data", help="folder that holds FashionMNIST/raw, as torchvision keeps it; data if not given"
+    )
+    parser.add_argument("--download", action="store_true", help="get what is missing in --data first")
+    parser.add_argument("--split", default=AS_FOUND, help="what to say of the split beside every number")
+    parser.add_argument("--train", type=int, help="train on so many pictures, drawn once; all if not given")
+    parser.add_argument("--valid", type=int, help="validate on so many; all if not given")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
+
+
 def main(args):
     "Train what is not there, seed by seed; measure, gather."
+    if args.quick:
+        args.train, args.valid, args.seeds = args.train or 256, args.valid or 200, min(args.seeds, 2)
+    args.steps = args.steps or (2 if args.quick else 600)
     try:
-        fashion = read_fashion(args.data, train=args.train, valid=args.valid)
-    except (FileNotFoundError, ValueError) as error:
+        fashion = read_fashion(args.data, train=args.train, valid=args.valid, download=args.download)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     folder, began, runs = runs_folder("fashion", args), time.time(), {}
@@ -81,21 +93,3 @@ def main(args):
         print(score_table(rows), *verdicts(rows, fashion.problem.name), sep="\n")
     print("not run:", *(missing or ["nothing is missing"]), sep="\n  ")
     print(f"{time.time() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    parser = arguments(QUESTION)
-    parser.add_argument("--data", required=True, help="folder that holds FashionMNIST/raw, as torchvision keeps it")
-    parser.add_argument("--split", default=AS_FOUND, help="what to say of the split beside every number")
-    parser.add_argument("--train", type=int, help="train on so many pictures, drawn once; all if not given")
-    parser.add_argument("--valid", type=int, help="validate on so many; all if not given")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="steps of every network; 600 if not given")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate")
-    parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
-    args = start(parser)
-    if args.quick:
-        args.train, args.valid, args.seeds = args.train or 256, args.valid or 200, min(args.seeds, 2)
-    args.steps = args.steps or (2 if args.quick else 600)
-    main(args)

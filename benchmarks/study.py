@@ -3,13 +3,16 @@
     python benchmarks/study.py --threads 1          # 2-core CPU: about an hour of one core
     python benchmarks/study.py --collect            # only measure and gather what is finished
     python benchmarks/study.py --device cuda --full # full-size networks on 224 x 224 pictures
+    python benchmarks/study.py --task fashion --data DIR --threads 1   # Fashion-MNIST: about 35 minutes of one core
 
 Small networks of about equal size, trained alike (see nbs/3_training/19_three_networks.ipynb) on the generated task,
-on harder versions of it and on handwritten digits. Every finished run leaves its weights and its metadata in
-benchmarks/runs/, so an interrupted study goes on where it stopped. What the networks do inside is measured
-afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
+on harder versions of it and on handwritten digits; with --task fashion on photographs of clothes (fashion.py): DIR
+holds them as torchvision keeps them, FashionMNIST/raw/...-ubyte, and --download gets them. Every finished run leaves
+its weights and its metadata in benchmarks/runs/, so an interrupted study goes on where it stopped. What the networks do
+inside is measured afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
 """
 
+import fashion
 import torch
 import torch.nn.functional as F
 from common import arguments, save, start
@@ -172,9 +175,19 @@ def full(args):
 
 if __name__ == "__main__":
     parser = arguments(QUESTION)
+    parser.add_argument(
+        "--task",
+        choices=["twins", "fashion"],
+        default="twins",
+        help="twins: the generated task, its harder versions, and digits; fashion: Fashion-MNIST",
+    )
     parser.add_argument("--steps", type=int, help="steps of every small network; 600 if not given")
     parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
     parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
+    fashion.add_arguments(parser.add_argument_group("with --task fashion"))
     args = start(parser)
+    if args.task == "fashion":
+        fashion.main(args)
+        raise SystemExit
     args.steps = args.steps or (3 if args.quick else 600)
     (full if args.full else small)(args)

@@ -1,25 +1,37 @@
 """Fashion-MNIST from a folder: read, refused, disturbed, and a benchmark that goes on where it stopped."""
+import base64
+import io
 import json
+import os
 import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lesa_nb.data.pictures import Samples
+from lesa_nb.study.demo import train_demo
 from lesa_nb.study.fashion import (
     DISTURBANCES,
     FASHION_CLASSES,
     disturbed_finding,
+    disturbed_table,
+    fashion_at_hand,
     fashion_row,
     mean_disturbed,
     mean_gates,
     read_fashion,
+    show_errors,
 )
 from lesa_nb.study.report import show_wrong, wrong_answers
 from lesa_nb.study.results import describe_study, read_study
 from lesa_nb.study.small import train_small
 from lesa_nb.tasks.side_by_side import THREE_TERMS
+from lesa_nb.weights.load import load
 
 
 def write_idx(path, array):
@@ -104,6 +116,14 @@ def test_a_row_holds_everything_and_fits_into_json(clothes):
         assert [len(block) for block in inside["gate_by_class"]] == ([10, 10] if term == "lesa" else [])
         assert all(0 < gate < 1 for block in inside["gate_by_class"] for gate in block)
         assert sum(map(sum, inside["mistakes"]["confusion"])) == 80
+        assert 0 < len(inside["errors"]) <= 5 and row["looked_at"] == 40
+        sure = [found["probability"] for found in inside["errors"]]
+        assert sure == sorted(sure, reverse=True)
+        for found in inside["errors"]:
+            i = found["index"]
+            assert found["label"] == problem.valid.labels[i] != found["answer"] and i < 40
+            levels = torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(found["png"])))))
+            assert (levels/255 - problem.valid.images[i, 0]*problem.std - problem.mean).abs().max() < 1/255
         right = sum(inside["mistakes"]["confusion"][i][i] for i in range(10))/80
         assert right == pytest.approx(row["accuracy"])
         first = train_small(problem, term, steps=2, device="cpu").model(problem.valid.images[:40]).argmax(1)
@@ -121,7 +141,7 @@ def args(clothes, tmp_path, monkeypatch, script):
     "A quick run that writes into a folder of its own."
     monkeypatch.setattr("common.RESULTS", tmp_path/"results")
     return SimpleNamespace(data=clothes, train=128, valid=40, seeds=1, steps=2, batch_size=32, lr=1e-3, device="cpu",
-                           quick=True, collect=False, split="every tenth picture")
+                           quick=True, collect=False, split="every tenth picture", download=False)
 
 
 def test_the_benchmark_trains_measures_and_goes_on(script, args, tmp_path, monkeypatch, capsys):
@@ -168,10 +188,11 @@ def test_samples_keep_their_order(clothes):
 
 
 def test_a_file_that_nobody_has_made_reads_not_run(tmp_path):
-    found = read_study(tmp_path/"fashion-cpu.json", "python benchmarks/fashion.py --data DIR")
-    assert describe_study(found) == "not run: python benchmarks/fashion.py --data DIR"
+    found = read_study(tmp_path/"fashion-cpu.json", "python benchmarks/study.py --task fashion --data DIR")
+    assert describe_study(found) == "not run: python benchmarks/study.py --task fashion --data DIR"
     assert mean_disturbed(found["rows"]) == {} and disturbed_finding(found["rows"]) == "not run"
-    assert mean_gates(found["rows"]) == {}
+    assert mean_gates(found["rows"]) == {} and disturbed_table(found["rows"]) == "not run"
+    assert "not run" in show_errors(found["rows"]).get_suptitle()
     assert wrong_answers(found["rows"], "Fashion-MNIST", THREE_TERMS.values()) == {}
     fig = show_wrong(found["rows"], "Fashion-MNIST", THREE_TERMS.values())
     assert fig.get_suptitle() == "Fashion-MNIST: not run"
@@ -194,6 +215,10 @@ def test_what_the_file_says_is_computed_from_its_rows(script, args, tmp_path):
     fig = show_wrong(found["rows"], "Fashion-MNIST", THREE_TERMS.values())
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert [title.split(":")[0] for title in titles] == list(THREE_TERMS.values())
+    drawn = show_errors(found["rows"])
+    first = found["rows"][0]["inside"]["errors"][0]
+    assert len(drawn.axes) == 6
+    assert f"convolution\n\n{FASHION_CLASSES[first['label']]},\nnot " in drawn.axes[0].get_title()
     gates = next(row["inside"]["gate_by_class"] for row in found["rows"] if row["name"] == "LESA")
     assert list(mean_gates(found["rows"])) == list(FASHION_CLASSES)
     assert mean_gates(found["rows"])["Bag"]["block 2"] == pytest.approx(gates[1][8])
@@ -202,3 +227,54 @@ def test_what_the_file_says_is_computed_from_its_rows(script, args, tmp_path):
     assert disturbed_finding(found["rows"]) == (
         "Fashion-MNIST, mean of 1 seed; highest: undisturbed convolution, "
         + ", ".join(f"{kind} LESA" for kind in DISTURBANCES))
+
+
+def test_verdicts_on_disturbed_pictures_are_computed_from_all_seeds():
+    "Mean and interval by Student's t over the seeds, and LESA against each rival."
+    rows = [dict(seed=seed, name=name, chance=.1, looked_at=2000,
+                 inside=dict(disturbed=dict(none=.8, noisy=base + off)))
+            for name, base in (("convolution", .3), ("LESA", .5)) for seed, off in enumerate((0., .01, .02))]
+    said = disturbed_table(rows).splitlines()
+    assert said[0].split() == ["pictures", "convolution", "LESA"]
+    assert said[1].split() == ["undisturbed", "80.0%", "+-", "0.0", "80.0%", "+-", "0.0"]
+    assert said[2].split() == ["noisy", "31.0%", "+-", "2.5", "51.0%", "+-", "2.5"]
+    assert said[3:] == ["noisy: LESA is ahead of convolution, +20.0 +- 0.0 points over 3 seeds."]
+
+
+def test_the_name_that_runs_it(root, tmp_path):
+    "`study.py --task fashion` is the one command; what is wrong is one sentence and exit status 2."
+    def study(*words):
+        return subprocess.run([sys.executable, root/"benchmarks"/"study.py", "--task", "fashion", "--quick", *words],
+                              capture_output=True, text=True, env=os.environ | {"OUT": str(tmp_path)}, cwd=tmp_path)
+
+    refused = study()
+    assert refused.returncode == 2 and "found no train-images" in refused.stderr and "Traceback" not in refused.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_cannot_be_downloaded_is_said_in_one_sentence(tmp_path, monkeypatch):
+    class Offline:
+        def __init__(self, root, download):
+            raise RuntimeError("Error downloading")
+    monkeypatch.setattr("lesa_nb.study.fashion.FashionMNIST", Offline)
+    with pytest.raises(OSError, match="cannot be downloaded into .*where there is a network"):
+        read_fashion(tmp_path, download=True)
+
+
+def test_the_demo_trains_on_clothes_where_they_are_at_hand(clothes, tmp_path, monkeypatch):
+    data = tmp_path/"data"
+    assert not fashion_at_hand(data)
+    data.symlink_to(clothes)
+    assert fashion_at_hand(data)
+    told = []
+    monkeypatch.setattr("lesa_nb.study.demo._FASHION", dict(steps=2, valid=64))
+    metrics = train_demo(tmp_path/"out", steps=2, batch_size=16, valid=16, fashion=data,
+                         watch=lambda losses, name, steps: told.append((name, steps)) or losses)
+    assert [name for name, _ in told[-3:]] == [f"Fashion-MNIST, {name}" for name in THREE_TERMS.values()]
+    assert metrics["results"]["Fashion-MNIST"]["lesa"]["pictures"] == 16
+    assert (tmp_path/"out"/"explain_fashion.png").is_file()
+    loaded = load(tmp_path/"out"/"fashion_lesa.safetensors")
+    assert loaded.classes == list(FASHION_CLASSES)
+    with pytest.raises(FileNotFoundError, match="found no train-images"):
+        train_demo(tmp_path/"none", steps=1, batch_size=16, valid=16, fashion=tmp_path)
+    assert not (tmp_path/"none").exists()

@@ -159,3 +159,20 @@ def test_every_marked_mutant_is_still_one(root):
     marked = mutants.read_equivalent()
     assert not [mark for mark in marked if mark.notebook not in paths], "there is no such notebook"
     assert not [mark for name in {m.notebook for m in marked} for mark in mutants.stale(paths[name], marked)]
+
+
+@pytest.mark.slow
+def test_nine_of_ten_mutants_of_the_course_are_killed(root, capsys):
+    "By the tests of the pages themselves; the share of each notebook is printed."
+    equivalent, rows = mutants.read_equivalent(), []
+    for path in project.notebooks(root):
+        if not mutants.candidates(path):
+            continue
+        mine = [row for row in mutants.examine_apart(path, root=root, equivalent=equivalent) if "page" not in row]
+        rows += mine
+        with capsys.disabled():
+            print(f"\n{path.stem}: {mutants.describe(mine)}", end="", flush=True)
+    with capsys.disabled():
+        print(f"\nall notebooks: {mutants.describe(rows)}", flush=True)
+    survivors = [f"{row['notebook']} {row['export']}: {row['change']}" for row in rows if row["result"] == "survived"]
+    assert mutants.share(rows)[2] >= 90, "\n".join(survivors)

@@ -27,7 +27,7 @@ def _list_pages() -> None:
         if not names:
             continue
         states = progress_of(path).get("states", {})
-        hold = sum(states.get(name) == "holds" for name in names)
+        hold = sum(states.get(name) in ("holds", "written") for name in names)
         done = f"{hold} of {len(names)} hold" if path.is_file() else f"{len(names)} to write"
         echo(f"{page.number}  {page.title}  ({done})\n    {', '.join(names)}")
     echo("\nlesa exercise NN writes one into this folder; lesa exercise --help says more")
@@ -66,7 +66,7 @@ def _check(path: Path, page: str | None, seconds: float) -> int:
     )
     echo(describe_verdicts(verdicts))
     keep_progress(path, of, states={verdict.name: verdict.state for verdict in verdicts})
-    hold = sum(verdict.state == "holds" for verdict in verdicts)
+    hold = sum(verdict.is_done for verdict in verdicts)
     echo(f"\n{of.name}: {hold} of {len(verdicts)} hold")
     return 0 if hold == len(verdicts) else 1
 

@@ -11,7 +11,6 @@ import ast
 import importlib.util
 import json
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lesa_nb.io.atomic import atomic_json
 from lesa_nb.study.blanks import blank_source, page_of_exercise
-from lesa_nb.study.judge import Asked, Session, Yours, judge_apart, missing_definitions
+from lesa_nb.study.judge import Asked, Session, Yours, judge_apart, missing_definitions, random_states
 from lesa_nb.study.pages import Cell, CoursePage, find_page
 
 __all__ = [
@@ -45,9 +44,15 @@ class Verdict(NamedTuple):
     """What is known of one definition."""
 
     name: str
-    state: str  # holds, fails, missing, not done, waits (for others that are not done), not asked
     asked: list[Asked]  # what was asked about it
     through: list[str]  # what calls it, where no test names it
+    state: str  # holds, written (no test asks it), fails, missing, not done, waits (for others), not asked
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to be said against it."""
+        return self.state in ("holds", "written")
+
 
 
 def to_write(page: CoursePage) -> list[str]:
@@ -126,7 +131,7 @@ def cells_instead(page: CoursePage, theirs: CoursePage) -> dict[int, list[Yours]
                 pending.append(helper)
     for each in exported:  # imports, and data that an exercise keeps
         if not blank_source(each.source)[1]:
-            found.setdefault(each.place, [Yours("imports", each.source)])
+            found.setdefault(each.place, [Yours("", each.source)])
     return found
 
 
@@ -181,11 +186,13 @@ def verdicts_of(page: CoursePage, asked: Sequence[Asked]) -> list[Verdict]:
             state = "fails"
         elif any(each.result == "not done" for each in tests):
             state = "waits"
-        elif tests and all(each.result == "not asked" for each in tests):
+        elif not tests:
+            state = "written"
+        elif all(each.result == "not asked" for each in tests):
             state = "not asked"
         else:
             state = "holds"
-        found.append(Verdict(name, state, mine, through))
+        found.append(Verdict(name, mine, through, state))
     return found
 
 
@@ -201,7 +208,8 @@ def _callers(page: CoursePage, name: str, asked: Sequence[Asked]) -> list[str]:
         ]
         seen.update(front)
         if found := [other for other in front if other in tested]:
-            return found
+            place = page.definitions[name].cell.place
+            return [other for other in found if page.definitions[other].cell.place == place] or found
     return []
 
 
@@ -220,7 +228,9 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         tests = _tests(verdict.asked)
         count = sum(all(each.result == "holds" for each in some) for some in tests.values())
-        words = f"{count} of {len(tests)} tests" if tests else "no test names it"
+        used = any(each.kind == "use" for each in verdict.asked)
+        words = "the page works with it" if used else "no test names it"
+        words = f"{count} of {len(tests)} tests" if tests else words
         words += f": asked through {', '.join(verdict.through)}" if verdict.through else ""
         said = {"waits": "waits for others", "holds": "holds"}.get(verdict.state, verdict.state)
         if verdict.state in ("not done", "missing"):
@@ -289,7 +299,7 @@ def _inject(names: Mapping[str, Any]) -> Callable[[Cell, Session], list[Asked]]:
 
 
 def _run_as_it_is(cell: Cell, session: Session) -> list[Asked]:
-    wrong = [*session.define(Yours("imports", cell.source))]
+    wrong = [*session.define(Yours("", cell.source))]
     return [Asked(cell.place, 1, "definition", [], "imports", "fails", said) for said in wrong]
 
 
@@ -310,25 +320,13 @@ def check(page: str, *names: str, seconds: float = 300) -> None:
         later = (cell for cell in of.cells if cell.exported and cell.place > place and blank_source(cell.source)[1])
         last = next((cell.place - 1 for cell in later), None)
     session = Session(of, _inject(own), seconds=seconds, own=own)
-    folder, state, main = os.getcwd(), _random_states(), sys.modules.get("__main__")
+    folder, state, main = os.getcwd(), random_states(), sys.modules.get("__main__")
     try:
         os.chdir(of.path.parent)
         asked = [each for found in session.run(last) for each in found]
     finally:
         os.chdir(folder)
-        _random_states(state)
+        random_states(state)
         if main is not None:
             sys.modules["__main__"] = main
     print(describe_verdicts([verdict for verdict in verdicts_of(of, asked) if verdict.name in wanted]))
-
-
-def _random_states(states: tuple | None = None) -> tuple:
-    """The states of the generators that pages draw from; or put them back."""
-    import numpy as np
-    import torch
-
-    if states is not None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()

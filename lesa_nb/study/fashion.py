@@ -4,13 +4,17 @@ Read by torchvision from a folder that a user has; https://github.com/zalandores
 """
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
+import urllib.error
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -20,10 +24,14 @@ from lesa_nb.layers.lesa import LESA
 from lesa_nb.study._onecycle import accuracy
 from lesa_nb.study.inside import study_row
 from lesa_nb.study.report import mean_inside
+from lesa_nb.study.seeds import spread, verdicts
 from lesa_nb.study.small import Problem, SmallNet, Trained
 
-__all__ = ["DISTURBANCES", "FASHION_CLASSES", "FASHION_LIMITS", "Fashion", "disturbed_finding", "fashion_row",
-           "mean_disturbed", "mean_gates", "read_fashion"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DISTURBANCES", "FASHION_CLASSES", "FASHION_LIMITS", "Fashion", "disturbed_finding", "disturbed_table",
+           "fashion_at_hand", "fashion_row", "mean_disturbed", "mean_gates", "read_fashion", "show_errors"]
 
 _FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FASHION_CLASSES = tuple(FashionMNIST.classes)
@@ -63,16 +71,36 @@ def _part(root: Path, name: str, count: int | None) -> Samples:
     return Samples(whole.data[chosen, None].float()/255, whole.targets[chosen].long())
 
 
-def read_fashion(root: str | PathLike, *, train: int | None = None, valid: int | None = None) -> Fashion:
+def _missing(root: Path) -> list[str]:
+    """Which of the four files are not in a folder that torchvision's layout would have them in."""
+    return [name for name in _FILES if not (root/"FashionMNIST"/"raw"/name).is_file()]
+
+
+def fashion_at_hand(root: str | PathLike = "data") -> bool:
+    """Whether all four files are in a folder; `data` is what torchvision's own examples call it."""
+    return not _missing(Path(root))
+
+
+def read_fashion(
+    root: str | PathLike, *, train: int | None = None, valid: int | None = None, download: bool = False
+) -> Fashion:
     """Fashion-MNIST from a folder in torchvision's layout, cut into patches of 2 x 2 pixels for a `SmallNet`.
 
     root: holds FashionMNIST/raw with the four files, unpacked. train, valid: how many pictures of each part; None
-    for all. The images are standardised with mean and deviation of those that are trained on.
+    for all. download: get what is missing first. The images are standardised with mean and deviation of those that
+    are trained on.
     FileNotFoundError: a file is not there. ValueError: one is broken, or has fewer pictures than asked for.
+    OSError: no download came through.
     """
     root = Path(root)
     raw = root/"FashionMNIST"/"raw"
-    if missing := [name for name in _FILES if not (raw/name).is_file()]:
+    if download and _missing(root):
+        try:
+            FashionMNIST(root, download=True)
+        except (RuntimeError, urllib.error.URLError) as error:
+            raise OSError(f"Fashion-MNIST cannot be downloaded into {root} ({error}): get its four files where there "
+                          f"is a network, and put them, unpacked, into {raw}") from error
+    if missing := _missing(root):
         get = f"from torchvision.datasets import FashionMNIST; FashionMNIST({str(root)!r}, download=True)"
         raise FileNotFoundError(
             f"expected Fashion-MNIST's four files, unpacked, in {raw}, found no {', '.join(missing)}: name the folder "
@@ -89,7 +117,7 @@ def read_fashion(root: str | PathLike, *, train: int | None = None, valid: int |
         return shuffled(kept, batch_size, steps, generator)
 
     net = dict(classes=10, channels=1, size=28, patch=2)
-    problem = Problem("Fashion-MNIST", net, batches, held, mean, std)
+    problem = Problem("Fashion-MNIST", net, batches, held, mean, std, FASHION_CLASSES)
     return Fashion(problem, dict(train=len(kept.labels), valid=len(held.labels), sha256=_digest(raw)))
 
 
@@ -146,21 +174,42 @@ def _gate_by_class(model: SmallNet, samples: Samples) -> list[list[float]]:
     return found
 
 
+@torch.no_grad()
+def _worst_errors(run: Trained, samples: Samples, count: int = 5) -> list[dict[str, Any]]:
+    """The wrong answers that a network is surest of: which picture (and a PNG of it), what it is, what it is taken for.
+
+    index: of the picture among the samples. label, answer: numbers of the classes. probability: of the answer.
+    """
+    chances = torch.cat([run.model(images).softmax(1) for images, _ in chunks(samples, 128)])
+    sure, answers = chances.max(1)
+    wrong = (answers != samples.labels).nonzero()[:, 0]
+    found = []
+    for i in wrong[sure[wrong].argsort(descending=True)[:count]].tolist():
+        levels = 255*(samples.images[i, 0]*run.metadata["std"] + run.metadata["mean"]).clamp(0, 1)
+        file = io.BytesIO()
+        Image.fromarray(levels.round().byte().numpy()).save(file, "png", optimize=True)
+        found.append(dict(index=i, label=samples.labels[i].item(), answer=answers[i].item(),
+                          probability=sure[i].item(), png=base64.b64encode(file.getvalue()).decode()))
+    return found
+
+
 def fashion_row(run: Trained, held: Samples, *, looked_at: int = 2000) -> dict[str, Any]:
     """One finished run and what was found inside, as `study_row` has it: a row of the file of results.
 
-    Beside it `disturbed`, the accuracy on disturbed pictures by name of the disturbance ("none" among them), and
-    `gate_by_class`, one list for each block. held: the pictures of validation, standardised; disturbances and gates
-    are measured on the first `looked_at` of them.
+    Beside it `disturbed`, the accuracy on disturbed pictures by name of the disturbance ("none" among them),
+    `gate_by_class`, one list for each block, and `errors`, the pictures whose wrong answer is the surest. held: the
+    pictures of validation, standardised; all three are measured on the first `looked_at` of them.
     """
     assert isinstance(run.model, SmallNet)
     row, some = study_row(run, held), Samples(held.images[:looked_at], held.labels[:looked_at])
+    row["looked_at"] = len(some.labels)
     dark = -run.metadata["mean"]/run.metadata["std"]
     sets = {"none": some.images} | {name: disturb(some.images, torch.Generator().manual_seed(0), dark)
                                     for name, disturb in DISTURBANCES.items()}
     row["inside"] |= dict(
         disturbed={name: accuracy(run.model, chunks((images, some.labels), 128)) for name, images in sets.items()},
-        gate_by_class=_gate_by_class(run.model, Samples(some.images[:1000], some.labels[:1000])))
+        gate_by_class=_gate_by_class(run.model, Samples(some.images[:1000], some.labels[:1000])),
+        errors=_worst_errors(run, some))
     return row
 
 
@@ -172,6 +221,50 @@ def mean_disturbed(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     return {"undisturbed" if kind == "none" else kind:
             {name: mean_inside(rows, variant, name, "disturbed", kind) for name in names}
             for kind in rows[0]["inside"]["disturbed"]}
+
+
+def disturbed_table(rows: Sequence[dict]) -> str:
+    """What each disturbance leaves of every network's accuracy: mean and interval over the seeds, and the verdict.
+
+    The verdict is that of `lesa_nb.study.seeds.verdicts`, for LESA against each rival on these pictures.
+    """
+    if not rows:
+        return "not run"
+    names, lines = list(dict.fromkeys(row["name"] for row in rows)), []
+    lines.append(f"{'pictures':<18}" + "".join(f"{name:>24}" for name in names))
+    for kind in rows[0]["inside"]["disturbed"]:
+        cells = []
+        for name in names:
+            own = spread([row["inside"]["disturbed"][kind] for row in rows if row["name"] == name])
+            cells.append(f"{own.mean:.1%}" + (f" +- {100*own.half:.1f}" if own.n > 1 else ""))
+        lines.append(f"{'undisturbed' if kind == 'none' else kind:<18}" + "".join(f"{cell:>24}" for cell in cells))
+    for kind in rows[0]["inside"]["disturbed"]:
+        if kind != "none":
+            asked = [dict(row, variant=kind, accuracy=row["inside"]["disturbed"][kind], pictures=row["looked_at"])
+                     for row in rows]
+            lines += verdicts(asked, kind)
+    return "\n".join(lines)
+
+
+def show_errors(rows: Sequence[dict], *, seed: int = 0, count: int = 2) -> Figure:
+    """The wrong answers that each network is surest of, `count` below one another; `not run` without rows."""
+    from lesa_nb.look.figures import new_figure, show_bars
+
+    chosen = [row for row in rows if row["seed"] == seed and row["inside"].get("errors")]
+    if not chosen:
+        return show_bars({"not run": None}, title="Fashion-MNIST, examples of errors: not run", ylabel="pictures")
+    fig, axes = new_figure(count, len(chosen), size=(1.9*len(chosen), 2.1*count + .7), squeeze=False,
+                           title=f"Fashion-MNIST, seed {seed}: the errors that each network is surest of: "
+                           "what it is, and what it is taken for")
+    for ax in axes.flat:
+        ax.axis("off")
+    for column, row in zip(axes.T, chosen):
+        for place, (ax, found) in enumerate(zip(column, row["inside"]["errors"])):
+            ax.imshow(Image.open(io.BytesIO(base64.b64decode(found["png"]))), "gray", vmin=0, vmax=255)
+            is_a, said = FASHION_CLASSES[found["label"]], FASHION_CLASSES[found["answer"]]
+            words = f"{is_a},\nnot {said} ({found['probability']:.0%})"
+            ax.set_title(words if place else f"{row['name']}\n\n{words}", fontsize=9)
+    return fig
 
 
 def disturbed_finding(rows: Sequence[dict]) -> str:

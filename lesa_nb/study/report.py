@@ -1,6 +1,6 @@
 """The study's file, read: its limits, names, tables, means over the seeds, and learning curves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,8 @@ from lesa_nb.study.small import TERM_NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "score_table", "show_learning", "show_wrong",
-           "wrong_answers"]
+__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "name_ticks", "result_table", "score_table",
+           "show_learning", "show_wrong", "wrong_answers"]
 
 #: What the generated problem cannot show; printed beside every result.
 LIMITS = (
@@ -37,6 +37,16 @@ def name_of(net: dict[str, Any]) -> str:
 
 def _rows_of(rows: Sequence[dict], variant: str, name: str) -> list[dict]:
     return [row for row in rows if (row["variant"], row["name"]) == (variant, name)]
+
+
+def result_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Accuracy, weights and time of every run, one line each. results: problem -> term -> metadata of a run."""
+    lines = [f"{'problem':<16}{'network':<18}{'accuracy':>9}{'chance':>9}{'weights':>9}{'steps':>7}{'seconds':>9}"]
+    for problem, runs in results.items():
+        for term, f in runs.items():
+            lines.append(f"{problem:<16}{TERM_NAMES[term]:<18}{f['accuracy']:>9.1%}{f['chance']:>9.1%}"
+                         f"{f['parameters']:>9,}{f['steps']:>7}{f['seconds']:>9.1f}")
+    return "\n".join(lines)
 
 
 def score_table(rows: Sequence[dict]) -> str:
@@ -79,12 +89,14 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
 
     Networks of two blocks only. title: the finding.
     """
-    from lesa_nb.look.figures import COLORS, new_figure
+    from lesa_nb.look.figures import COLORS, new_figure, show_bars
 
     hues = dict(zip(TERM_NAMES.values(), (COLORS[key] for key in ("conv", "attention", "lesa", "gate", "local"))))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    fig, axes = new_figure(1, len(variants), size=(min(9.6, 2.6*len(variants)), 2.9), title=title, sharey=True,
-                           squeeze=False)
+    if not variants:
+        return show_bars({"not run": None}, title=title and f"{title}: not run", ylabel="accuracy")
+    width = max(3.8, min(8.6, 2.6*len(variants)))
+    fig, axes = new_figure(1, len(variants), size=(width, 2.9), title=title, sharey=True, squeeze=False)
     for ax, variant in zip(axes[0], variants):
         for name in scores(rows, variant):
             if name not in hues:
@@ -113,8 +125,22 @@ def wrong_answers(rows: Sequence[dict], variant: str, names: Iterable[str]) -> d
     return found
 
 
+def name_ticks(fig: "Figure", classes: Sequence[Any]) -> None:
+    """Say which row and column of each map is which class: names beside the first map, numbers everywhere.
+
+    Classes that are their numbers have no other name. The colour bar keeps its own ticks.
+    """
+    numbers = [str(i) for i in range(len(classes))]
+    names = [number if str(name) == number else f"{name} {number}" for name, number in zip(classes, numbers)]
+    for k, ax in enumerate(ax for ax in fig.axes if ax.get_title()):
+        ax.axis("on")
+        ax.set_xticks(range(len(numbers)), numbers, fontsize=9)
+        ax.set_yticks(range(len(numbers)), numbers if k else names, fontsize=9)
+        ax.tick_params(length=0)
+
+
 def show_wrong(
-    rows: Sequence[dict], variant: str, names: Iterable[str], classes: Sequence[str] = ()
+    rows: Sequence[dict], variant: str, names: Iterable[str], classes: Sequence[Any] = ()
 ) -> "Figure":
     """Which label is taken for which other: a map for each network, mean of the seeds; `not run` without rows.
 
@@ -128,11 +154,6 @@ def show_wrong(
     fig = show_maps(list(wrong.values()), titles=[f"{name}: {c.sum():.0f} wrong" for name, c in wrong.items()],
                     size=2.2, vmin=0, colorbar=True,
                     title=f"{variant}: truth (rows) against wrong answer (columns), pictures per seed")
-    for ax in fig.axes[:len(wrong)] if classes else []:
-        numbers = range(len(classes))
-        ax.axis("on")
-        ax.set_xticks(numbers, [str(i) for i in numbers], fontsize=9)
-        labels = [f"{name} {i}" for i, name in enumerate(classes)] if ax is fig.axes[0] else [str(i) for i in numbers]
-        ax.set_yticks(numbers, labels, fontsize=9)
-        ax.tick_params(length=0)
+    if classes:
+        name_ticks(fig, classes)
     return fig

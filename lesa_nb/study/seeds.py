@@ -41,7 +41,8 @@ def spread(
     "Mean, interval, range and number."
     if not values: raise ValueError("need at least one value, got none")
     a_S, n = torch.tensor(values, dtype=torch.float64), len(values)
-    half = _T[min(n - 1, len(_T)) - 1]*a_S.std().item()/math.sqrt(n) if n > 1 else math.nan  # (30.1)
+    t = _T[min(n - 1, len(_T)) - 1]
+    half = t*a_S.std().item()/math.sqrt(n) if n > 1 else math.nan  # (30.1)
     return Spread(a_S.mean().item(), half, a_S.min().item(), a_S.max().item(), n)
 
 # %% ../../nbs/6_evidence/30_seeds.ipynb #cell-09
@@ -53,7 +54,8 @@ def _ring(size):
 def _parts(local, rest, dim):
     "The local part of two terms' lengths, eq. (2.4), and of their energies, eq. (30.2)."
     lengths = [term.norm(dim=dim) for term in (local, rest)]
-    kinds = dict(length=[n.sum() for n in lengths], energy=[n.square().sum() for n in lengths])  # (30.2)
+    kinds = dict(length=[n.sum() for n in lengths],
+                 energy=[n.square().sum() for n in lengths])  # (30.2)
     return {name: (own/(own + other)).item() for name, (own, other) in kinds.items()}
 
 @torch.no_grad()
@@ -70,13 +72,15 @@ def shares(
             N, around = len(ring_NN), ring_NN.float().sum(-1).mean().item()
             v_BGVN = split_qkv(context.norm_qkv(context.qkv(a_BIHW.flatten(2))), context.heads)[2]
             seen["attention"] = dict(own=local_share(w_BGNN).mean().item(), own_uniform=1/N,
-                                     ring=(w_BGNN*ring_NN).sum(-1).mean().item(), ring_uniform=around/N,
+                                     ring=(w_BGNN*ring_NN).sum(-1).mean().item(),
+                                     ring_uniform=around/N,
                                      **_parts(*split_terms(w_BGNN, v_BGVN), dim=2))
         if isinstance(term, LESA):
             local_BCHW, context_BCHW, gate_BCHW, _ = term.terms(a_BIHW)
             seen["fusion"] = _parts(local_BCHW, gate_BCHW*context_BCHW, dim=1)
-            shut, opened = (gate_BCHW < .1).float().mean().item(), (gate_BCHW > .9).float().mean().item()
-            seen["gate"] = dict(mean=gate_BCHW.mean().item(), std=gate_BCHW.std().item(), shut=shut, open=opened)
+            seen["gate"] = dict(mean=gate_BCHW.mean().item(), std=gate_BCHW.std().item(),
+                                shut=(gate_BCHW < .1).float().mean().item(),
+                                open=(gate_BCHW > .9).float().mean().item())
         found.append(seen)
     return found
 
@@ -151,13 +155,16 @@ def verdicts(
     if mine is None: return [f"{variant}: LESA was not run."]
     own = spread(list(mine.values()))
     if own.mean < some["chance"] + .05:
-        lines.append(f"{variant}: LESA does not win: {own.mean:.1%} over {own.n} seed{'s'*(own.n > 1)} is within "
+        seeds = f"{own.n} seed{'s'*(own.n > 1)}"
+        lines.append(f"{variant}: LESA does not win: {own.mean:.1%} over {seeds} is within "
                      f"5 points of guessing ({some['chance']:.1%}).")
     for name, rival in found.items():
         word, d = _judged(mine, rival, some["pictures"])
-        says = {"ahead": f"LESA is ahead of {name}", "behind": f"LESA does not win: it is behind {name}",
+        says = {"ahead": f"LESA is ahead of {name}",
+                "behind": f"LESA does not win: it is behind {name}",
                 "a tie": f"LESA does not win: a tie with {name}",
                 "undecided": f"LESA and {name}: one seed decides nothing"}[word]
         sure = f" +- {100*d.half:.1f}" if d.n > 1 else ""
-        lines.append(f"{variant}: {says}, {100*d.mean:+.1f}{sure} points over {d.n} seed{'s'*(d.n > 1)}.")
+        seeds = f"{d.n} seed{'s'*(d.n > 1)}"
+        lines.append(f"{variant}: {says}, {100*d.mean:+.1f}{sure} points over {seeds}.")
     return lines

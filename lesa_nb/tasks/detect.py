@@ -41,7 +41,7 @@ from ..weights.start import start_detector, start_metadata
 _PER_OBJECT = ("boxes", "labels", "masks", "has_mask", "area", "iscrowd")
 
 class LargeScaleJitter:
-    "Scale a picture at random, keep its shape, and cut a window out of it if it got too large, eq. (29.2)."
+    "Scale a picture at random, keep its shape, cut a window out if it got too large, eq. (29.2)."
     def __init__(self,
         side: int, # S, largest side of the result
         low: float = .1, # range of u
@@ -54,18 +54,19 @@ class LargeScaleJitter:
         target: dict, # as `CocoFolder` makes it: its boxes and masks know what they are
     ) -> tuple[Tensor, dict]:
         (H, W), S = image.shape[-2:], self.side
-        z = (self.low + (self.high - self.low)*torch.rand(()).item())*S/max(H, W)                   # (29.2) z
-        h, w = (min(n, math.ceil(S/z)) for n in (H, W))                                             # (29.2) window
+        z = (self.low + (self.high - self.low)*torch.rand(()).item())*S/max(H, W)    # (29.2) z
+        h, w = (min(n, math.ceil(S/z)) for n in (H, W))                              # (29.2) window
         top, left = (int(torch.randint(n - m + 1, ())) for n, m in ((H, h), (W, w)))
         size = [min(S, max(1, round(n*z))) for n in (h, w)]
-        moved = {name: v2.functional.resized_crop(target[name], top, left, h, w, size)
-                 for name in ("boxes", "masks", "semantic") if name in target}
+        def crop(it): return v2.functional.resized_crop(it, top, left, h, w, size, antialias=True)
+        moved = {k: crop(target[k]) for k in ("boxes", "masks", "semantic") if k in target}
         there_n = (moved["boxes"][:, 2:] - moved["boxes"][:, :2] >= 1).all(1)
         if "masks" in target:
-            there_n &= moved["masks"].flatten(1).bool().any(1) | ~target.get("has_mask", there_n.new_ones(()))
-        kept = {name: tv_tensors.wrap(v[there_n], like=v) if isinstance(v, tv_tensors.TVTensor) else v[there_n]
-                for name, v in (target | moved).items() if name in _PER_OBJECT}
-        return v2.functional.resized_crop(image, top, left, h, w, size, antialias=True), target | moved | kept
+            bare_n = ~target.get("has_mask", there_n.new_ones(()))
+            there_n &= moved["masks"].flatten(1).bool().any(1) | bare_n
+        own = {k: v[there_n] for k, v in (target | moved).items() if k in _PER_OBJECT}
+        own |= {k: tv_tensors.wrap(v, like=moved[k]) for k, v in own.items() if k in moved}
+        return crop(image), target | moved | own
 
 #: what a recipe's `augment` may ask for: name -> transform for a network of a given size
 DETECT_AUGMENTS: dict[str, Callable[[int], Callable | None]] = {
@@ -93,7 +94,7 @@ class TrainSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict]: # epoch e, index i
         epoch, index = key
         with seeded(self.seed, epoch, index):
-            image, target = self.folder[index % len(self.folder)]                                   # (29.1)
+            image, target = self.folder[index % len(self.folder)]                    # (29.1)
         return image, target | dict(file=str(self.folder.file(target["image_id"])))
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-11
@@ -101,7 +102,7 @@ class TrainSamples(Dataset):
 def calibrate(
     detector: MaskRCNN,
     images: Sequence[Float[Tensor, "3 H W"]], # RGB in [0, 1]
-    only: Collection[str] | None = None, # of the backbone's norms, those with these names; None: all
+    only: Collection[str] | None = None, # the backbone's norms of these names; None: all
 ):
     "Give the backbone's frozen norms the statistics of a few pictures, eq. (29.3)."
     backbone = detector.pyramid.backbone
@@ -111,7 +112,7 @@ def calibrate(
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
-        norm.momentum = None                                                            # the plain mean
+        norm.momentum = None                                                        # the plain mean
     for x_3HW in prepare(images, side=detector.image_size, keep_ratio=detector.keep_ratio)[0]:
         backbone(x_3HW[None])                                                           # (29.3)
     for norm, momentum in zip(norms, momenta):
@@ -119,22 +120,26 @@ def calibrate(
     backbone.train(backbone.training) # which freezes the norms
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-15
-_PUBLISHED = Recipe("mask_rcnn", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_decay=1e-4, warmup_steps=500,
-                    warmup_from=.001, milestones=(16, 19), sync_norm=False)                     # (29.4)
-_HTC = replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4)                       # (29.4)
-_MODERN: dict[str, Any] = dict(batch_size=16, epochs=50, milestones=(), decay_all=False, warmup_steps=1000,
-                               ema=.9998, clip=35., precision="bfloat16", augment="jitter")
+_PUBLISHED = Recipe("mask_rcnn", epochs=20, batch_size=8, lr=.01, lr_batch=8, weight_decay=1e-4,
+                    warmup_steps=500, warmup_from=.001, milestones=(16, 19),
+                    sync_norm=False)                                                        # (29.4)
+_HTC = replace(_PUBLISHED, name="htc", batch_size=4, lr=.005, lr_batch=4)                   # (29.4)
+_MODERN: dict[str, Any] = dict(
+    batch_size=16, epochs=50, milestones=(), decay_all=False, warmup_steps=1000, ema=.9998,
+    clip=35., precision="bfloat16", augment="jitter")
 
-#: recipes by name: as published for each model, with later habits for each, and for a small detector on drawn pictures
+#: recipes by name: as published for each model, with later habits, and for a small detector
 DETECTION_RECIPES = {recipe.name: recipe for recipe in (
     _PUBLISHED, _HTC,
-    replace(_PUBLISHED, name="mask_rcnn_modern", **_MODERN), replace(_HTC, name="htc_modern", **_MODERN),
-    Recipe("small", epochs=12, batch_size=4, lr=3e-3, lr_batch=4, optimizer="adamw", weight_decay=1e-2, decay_all=False,
-           warmup_steps=10, warmup_from=.1, clip=10., sync_norm=False, augment="none"))}
+    replace(_PUBLISHED, name="mask_rcnn_modern", **_MODERN),
+    replace(_HTC, name="htc_modern", **_MODERN),
+    Recipe("small", epochs=12, batch_size=4, lr=3e-3, lr_batch=4, optimizer="adamw",
+           weight_decay=1e-2, decay_all=False, warmup_steps=10, warmup_from=.1, clip=10.,
+           sync_norm=False, augment="none"))}
 
 # %% ../../nbs/5_detection/29_train_detector.ipynb #cell-18
 def detection_task(
-    folder: str | PathLike | CocoLayout, # in a layout that `find_coco_layout` knows; for HTC with stuffthingmaps
+    folder: str | PathLike | CocoLayout, # as `find_coco_layout` knows it; for HTC with stuff maps
     recipe: Recipe, # its `augment` is a key of DETECT_AUGMENTS
     *,
     model: str = "mask_rcnn", # a key of DETECTORS
@@ -153,30 +158,32 @@ def detection_task(
     say: Callable[[str], None] = print, # gets what was left out and what the backbone starts from
 ) -> Task:
     "Detect the objects of a COCO folder: what the training loop must be told."
-    if recipe.augment not in DETECT_AUGMENTS:
-        raise ValueError(f"augment must be one of {', '.join(DETECT_AUGMENTS)}, got {recipe.augment!r}")
+    if (augment := recipe.augment) not in DETECT_AUGMENTS:
+        raise ValueError(f"augment must be one of {', '.join(DETECT_AUGMENTS)}, got {augment!r}")
     coco_tools("faster_coco_eval") # speaks up before the run, not at its first validation
-    jitter, semantic = recipe.augment == "jitter", semantic and model == "htc"
+    jitter, semantic = augment == "jitter", semantic and model == "htc"
     with torch.device("meta"):
         ghost = build_detector(model, network=network, term=term, image_size=image_size)
     side, layout = ghost.image_size, require_splits(folder, "train", valid)
-    pictures = CocoFolder(layout, training=True, semantic=semantic, missing=missing, keep_empty=keep_empty,
-                          transforms=DETECT_AUGMENTS[recipe.augment](side))
+    pictures = CocoFolder(layout, training=True, semantic=semantic, keep_empty=keep_empty,
+                          missing=missing, transforms=DETECT_AUGMENTS[augment](side))
     held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
     require_scorable(held)
     if semantic:
         require_stuff_maps(pictures)
     train = TrainSamples(pictures, seed, repeat=repeat)
     recipe = fit_batch(recipe, len(train), say)
-    net: dict[str, Any] = dict(model=model, network=network, term=term, image_size=side, semantic=semantic,
-        num_classes=len(pictures.categories), keep_ratio=jitter if keep_ratio is None else keep_ratio,
-        masks=pictures.has_masks)
+    net: dict[str, Any] = dict(
+        model=model, network=network, term=term, image_size=side, semantic=semantic,
+        num_classes=len(pictures.categories), masks=pictures.has_masks,
+        keep_ratio=jitter if keep_ratio is None else keep_ratio)
     if start is not None:
         start_detector(ghost, start, convert=convert) # speaks up if the file does not fit
 
     def build():
         detector = build_detector(**net, resize_in_training=not jitter)
-        for line in start_run(detector, pictures, calibrate, start, convert=convert, warn=network == "published"):
+        for line in start_run(detector, pictures, calibrate, start, convert=convert,
+                              warn=network == "published"):
             if is_main_process():
                 say(line)
         return detector
@@ -184,9 +191,9 @@ def detection_task(
     def validate(detector, batches):
         results = _gather_results(dict(_predict_results(detector, batches, held)))
         return from_main_process(lambda: _percent_scores(score_results(held, results)))
-
-    metadata = dict(arch="detector", net=net, classes=pictures.categories.names, category_ids=pictures.categories.ids,
-                    **start_metadata(start))
-    return Task(metadata, recipe, build, train, _ValidSamples(held), collate_detection, detection_losses, validate,
-                lambda batch: [f"{t['file']} (image {t['image_id']})" for t in batch[1]],
-                "mask AP" if held.has_masks and pictures.has_masks else "box AP", 8 if network == "small" else 1)
+    def batch_names(batch): return [f"{t['file']} (image {t['image_id']})" for t in batch[1]]
+    metadata = dict(arch="detector", net=net, classes=pictures.categories.names,
+                    category_ids=pictures.categories.ids, **start_metadata(start))
+    score = "mask AP" if held.has_masks and pictures.has_masks else "box AP"
+    return Task(metadata, recipe, build, train, _ValidSamples(held), collate_detection,
+                detection_losses, validate, batch_names, score, 8 if network == "small" else 1)

@@ -227,18 +227,18 @@ def test_what_is_right_holds_in_any_cell(course, tmp_path):
     assert "meaning  cell 11" in said
 
 
-def test_blank_is_told_from_wrong_and_what_waits_from_both(course, tmp_path):
+def test_blank_is_told_from_wrong_and_spoils_nothing_that_follows(course, tmp_path):
     page = find_page("1")
     file = answered(page, tmp_path / "mine.ipynb")
     assert {*states(judged(file)).values()} == {"not done"}
     file = answered(page, file, Box=BOX)
-    assert states(judged(file)) == dict(_square="not done", long_side="not done", Box="waits")
+    assert states(judged(file)) == dict(_square="not done", long_side="not done", Box="holds")  # on the page's own
 
 
 def test_a_wrong_sign_is_named_by_its_test_and_not_answered(course, tmp_path):
     wrong = SIDES.replace("_square(a) + _square(b)", "abs(_square(a) - _square(b))")
     found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=wrong, Box=BOX))
-    assert states(found) == dict(_square="fails", long_side="fails", Box="fails")  # Box asks for it
+    assert states(found) == dict(_square="fails", long_side="fails", Box="holds")  # on the page's own
     said = exercise.describe_verdicts(list(found.values()))
     assert "fails     oracle   cell 8, How long is the long side? (oracle: three, four, five): does not hold" in said
     assert "holds     limit    cell 8" in said and "asked through long_side" in said and "5" not in said

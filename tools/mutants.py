@@ -419,6 +419,7 @@ def main():
     parser.add_argument("--least", type=float, default=0, metavar="PERCENT", help="status 1 if fewer are killed")
     parser.add_argument("-v", action="store_true", dest="talks", help="say of the killed, too, which cell noticed")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends, too
     try:
         equivalent = read_equivalent()
         paths = [find_notebook(word) for word in args.notebooks]

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lesa_nb.layers.autocast import knows_autocast
-
 #: So many channels K + H + W at most go through a fused kernel on a GPU; beyond, row blocks do the work.
 #: What speaks for the kernel: row blocks write and read their scores, some 24 bytes for each forward and 56 backward,
 #: while the kernel keeps them on the chip. What speaks against it: H + W more multiply-adds for each score, and three
@@ -91,7 +89,7 @@ def unweigh_(grad: Tensor, weights: Tensor) -> Tensor:
 def in_full_precision(sums: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     """`sums(q, k, v, *rest)` in float32 at least, whatever autocast says; the answer has the type of q."""
     qkv = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (q, k, v)]
-    if not knows_autocast(q.device.type):  # meta tensors, for instance
+    if q.is_meta:  # knows no autocast; PyTorch 2.11's compiler cannot follow `is_autocast_available`
         return sums(*qkv, *rest).to(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
         return sums(*qkv, *rest).to(q.dtype)

@@ -1,9 +1,9 @@
 """What a classifier asks of a batch of images."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from lesa_nb.layers.autocast import autocasts
 from lesa_nb.layers.tracing import Proxy, as_one_step
 
 __all__ = ["check_batch"]
@@ -21,7 +21,7 @@ def check_batch(x: Tensor, weight: Tensor | None = None) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"need normalised floating-point images, got {x.dtype}")
     if weight is not None and x.dtype != weight.dtype:
-        if not autocasts(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"expected images of {weight.dtype} like the network's weights, found {x.dtype}: convert "
                              f"the images with .to({weight.dtype}) or the network with .to({x.dtype})")
     return x

@@ -8,6 +8,7 @@ endif
 # Paths below are relative, so it does not matter what the project's folder is called.
 dev = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv)" dev
 proof = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" dev
+site = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-site)" site
 browser = "$(PYTHON)" tools/in_env.py "$(or $(VENV),.venv-test)" browser
 ifdef VENV
 demo = "$(PYTHON)" tools/in_env.py "$(VENV)" demo
@@ -15,7 +16,7 @@ else
 demo = "$(PYTHON)" tools/in_env.py --or .venv .venv-demo demo
 endif
 
-.PHONY: help demo test test-all test-browser nbdev-test check lab notebooks sync dev hooks lock sbom clean
+.PHONY: help demo test test-all test-browser nbdev-test check lab site notebooks sync dev hooks lock sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +50,9 @@ check: ## what keeps the house in order, without running anything: make check AR
 lab: ## open the course in JupyterLab; saving leaves the notebooks clean
 	@$(dev) -- python tools/lab.py $(ARGS)
 
+site: ## the course, the package and a search as pages to read offline: out/site/index.html
+	@$(site) -- python tools/make_site.py $(ARGS)
+
 notebooks: ## run the notebooks and save their figures: make notebooks ARGS=nbs/1_layer/03_local.ipynb
 	@$(dev) -- python tools/run_notebooks.py $(ARGS)
 
@@ -62,4 +66,4 @@ hooks: dev ## let git merge notebooks, and refuse a commit that forgot `make syn
 	@$(dev) -- python tools/hooks.py
 
 clean: ## remove what was built or run, and the environments for test and demo (.venv stays)
-	rm -rf .venv-test .venv-demo out build dist *.egg-info
+	rm -rf .venv-test .venv-demo .venv-site out build dist *.egg-info

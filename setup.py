@@ -15,7 +15,8 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("demo", "export", "coco", "train", "hub", "timm")}
 extras["dev"] = sum(extras.values(), cfg["dev_requirements"].split())
-extras["browser"] = cfg["browser_requirements"].split()
+extras["site"] = cfg["site_requirements"].split()
+extras["browser"] = cfg["browser_requirements"].split() + extras["site"]
 
 
 def notebooks(root):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from processes import run_ranks
 
 from lesa_nb.cli import _common, check, export, see
@@ -70,10 +71,39 @@ def test_answers_never_replace_what_they_are_about(tmp_path, monkeypatch):
             score(tmp_path, weights=weights, out=tmp_path)
         with pytest.raises(FileNotFoundError, match="its folder does not exist"):
             score(tmp_path, weights=weights, out=tmp_path / "gone" / "scores.json")
+        with pytest.raises(UsageError, match="photo.jpg: is there already, and no .json file; it stays"):
+            score(tmp_path, weights=weights, out=picture)
+    with pytest.raises(UsageError, match="is there already, and no .json file; it stays"):
+        predict_images((str(weights),), tmp_path / "other.pth", json=picture)
     assert picture.read_bytes() == weights.read_bytes() == b"precious"
     monkeypatch.setattr("os.access", lambda *args: False)
     with pytest.raises(PermissionError, match="may not be written to"):
         _common.check_new_file("--out", tmp_path / "scores.json")
+
+
+def test_the_file_for_cocos_server_never_replaces_what_it_is_made_from(tmp_path):
+    make_coco_folder(tmp_path / "coco", train=1, val=1, test=1, size=64)
+    weights, notes = tmp_path / "best.safetensors", tmp_path / "notes.txt"
+    truth = tmp_path / "coco" / "annotations" / "image_info_test-dev2017.json"
+    kept = {file: file.write_bytes(b"precious") and b"precious" for file in (weights, notes)}
+    kept[truth] = truth.read_bytes()
+    for out in kept:
+        with pytest.raises(UsageError, match="would overwrite what is read|is there already, and no .json file"):
+            export.testdev_file(tmp_path / "coco", weights, out=out)
+    val = truth.with_name("instances_val2017.json")
+    with pytest.raises(UsageError, match="would overwrite what is read"):
+        eval_coco(tmp_path / "coco", weights=weights, out=val)
+    assert all(file.read_bytes() == content for file, content in kept.items())
+
+
+@pytest.mark.parametrize("command, suffix", [("explain", ".png"), ("explore", ".html")])
+def test_a_picture_of_the_maps_never_replaces_the_weights(command, suffix, tmp_path, capsys):
+    weights = tmp_path / f"weights{suffix}"
+    weights.write_bytes(b"precious")
+    Image.new("RGB", (40, 32)).save(tmp_path / "photo.jpg")
+    words = [command, str(tmp_path / "photo.jpg"), "--weights", str(weights), "--out", str(weights)]
+    assert main(words) == 2 and "would overwrite the weights" in capsys.readouterr().err
+    assert weights.read_bytes() == b"precious"
 
 
 def test_a_picture_larger_than_any_machine_is_refused(tmp_path):

@@ -227,18 +227,18 @@ def test_what_is_right_holds_in_any_cell(course, tmp_path):
     assert "meaning  cell 11" in said
 
 
-def test_blank_is_told_from_wrong_and_what_waits_from_both(course, tmp_path):
+def test_blank_is_told_from_wrong_and_spoils_nothing_that_follows(course, tmp_path):
     page = find_page("1")
     file = answered(page, tmp_path / "mine.ipynb")
     assert {*states(judged(file)).values()} == {"not done"}
     file = answered(page, file, Box=BOX)
-    assert states(judged(file)) == dict(_square="not done", long_side="not done", Box="waits")
+    assert states(judged(file)) == dict(_square="not done", long_side="not done", Box="holds")  # on the page's own
 
 
 def test_a_wrong_sign_is_named_by_its_test_and_not_answered(course, tmp_path):
     wrong = SIDES.replace("_square(a) + _square(b)", "abs(_square(a) - _square(b))")
     found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=wrong, Box=BOX))
-    assert states(found) == dict(_square="fails", long_side="fails", Box="fails")  # Box asks for it
+    assert states(found) == dict(_square="fails", long_side="fails", Box="holds")  # on the page's own
     said = exercise.describe_verdicts(list(found.values()))
     assert "fails     oracle   cell 8, How long is the long side? (oracle: three, four, five): does not hold" in said
     assert "holds     limit    cell 8" in said and "asked through long_side" in said and "5" not in said
@@ -265,6 +265,15 @@ def test_whatever_somebody_writes_is_answered(course, tmp_path, source, state, w
     found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=source), seconds=1)
     assert found["long_side"].state == state
     assert words in exercise.describe_verdicts(list(found.values()))
+
+
+def test_nobody_is_blamed_for_what_fails_on_the_page_itself(course, tmp_path):
+    cells = [*CELLS[:-1], ("code", "assert open('gone.json').read() + str(Box(1, 2, 2))")]
+    write_notebook(course / "1_part" / "01_sides.ipynb", cells)
+    wrong = BOX.replace("self.sides[2]", "self.sides[1]").replace("corners = 8", "corners = 7")
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=SIDES, Box=wrong))
+    said = exercise.describe_verdicts(list(found.values()))
+    assert "meaning  cell 11" in said and "gone.json" not in said and "cell 13" not in said
 
 
 # The command

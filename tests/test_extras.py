@@ -18,7 +18,7 @@ EXTRAS = {
         MODULES.get(name, name.replace("-", "_")) for name in re.findall(r"(?:^| )([\w-]+)", value)
     }
     for key, value in SETTINGS["DEFAULT"].items()
-    if key.endswith("_requirements") and not key.startswith(("dev", "browser"))
+    if key.endswith("_requirements") and not key.startswith(("dev", "browser", "site"))
 }
 #: command -> the extra without which it has nothing to do, for the lines below
 NEEDS = {("demo",): "demo", ("export",): "export", ("train", "coco"): "coco", ("eval", "coco"): "coco"}

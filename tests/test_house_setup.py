@@ -297,9 +297,11 @@ def test_ci_and_workflow_call_make_test():
     assert "make test PYTHON" in workflow and "make test-browser" in workflow
     for version in ("3.10", "3.11", "3.12", "3.13"):
         assert f'"{version}"' in workflow
+    site = (ROOT / ".github" / "workflows" / "site.yml").read_text()
+    assert "make site PYTHON" in site and "path: out/site" in site and "actions/deploy-pages" in site
 
 
 def test_make_lists_its_targets():
     done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
-    for target in ("demo", "test", "test-all", "test-browser", "lab", "notebooks", "sync", "dev", "hooks"):
+    for target in ("demo", "test", "test-all", "test-browser", "lab", "site", "notebooks", "sync", "dev", "hooks"):
         assert f"make {target} " in done.stdout, done.stdout + done.stderr

@@ -11,7 +11,7 @@ from lesa_nb.data.pictures import CELL, Twins, chunks, find_twin
 from lesa_nb.layers.context import Context
 from lesa_nb.study._onecycle import accuracy
 from lesa_nb.study.inside import _looking, _mark_cells, _mistakes, _read_marks, _readable, study_row
-from lesa_nb.study.report import confusions, mean_inside, name_of, score_table, show_learning
+from lesa_nb.study.report import confusions, mean_inside, name_of, result_table, score_table, show_learning
 from lesa_nb.study.small import TERM_NAMES, SmallNet, train_small, twin_problem
 
 
@@ -112,3 +112,10 @@ def test_names_tables_and_means(row):
         mean_inside([row], row["variant"], TERM_NAMES["conv"], "shares")
     fig = show_learning([row, second], title="two seeds")
     assert [ax.get_title() for ax in fig.axes] == [row["variant"]] and len(fig.axes[0].lines) == 2
+
+
+def test_the_table_of_one_run_each():
+    made = dict(accuracy=.8765, chance=.1, parameters=12345, steps=40, seconds=1.26)
+    lines = [line.split() for line in result_table({"p": {"conv": made}}).splitlines()]
+    assert lines == [["problem", "network", "accuracy", "chance", "weights", "steps", "seconds"],
+                     ["p", "convolution", "87.6%", "10.0%", "12,345", "40", "1.3"]]

@@ -20,8 +20,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST, NEWEST_TRIED = (3, 10), (3, 13)
 STAMP = "lesa_nb.stamp"  # inside the environment: "making", or the extra that is installed
 FACTS = ("settings.ini", "setup.py", "pyproject.toml")  # what decides which packages are installed
-CONTAINS = {"browser": ("browser", "dev", "demo"), "dev": ("dev", "demo"), "demo": ("demo",)}  # what each one brings
-EDITABLE = {"dev": ".[dev]", "browser": ".[dev,browser]"}  # installed in place, not as a copy
+CONTAINS = {  # what each one brings
+    "browser": ("browser", "dev", "demo", "site"),
+    "dev": ("dev", "demo"),
+    "demo": ("demo",),
+    "site": ("site",),
+}
+EDITABLE = {"dev": ".[dev]", "browser": ".[dev,browser]", "site": "."}  # installed in place, not as a copy
+ALONE = ("site",)  # the extra's packages without what the package itself needs: it is read, not run
 
 
 def stop(message):
@@ -116,11 +122,24 @@ def pip(venv, arguments):
         stop("pip could not install lesa_nb: its reason stands above. Without a network nothing can be installed.")
 
 
+def requirements(extra):
+    "What settings.ini says that an extra is, as setup.py reads it."
+    from configparser import ConfigParser
+
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(os.path.join(ROOT, "settings.ini"), encoding="utf-8")
+    return config["DEFAULT"][extra + "_requirements"].split()
+
+
 def install(venv, extra):
     # setuptools puts a module that was deleted from the project back into the package if an old build is lying about
     shutil.rmtree(os.path.join(ROOT, "build", "lib"), ignore_errors=True)
     start = time.time()
-    pip(venv, ["-e", EDITABLE[extra]] if extra in EDITABLE else [".[%s]" % extra])
+    if extra in ALONE:
+        pip(venv, requirements(extra))
+        pip(venv, ["--no-deps", "-e", EDITABLE[extra]])
+    else:
+        pip(venv, ["-e", EDITABLE[extra]] if extra in EDITABLE else [".[%s]" % extra])
     stamp(venv, extra)
     print("installed in %.0f s" % (time.time() - start))
     sys.stdout.flush()

@@ -89,8 +89,11 @@ def progress(items: Iterable, unit: str, total: int | None = None, *, name: str 
     return tqdm(items, desc=name or None, unit=unit, total=total, disable=quiet)
 
 
-def check_new_file(flag: str, path: Path | None, *inputs: Path) -> None:
-    "Refuse, before any work is done, a file that could not be written, or that would replace an input."
+def check_new_file(flag: str, path: Path | None, *inputs: Path, replaces: str | None = None) -> None:
+    """Refuse, before any work is done, a file that could not be written, or that would replace an input.
+
+    replaces: of what is there already, only files that end so, such as ".json", are replaced.
+    """
     if path is None:
         return
     if path.is_dir():
@@ -101,6 +104,8 @@ def check_new_file(flag: str, path: Path | None, *inputs: Path) -> None:
         raise PermissionError(f"{path}: its folder may not be written to; choose another")
     if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
         raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
+    if replaces and path.exists() and path.suffix.lower() != replaces:
+        raise UsageError(f"{flag} {path}: is there already, and no {replaces} file; it stays: choose another name")
 
 
 def check_new_folder(flag: str, path: Path | None) -> None:

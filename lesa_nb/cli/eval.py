@@ -41,7 +41,7 @@ def eval_imagenet(
             with the accuracies.
     """
     check_image_size(image_size)
-    check_new_file("--out", out, weights)
+    check_new_file("--out", out, weights, replaces=".json")
     check_new_folder("--confusion", confusion)
     from lesa_nb.tasks.confusion import MOST_CLASSES, score_by_class, write_class_scores
 
@@ -90,11 +90,12 @@ def eval_coco(
         options: How pictures go through the network.
         out: Also write the scores there, with AP class by class.
     """
-    check_new_file("--out", out, weights)
+    check_new_file("--out", out, weights, replaces=".json")
     from lesa_nb.tasks.class_ap import format_class_ap
     from lesa_nb.tasks.detect_eval import evaluate_detector
 
     layout = paths.layout(data)
+    check_new_file("--out", out, *(files.annotations for files in layout.splits.values()))
     echo(f"{layout}; scored: {layout.files(split).split}")
     scores = evaluate_detector(
         layout,

@@ -97,6 +97,7 @@ def testdev_file(
         split: Which pictures.
         options: How pictures go through the network.
     """
+    check_new_file("--out", out, weights, *data.glob("annotations/*.json"), replaces=".json")
     from lesa_nb.tasks.detect_eval import export_testdev
 
     path = export_testdev(

@@ -116,7 +116,7 @@ def predict_images(
     from lesa_nb.weights.load import load
 
     files = find_images(paths)
-    check_new_file("--json", json, weights, *map(Path, files))
+    check_new_file("--json", json, weights, *map(Path, files), replaces=".json")
     loaded = load(weights)
     if out is not None and loaded.kind == "classifier":
         raise UsageError("--out is for detectors, which draw boxes; a classifier's answers can be written with --json")

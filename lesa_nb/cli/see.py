@@ -56,7 +56,7 @@ def run_demo(
     check_seed(seed)
     from lesa_nb.study import demo
     from lesa_nb.study.fashion import fashion_at_hand
-    from lesa_nb.study.small import result_table
+    from lesa_nb.study.report import result_table
 
     if fashion is None and fashion_at_hand("data"):
         fashion = Path("data")
@@ -93,8 +93,10 @@ def _reduced_pixel(pixel: tuple[int, int], photo: "Photo") -> tuple[int, int]:
     return row * photo.image.height // height, column * photo.image.width // width
 
 
-def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal: str) -> Path:
-    "Where a result goes: a name of a kind that can be written, and never the photograph itself."
+def _new_file(
+    out: Path | None, photo: Path, suffix: str, formats: Any, refusal: str, weights: tuple[Path, ...] = ()
+) -> Path:
+    "Where a result goes: a name of a kind that can be written, and never the photograph itself, nor weights."
     out = out or Path(f"{photo.stem}_lesa{suffix}")
     if out.is_dir():
         raise ValueError(f"{out}: a folder; --out wants the name of a file")
@@ -104,15 +106,18 @@ def _new_file(out: Path | None, photo: Path, suffix: str, formats: Any, refusal:
         raise ValueError(f"{out}: {refusal}")
     if out.exists() and out.samefile(photo):
         raise ValueError(f"{out}: this would overwrite the picture; choose another --out")
+    if any(out.exists() and file.exists() and out.samefile(file) for file in weights):
+        raise ValueError(f"{out}: this would overwrite the weights; choose another --out")
     return out
 
 
-def _figure_file(out: Path | None, photo: Path) -> Path:
+def _figure_file(out: Path | None, photo: Path, weights: Path | None) -> Path:
     "Where a figure goes: any format that matplotlib writes."
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
-    return _new_file(out, photo, ".png", formats, f"figures can be written as {', '.join(sorted(formats))}")
+    refusal = f"figures can be written as {', '.join(sorted(formats))}"
+    return _new_file(out, photo, ".png", formats, refusal, (weights,) if weights else ())
 
 
 def explain_photo(
@@ -147,7 +152,7 @@ def explain_photo(
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     row, column = _pixel(pixel, opened.full_size)
-    out = _figure_file(out, photo)
+    out = _figure_file(out, photo, weights)
     network = open_network(weights)
     image = as_input(network, picture, size or network.size)
     seen = capture.capture_layer(network.model, image[None], layer)
@@ -210,7 +215,7 @@ def explore_photo(
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
     picture = opened.image
     start = _reduced_pixel(_pixel(pixel, opened.full_size), opened)
-    out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html")
+    out = _new_file(out, photo, ".html", ("html", "htm"), "a page is written as .html", tuple(weights or ()))
     networks, images, answers = {}, {}, {}
     for file, called in zip(weights or (None,), distinct_names(weights) or (None,)):
         network = open_network(file, called)

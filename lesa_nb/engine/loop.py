@@ -157,8 +157,8 @@ def train_step(
     scaler = scaler or LossScaler(recipe, device)
     found = _backward(model, micro_batches, losses, recipe, device, scaler)
     scaler.unscale_(optimizer)
-    gradients = [p for p in model.parameters() if p.grad is not None]
-    length = get_total_norm([p.grad for p in gradients if p.grad is not None])
+    weights = [*model.parameters()]
+    length = get_total_norm([p.grad for p in weights if p.grad is not None])
     numbers = torch.stack([part.to(device, torch.float64) for part in (length, *found.values())])
     norm, *values = numbers.tolist()                                                      # one wait
     by_name = dict(zip(found, values))
@@ -167,7 +167,7 @@ def train_step(
         if scaler.skip(by_name): return by_name
         raise NotFinite(lr, by_name)
     if recipe.clip:
-        clip_grads_with_norm_(gradients, recipe.clip, length)                               # (16.6)
+        clip_grads_with_norm_(weights, recipe.clip, length)                                 # (16.6)
     scaler.step(optimizer)                                                                  # (16.3)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

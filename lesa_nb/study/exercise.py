@@ -11,7 +11,6 @@ import ast
 import importlib.util
 import json
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lesa_nb.io.atomic import atomic_json
 from lesa_nb.study.blanks import blank_source, page_of_exercise
-from lesa_nb.study.judge import Asked, Session, Yours, judge_apart, missing_definitions
+from lesa_nb.study.judge import Asked, Session, Yours, judge_apart, missing_definitions, random_states
 from lesa_nb.study.pages import Cell, CoursePage, find_page
 
 __all__ = [
@@ -132,7 +131,7 @@ def cells_instead(page: CoursePage, theirs: CoursePage) -> dict[int, list[Yours]
                 pending.append(helper)
     for each in exported:  # imports, and data that an exercise keeps
         if not blank_source(each.source)[1]:
-            found.setdefault(each.place, [Yours("imports", each.source)])
+            found.setdefault(each.place, [Yours("", each.source)])
     return found
 
 
@@ -172,6 +171,8 @@ def _require_packages(page: CoursePage) -> None:
 def verdicts_of(page: CoursePage, asked: Sequence[Asked]) -> list[Verdict]:
     """What the answers say of each definition that an exercise leaves blank, in the page's order."""
     found = []
+    excused = {(each.cell, each.line) for each in asked if each.result == "excused"}
+    asked = [each for each in asked if (each.cell, each.line) not in excused]
     for name in to_write(page):
         mine = [each for each in asked if name in each.about]
         states = {each.result for each in mine if each.kind == "definition"}
@@ -209,7 +210,8 @@ def _callers(page: CoursePage, name: str, asked: Sequence[Asked]) -> list[str]:
         ]
         seen.update(front)
         if found := [other for other in front if other in tested]:
-            return found
+            place = page.definitions[name].cell.place
+            return [other for other in found if page.definitions[other].cell.place == place] or found
     return []
 
 
@@ -299,7 +301,7 @@ def _inject(names: Mapping[str, Any]) -> Callable[[Cell, Session], list[Asked]]:
 
 
 def _run_as_it_is(cell: Cell, session: Session) -> list[Asked]:
-    wrong = [*session.define(Yours("imports", cell.source))]
+    wrong = [*session.define(Yours("", cell.source))]
     return [Asked(cell.place, 1, "definition", [], "imports", "fails", said) for said in wrong]
 
 
@@ -320,25 +322,13 @@ def check(page: str, *names: str, seconds: float = 300) -> None:
         later = (cell for cell in of.cells if cell.exported and cell.place > place and blank_source(cell.source)[1])
         last = next((cell.place - 1 for cell in later), None)
     session = Session(of, _inject(own), seconds=seconds, own=own)
-    folder, state, main = os.getcwd(), _random_states(), sys.modules.get("__main__")
+    folder, state, main = os.getcwd(), random_states(), sys.modules.get("__main__")
     try:
         os.chdir(of.path.parent)
         asked = [each for found in session.run(last) for each in found]
     finally:
         os.chdir(folder)
-        _random_states(state)
+        random_states(state)
         if main is not None:
             sys.modules["__main__"] = main
     print(describe_verdicts([verdict for verdict in verdicts_of(of, asked) if verdict.name in wanted]))
-
-
-def _random_states(states: tuple | None = None) -> tuple:
-    """The states of the generators that pages draw from; or put them back."""
-    import numpy as np
-    import torch
-
-    if states is not None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -1,7 +1,8 @@
 """Do somebody's definitions hold on a page? Its own cells ask, statement by statement, and go on after what fails.
 
-A page is asked in its order; in place of its exported cells stand the definitions that are judged. A statement that
-needs what could not be made is not asked. Nothing here says what the answer would have been.
+A page is asked in its order; in place of its exported cells stand the definitions that are judged. Where some of a
+cell do not hold, the page goes on with its own after their tests, so that one fault is not counted against what comes
+later. A statement that needs what could not be made is not asked. Nothing here says what the answer would have been.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import io
 import json
 import linecache
 import os
+import random
 import re
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 from lesa_nb.study.blanks import is_blank
 from lesa_nb.study.pages import Cell, CoursePage
 
-__all__ = ["Asked", "Session", "Yours", "judge_apart", "missing_definitions"]
+__all__ = ["Asked", "Session", "Yours", "judge_apart", "missing_definitions", "random_states"]
 
 _YOURS = "<your cell"
 _ERROR = re.compile(r"\b(test_fail|ExceptionExpected|raises|assertRaises\w*)\b")
@@ -46,14 +48,14 @@ class Asked(NamedTuple):
     kind: str  # oracle, limit, meaning, error; use: no test, the page works with what was defined; definition
     about: list[str]  # definitions that it asks
     where: str  # the heading above it, and the remark beside it
-    result: str  # holds, fails, not done, not asked, late
+    result: str  # holds, fails, not done, missing, not asked, late; excused: the page's own definitions fail there, too
     said: str = ""
 
 
 class Yours(NamedTuple):
     """A cell of whoever is judged."""
 
-    name: str  # what it is called in a message
+    name: str  # what it is called in a message; empty for what is the page's own
     source: str
 
 
@@ -133,19 +135,58 @@ class Session:
         self.space.__dict__["display"] = lambda *objects, **options: None
         self.origin: dict[str, set[str]] = {}  # name on the page -> definitions that it was made with
         self.lost: set[str] = set()  # names that could not be made
-        self.late = 0.0
+        self._replaced: set[str] = set()  # definitions in whose stead the page's own stand by now
+        self._section: list[Cell] = []  # an exported cell, and the cells since
+        self._states: tuple = ()  # of the generators, where the section began
+        self._is_bad = False  # whether something in the section failed
+        self._failed: set[tuple[int, int]] = set()  # cell and line of every failure
+        self._excused: list[Asked] = []  # those that fail with the page's own definitions, too
 
     def run(self, last: int | None = None) -> Iterator[list[Asked]]:
-        """What came of each cell, one cell after the other, up to the place `last`."""
-        for cell in self.page.cells:
-            if last is not None and cell.place > last:
-                return
-            if cell.executed:
-                yield self.provide(cell, self) if cell.exported else self._ask(cell)
+        """What came of each cell, one after the other, up to the place `last`; then what fails whoever is judged."""
+        for cell in self.page.cells[:last]:
+            if not cell.executed:
+                continue
+            if cell.exported:
+                if self._is_bad:
+                    self._replace()
+                self._section, self._states, self._is_bad = [], random_states(), False
+            self._section.append(cell)
+            found = self.provide(cell, self) if cell.exported else self._ask(cell)
+            self._is_bad |= any(asked.result in ("fails", "late", "missing", "not done") for asked in found)
+            self._failed |= {(asked.cell, asked.line) for asked in found if asked.result == "fails"}
+            yield found
+        if self._is_bad:
+            self._replace()
+        yield self._excused
+
+    def _replace(self) -> None:
+        """Put the page's own definitions into the section that failed, and run it again, without asking."""
+        exported, *others = self._section
+        if not exported.exported:
+            return
+        random_states(self._states)
+        names = {name for name, definition in self.page.definitions.items() if definition.cell.place == exported.place}
+        self._replaced |= names
+        self.lost -= names
+        [*self.define(Yours("", exported.source))]
+        for cell in others:
+            for node in ast.parse(cell.source).body:
+                error = self._execute(node, f"<cell {cell.place} of {self.page.name}>", self.seconds)
+                if error is None:
+                    self._made(node, self._about(node))
+                elif (cell.place, node.lineno) in self._failed:  # whoever is judged could not help it
+                    said = f"the page itself fails here: {_one_line(error)}"
+                    self._excused.append(Asked(cell.place, node.lineno, "use", [], "", "excused", said))
+
+    def _made(self, node: ast.stmt, about: set[str]) -> None:
+        self.lost -= _stores(node)
+        for name in _stores(node):
+            self.origin[name] = about
 
     def define(self, yours: Yours) -> Iterator[str]:
         """Execute somebody's cell; gives what went wrong, in sentences."""
-        file = f"{_YOURS}: {yours.name}>"
+        file = f"{_YOURS}: {yours.name}>" if yours.name else "<the page's own>"
         linecache.cache[file] = len(yours.source), None, yours.source.splitlines(True), file
         try:
             body = ast.parse(yours.source, file).body
@@ -195,9 +236,7 @@ class Session:
             error = self._execute(node, file, left)
             left -= time.monotonic() - start
             if error is None:
-                self.lost -= _stores(node)
-                for name in _stores(node):
-                    self.origin[name] = about
+                self._made(node, about)
                 found.append(Asked(**place, about=sorted(about), result="holds"))
                 continue
             self._lose(node)
@@ -218,7 +257,7 @@ class Session:
         found = names & self.page.definitions.keys()
         for name in names:
             found |= self.origin.get(name, set())
-        return found
+        return found - self._replaced
 
     def _kind(self, cell: Cell, node: ast.stmt, text: str) -> str:
         """Which kind of test a statement is, by its remark, the prose above it, or its own words."""
@@ -307,6 +346,18 @@ def missing_definitions(session: Session, names: Sequence[str]) -> list[Asked]:
         elif is_blank(session.space.__dict__[name]):
             found.append(Asked(**place, result="not done"))
     return found
+
+
+def random_states(states: tuple = ()) -> tuple:
+    """The states of the generators that pages draw from, as far as they are loaded; or put them back."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if states:
+        random.setstate(states[0])
+        if numpy and states[1] is not None:
+            numpy.random.set_state(states[1])
+        if torch and states[2] is not None:
+            torch.set_rng_state(states[2])
+    return random.getstate(), numpy and numpy.random.get_state(), torch and torch.get_rng_state()
 
 
 # In a process of its own

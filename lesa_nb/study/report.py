@@ -1,6 +1,6 @@
 """The study's file, read: its limits, names, tables, means over the seeds, and learning curves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,8 @@ from lesa_nb.study.small import TERM_NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "name_ticks", "score_table", "show_learning",
-           "show_wrong", "wrong_answers"]
+__all__ = ["LIMITS", "confusions", "mean_inside", "name_of", "name_ticks", "result_table", "score_table",
+           "show_learning", "show_wrong", "wrong_answers"]
 
 #: What the generated problem cannot show; printed beside every result.
 LIMITS = (
@@ -37,6 +37,16 @@ def name_of(net: dict[str, Any]) -> str:
 
 def _rows_of(rows: Sequence[dict], variant: str, name: str) -> list[dict]:
     return [row for row in rows if (row["variant"], row["name"]) == (variant, name)]
+
+
+def result_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Accuracy, weights and time of every run, one line each. results: problem -> term -> metadata of a run."""
+    lines = [f"{'problem':<16}{'network':<18}{'accuracy':>9}{'chance':>9}{'weights':>9}{'steps':>7}{'seconds':>9}"]
+    for problem, runs in results.items():
+        for term, f in runs.items():
+            lines.append(f"{problem:<16}{TERM_NAMES[term]:<18}{f['accuracy']:>9.1%}{f['chance']:>9.1%}"
+                         f"{f['parameters']:>9,}{f['steps']:>7}{f['seconds']:>9.1f}")
+    return "\n".join(lines)
 
 
 def score_table(rows: Sequence[dict]) -> str:

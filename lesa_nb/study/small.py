@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INNER', 'TERM_NAMES', 'SmallNet', 'Problem', 'twin_problem', 'digit_problem', 'Trained', 'train_network',
-           'train_small', 'differ', 'findings', 'result_table']
+           'train_small', 'differ', 'findings']
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-02
 import math
@@ -17,7 +17,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..data.pictures import Samples, check_samples, chunks, digits, find_twin, fresh_twins, shuffled
+from lesa_nb.data.pictures import (
+    Samples,
+    check_samples,
+    chunks,
+    digits,
+    find_twin,
+    fresh_twins,
+    shuffled,
+)
 from ..engine.loop import seed_everything
 from ..models.resnet import Bottleneck
 from ._onecycle import accuracy, adamw_onecycle, train_steps
@@ -29,7 +37,8 @@ from ..weights.load import Kind, register_kind
 INNER = dict(conv=32, attention=56, lesa=32)
 #: the same and the ungated control
 _WIDTHS = INNER | dict(ungated=40)
-TERM_NAMES = THREE_TERMS | {"ungated": "LESA without gate", "conv+attention": "convolution, then attention"}
+TERM_NAMES = THREE_TERMS | {"ungated": "LESA without gate",
+                            "conv+attention": "convolution, then attention"}
 
 class _Open(nn.Module):
     "A gate that lets all of the context through, whatever it sees: no weights."
@@ -42,15 +51,17 @@ class _Open(nn.Module):
 
 def _block(term, width, **options):
     "A bottleneck with one of the `_WIDTHS` in its middle."
-    if term == "ungated": return Bottleneck(width, _WIDTHS[term], width, term="lesa", gate=_Open(), **options)
-    return Bottleneck(width, _WIDTHS[term], width, term=term, **options)
+    inner = _WIDTHS[term]
+    if term == "ungated":
+        return Bottleneck(width, inner, width, term="lesa", gate=_Open(), **options)
+    return Bottleneck(width, inner, width, term=term, **options)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-08
 class SmallNet(nn.Module):
-    "Patches, bottlenecks, mean, linear: the smallest network that can hold all three terms, eq. (19.1)."
+    "Patches, bottlenecks, mean, linear: the smallest that can hold all three terms, eq. (19.1)."
     def __init__(
         self,
-        term: str, # a key of `_WIDTHS`, or several with + between them, which the blocks take in turns
+        term: str, # a key of `_WIDTHS`, or several with + between, which the blocks take in turns
         *,
         classes: int = 3,
         channels: int = 3, # of the pictures
@@ -64,11 +75,13 @@ class SmallNet(nn.Module):
         super().__init__()
         terms = term.split("+")
         if not set(terms) <= set(_WIDTHS):
-            raise ValueError(f"term must be one of {', '.join(_WIDTHS)}, or several joined by +, got {term!r}")
+            raise ValueError(f"term must be one of {', '.join(_WIDTHS)}, or several joined by +, "
+                             f"got {term!r}")
         patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.stem = nn.Sequential(patches, nn.BatchNorm2d(width), nn.ReLU())
         options = dict(fmap=size//patch, heads=heads, position=position)
-        self.blocks = nn.Sequential(*[_block(terms[i % len(terms)], width, **options) for i in range(blocks)])
+        every = [_block(terms[i % len(terms)], width, **options) for i in range(blocks)]
+        self.blocks = nn.Sequential(*every)
         self.head = nn.Linear(width, classes)
 
     def forward(
@@ -81,7 +94,7 @@ class SmallNet(nn.Module):
         self,
         x_BCHW: Float[Tensor, "B C H W"],
     ) -> Iterator[tuple[nn.Module, Float[Tensor, "B I h w"], Float[Tensor, "B w h w"]]]:
-        "For every block: the term in its middle, what goes into the term, what comes out of the block."
+        "For every block: the term in its middle, what goes into the term, what the block gives."
         x_BCHW = self.stem(x_BCHW)
         for block in self.blocks:
             assert isinstance(block, Bottleneck)
@@ -93,7 +106,7 @@ class Problem(NamedTuple):
     "Something to learn."
     name: str
     net: dict[str, Any] # options of SmallNet: classes, channels, size, patch
-    batches: Callable[[int, int, torch.Generator], Iterable] # (batch size, steps, generator) -> training batches
+    batches: Callable[[int, int, torch.Generator], Iterable] # (batch size, steps, generator)
     valid: Samples # never trained on
     mean: float = 0. # what the pictures were standardised with
     std: float = 1.
@@ -123,7 +136,7 @@ def digit_problem() -> Problem:
 class Trained(NamedTuple):
     "A trained network and how it went."
     model: nn.Module
-    metadata: dict[str, Any] # what it is, how it was trained, how well it does: everything that JSON can hold
+    metadata: dict[str, Any] # what it is, how it was trained, how well it does: fits into JSON
     losses: list[float] # of every step
     curve: list[tuple[int, float]] # (step, accuracy on a part of the validation pictures)
 
@@ -136,7 +149,7 @@ def train_network(
     lr: float = 1.5e-3,
     seed: int = 0, # decides the first weights and every picture
     checks: int = 6, # how often the accuracy is looked at on the way
-    watch: Callable[[Iterator], Iterable] = iter, # gets the losses as they come: a progress bar, for instance
+    watch: Callable[[Iterator], Iterable] = iter, # gets the losses as they come: a progress bar
     device: str | None = None, # None: a GPU where there is one
     **metadata: Any, # more to know of the run
 ) -> Trained:
@@ -147,16 +160,20 @@ def train_network(
     optimizer, schedule = adamw_onecycle(model, steps, lr=lr)
     batches = problem.batches(batch_size, steps, torch.Generator().manual_seed(seed))
     part = Samples(*(tensor[:256] for tensor in problem.valid))
-    losses, curve, start, cpu = [], [(0, accuracy(model, chunks(part, 128)))], time.perf_counter(), time.process_time()
+    losses, curve = [], [(0, accuracy(model, chunks(part, 128)))]
+    start, cpu = time.perf_counter(), time.process_time()
     for step, loss in enumerate(watch(train_steps(model, batches, optimizer, schedule)), 1):
         losses.append(loss)
         if step % max(1, steps//checks) == 0 or step == steps:
             curve.append((step, accuracy(model, chunks(part, 128))))
     metadata |= dict(
-        task=problem.name, mean=problem.mean, std=problem.std, accuracy=accuracy(model, chunks(problem.valid, 128)),
+        task=problem.name, mean=problem.mean, std=problem.std,
+        accuracy=accuracy(model, chunks(problem.valid, 128)),
         chance=1/problem.net["classes"], pictures=len(problem.valid.labels),
-        parameters=sum(p.numel() for p in model.parameters()), steps=steps, batch_size=batch_size, lr=lr, seed=seed,
-        seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu, 1))
+        parameters=sum(p.numel() for p in model.parameters()),
+        steps=steps, batch_size=batch_size, lr=lr, seed=seed,
+        seconds=round(time.perf_counter() - start, 1),
+        cpu_seconds=round(time.process_time() - cpu, 1))
     if problem.names:
         metadata["classes"] = list(problem.names)
     return Trained(model.cpu().eval(), metadata, losses, curve)
@@ -179,7 +196,8 @@ def differ(
     pictures: int, # M
 ) -> bool:
     "Are two accuracies further apart than the choice of pictures explains, eq. (19.2)?"
-    return abs(first - second) > 2*math.sqrt((first*(1 - first) + second*(1 - second))/pictures)  # (19.2)
+    variance = (first*(1 - first) + second*(1 - second))/pictures
+    return abs(first - second) > 2*math.sqrt(variance)  # (19.2)
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-28
 def findings(
@@ -193,22 +211,12 @@ def findings(
     verdict = "LESA is ahead" if points > 0 else "LESA is behind"
     if not differ(a["lesa"], a[control], some["pictures"]):
         verdict = "a tie"
-    lost = [f"{TERM_NAMES[term]} {a[term]:.1%}" for term in a if abs(a[term] - some["chance"]) < 0.05]
-    guess = f"; within 5 points of guessing ({some['chance']:.1%}): {', '.join(lost)}" if lost else ""
-    return (f"{some['task']}: {verdict}. LESA {a['lesa']:.1%}, best control {a[control]:.1%} ({TERM_NAMES[control]}), "
-            f"{points:+.1f} points on {some['pictures']} unseen pictures, seed {some['seed']}{guess}.")
-
-def result_table(
-    results: dict[str, dict[str, dict[str, Any]]], # problem -> term -> metadata
-) -> str:
-    "Accuracy, weights and time of every run, one line each."
-    head = ("network", "accuracy", "chance", "weights", "steps", "seconds")
-    lines = [f"{'problem':<16}{head[0]:<18}{head[1]:>9}{head[2]:>9}{head[3]:>9}{head[4]:>7}{head[5]:>9}"]
-    for problem, runs in results.items():
-        for term, f in runs.items():
-            lines.append(f"{problem:<16}{TERM_NAMES[term]:<18}{f['accuracy']:>9.1%}{f['chance']:>9.1%}"
-                         f"{f['parameters']:>9,}{f['steps']:>7}{f['seconds']:>9.1f}")
-    return "\n".join(lines)
+    lost = ", ".join(f"{TERM_NAMES[term]} {a[term]:.1%}" for term in a
+                     if abs(a[term] - some["chance"]) < 0.05)
+    guess = f"; within 5 points of guessing ({some['chance']:.1%}): {lost}" if lost else ""
+    return (f"{some['task']}: {verdict}. LESA {a['lesa']:.1%}, best control {a[control]:.1%} "
+            f"({TERM_NAMES[control]}), {points:+.1f} points on {some['pictures']} unseen pictures, "
+            f"seed {some['seed']}{guess}.")
 
 # %% ../../nbs/3_training/19_three_networks.ipynb #cell-33
 def _as_input(
@@ -217,9 +225,10 @@ def _as_input(
     "What turns a picture into the input of the small network that the metadata describe."
     size, channels = metadata["net"]["size"], metadata["net"]["channels"]
     mode = "L" if channels == 1 else "RGB"
-    return v2.Compose([v2.Lambda(lambda picture: picture.convert(mode)), v2.Resize((size, size)), v2.PILToTensor(),
-                       v2.ToDtype(torch.float32, scale=True), v2.Normalize([metadata["mean"]], [metadata["std"]])])
+    return v2.Compose([v2.Lambda(lambda picture: picture.convert(mode)), v2.Resize((size, size)),
+                       v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+                       v2.Normalize([metadata["mean"]], [metadata["std"]])])
 
-register_kind("small", Kind("classifier", build=lambda metadata: SmallNet(**metadata["net"]), transform=_as_input,
-                            classes=lambda metadata: metadata.get("classes")
+register_kind("small", Kind("classifier", build=lambda metadata: SmallNet(**metadata["net"]),
+                            transform=_as_input, classes=lambda metadata: metadata.get("classes")
                             or range(metadata["net"]["classes"])))

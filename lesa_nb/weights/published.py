@@ -103,7 +103,7 @@ def _cures(misshaped: dict, missing: list[str], unexpected: list[str]) -> Iterat
             yield (f"the checkpoint has {kind} position tables, the module another kind, and "
                    f"neither turns into the other: build the module with position='{kind}'")
     for key, (expected, found) in misshaped.items():
-        name, same_rank = key.rpartition(".")[2], len(expected) == len(found) > 0
+        name, same_rank = key.rpartition(".")[2], len(expected) == len(found) > 1
         if key == "fc.weight" and same_rank and expected[1] == found[1]:
             yield (f"the checkpoint knows {found[0]} classes: build the module with "
                    f"num_classes={found[0]}")

@@ -267,6 +267,15 @@ def test_whatever_somebody_writes_is_answered(course, tmp_path, source, state, w
     assert words in exercise.describe_verdicts(list(found.values()))
 
 
+def test_nobody_is_blamed_for_what_fails_on_the_page_itself(course, tmp_path):
+    cells = [*CELLS[:-1], ("code", "assert open('gone.json').read() + str(Box(1, 2, 2))")]
+    write_notebook(course / "1_part" / "01_sides.ipynb", cells)
+    wrong = BOX.replace("self.sides[2]", "self.sides[1]").replace("corners = 8", "corners = 7")
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=SIDES, Box=wrong))
+    said = exercise.describe_verdicts(list(found.values()))
+    assert "meaning  cell 11" in said and "gone.json" not in said and "cell 13" not in said
+
+
 # The command
 
 

@@ -89,7 +89,7 @@ def unweigh_(grad: Tensor, weights: Tensor) -> Tensor:
 def in_full_precision(sums: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     """`sums(q, k, v, *rest)` in float32 at least, whatever autocast says; the answer has the type of q."""
     qkv = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in (q, k, v)]
-    if not torch.amp.is_autocast_available(q.device.type):  # meta tensors, for instance
+    if q.is_meta:  # knows no autocast; PyTorch 2.11's compiler cannot follow `is_autocast_available`
         return sums(*qkv, *rest).to(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
         return sums(*qkv, *rest).to(q.dtype)

@@ -52,11 +52,7 @@ def _row_weights(q, k, h, w, p, i, deep, scratch):
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
 def row_attention(
-    q: Tensor, # (P, K, N) scaled queries, P = B*G image-head pairs
-    k: Tensor, # (P, K, N) keys
-    v: Tensor, # (P, V, N) values
-    h: Tensor, # (P, N, H) row part
-    w: Tensor, # (P, N, W) column part
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `explicit_rows` takes them
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, block by block, eqs. (7.1) and (7.2)."
@@ -104,7 +100,7 @@ def _fused(q, k, v, h, w, half=None):
     return out_1PNV[0, ..., :v.shape[1]].to(q.dtype)
 
 def channel_attention(
-    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `row_attention` takes them
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `explicit_rows` takes them
     half: torch.dtype | None = None, # of the products: two such numbers for one of q, h, w
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, as plain attention with extra channels, eq. (7.4)."
@@ -125,8 +121,7 @@ def _obstacle(position, norm, *tensors):
     if not isinstance(position, (FactoredTable, FlatTable)):
         return f"blocks know a FactoredTable and a FlatTable, not a {type(position).__name__}"
     if not is_batch_norm(norm):
-        kind = type(norm).__name__
-        return f"a {kind} does more to scores than a batch norm, so it has to see them"
+        return f"a {type(norm).__name__} does more to scores than a batch norm: it has to see them"
     tensors = (*tensors, *position.parameters(), *norm.parameters())
     forward_mode = any(unpack_dual(t).tangent is not None for t in tensors)
     if forward_mode or torch._C._are_functorch_transforms_active():
@@ -136,18 +131,15 @@ def _obstacle(position, norm, *tensors):
 def _kernel(q, position, size):
     "The way without N x N tensors that suits table and device: name, reason, numbers for it."
     if isinstance(position, FlatTable):
-        reason = "a flat table adds key scores and a value sum, "
-        return "flat", reason + "which only the slanted products know", ()
+        return "flat", "a flat table's key scores and value sum need the slanted products", ()
     width = q.shape[2] + size[0] + size[1]
     if q.device.type == "cuda" and width <= tools.MOST_CHANNELS:
-        reason = "on a GPU, K + H + W = {} channels in a fused kernel are faster than blocks"
-        return "channels", reason, (width,)
+        return "channels", "a GPU's fused kernel of K + H + W = {} channels beats blocks", (width,)
     return "rows", "row blocks stay in the cache, and work for any size", ()
 
 def _pick(q, position, norm, size):
     "What `choose` says, not yet put into words: a compiler of unknown sizes cannot format them."
-    if torch.onnx.is_in_onnx_export():
-        return "explicit", "an ONNX file holds standard operators only", ()
+    if torch.onnx.is_in_onnx_export(): return "explicit", "ONNX holds standard operators only", ()
     if obstacle := _obstacle(position, norm, q): return "explicit", obstacle, ()
     name, reason, numbers = _kernel(q, position, size)
     if torch.compiler.is_exporting(): return name, reason, numbers # the graph holds for every size
@@ -171,10 +163,8 @@ def _factored(attention, q, k, v, position, norm, size):
     "(6.1) to (6.5) and (7.1) for a factored table, and then `attention`: (B, GV, N)."
     B, G, _, N = q.shape
     axes = tuple(axis_KR.to(q.dtype) for axis_KR in position.axes(size))
-    moments = []
-    if needs_moments(norm):
-        moments = [content_moments(q, k), factored_moments(q, axes, size)]
-    a_content, a_place = score_scale(norm, moments, B*N*N).to(q.dtype).view(2, G, 1, 1)
+    found = [content_moments(q, k), factored_moments(q, axes, size)] if needs_moments(norm) else []
+    a_content, a_place = score_scale(norm, found, B*N*N).to(q.dtype).view(2, G, 1, 1)
     h, w = row_and_column_parts(a_place*q, axes, size)                           # (7.1)
     out_PNV = attention(*(t.flatten(0, 1) for t in (a_content*q, k, v, h, w)))
     return out_PNV.unflatten(0, (B, G)).mT.flatten(1, 2)                         # (5.5)
@@ -196,15 +186,13 @@ def _stream(name, sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size):
 @register_way("rows", FactoredTable)
 def rows(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, block by block, (7.1) to (7.3): any device, any size."
-    def sums(q, *call):
-        return _factored(lambda *parts: row_attention(*parts, _budget(q)), q, *call)
+    def sums(q, *call): return _factored(partial(row_attention, budget=_budget(q)), q, *call)
     return _stream("rows", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("channels", FactoredTable)
 def channels(q_BGKN, k_BGKN, v_BGVN, position, norm, size):
     "`explicit` for a factored table, as plain attention with extra channels, (7.4): for GPUs."
-    attention = partial(channel_attention, half=tools.half_of_a_gpu(q_BGKN))
-    def sums(*call): return _factored(attention, *call)
+    sums = partial(_factored, partial(channel_attention, half=tools.half_of_a_gpu(q_BGKN)))
     return _stream("channels", sums, q_BGKN, k_BGKN, v_BGVN, position, norm, size)
 
 @register_way("flat", FlatTable)

@@ -84,7 +84,7 @@ class Context(nn.Module):
             raise ValueError(f"expected a map of shape (B, {self.qkv.in_channels}, H, W), "
                              f"found {tuple(x_BCHW.shape)}")
         own, found, kind = self.qkv.weight.dtype, x_BCHW.dtype, x_BCHW.device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        autocast = not x_BCHW.is_meta and torch.is_autocast_enabled(kind)
         if found != own and not autocast:
             raise ValueError(f"expected a map of {own} like the layer's weights, found {found}: "
                              f"convert the map with .to({own}) or the layer with .to({found})")

@@ -49,7 +49,7 @@ def _dependence_radius(
 
 # %% ../../nbs/4_seeing/22_gallery.ipynb #cell-15
 def _attended(network, x_1CHW, cell):
-    "What one position attends to in the last layer that does, mean of the heads, in equal shares; None if none does."
+    "What a position attends to in the last layer that does, in equal shares; None if none does."
     if not attention_layers(network): return None
     attention_hw = capture_layer(network, x_1CHW).attention(*cell)[0].mean(0)
     return attention_hw.numel()*attention_hw
@@ -71,8 +71,9 @@ def show_gallery(
     height, width = x_1CHW.shape[2:]
     cells = {name: cell_of(pixel, (height, width), (h, w)) for name, (h, w) in sizes.items()}
     attends = {name: _attended(network, x_1CHW, cells[name]) for name, network in networks.items()}
-    most = max((float(map_hw.max()) for map_hw in attends.values() if map_hw is not None), default=1.)
-    fig, axes = new_figure(2, n, size=(2.1*n, 4.2*tall + .7 + .3*bool(title)), title=title, squeeze=False)
+    peaks = [float(map_hw.max()) for map_hw in attends.values() if map_hw is not None]
+    fig, axes = new_figure(2, n, size=(2.1*n, 4.2*tall + .7 + .3*bool(title)), title=title,
+                           squeeze=False)
     for (top, bottom), (name, network) in zip(axes.T, networks.items()):
         cell, (h, w) = cells[name], sizes[name]
         depends_HW = dependence(network, x_1CHW, cell)
@@ -80,13 +81,16 @@ def show_gallery(
         middle = ((cell[0] + .5)*height/h - .5, (cell[1] + .5)*width/w - .5)
         radius = _dependence_radius(depends_HW, middle)
         words = f"{name}{': ' + says[name] if says else ''}\nhalf within {radius:.0f} pixels"
-        overlay(shown_CHW, root_HW, None, words, top, vmin=0, vmax=float(root_HW[root_HW > 0].quantile(.9)))
+        bright = float(root_HW[root_HW > 0].quantile(.9))
+        overlay(shown_CHW, root_HW, None, words, top, vmin=0, vmax=bright)
         top.plot(middle[1], middle[0], "o", ms=9, mfc="none", mec="white", mew=1.4)
         attends_hw = attends[name]
         if attends_hw is None:
-            bottom.text(.5, .5, "attends to nothing", ha="center", va="center", fontsize=9, transform=bottom.transAxes)
+            bottom.text(.5, .5, "attends to nothing", ha="center", va="center", fontsize=9,
+                        transform=bottom.transAxes)
         else:
-            overlay(shown_CHW, attends_hw, cell, f"attends to\n(at most {attends_hw.max():.1f} equal shares)", bottom,
-                    vmin=0, vmax=most)
+            most = f"(at most {attends_hw.max():.1f} equal shares)"
+            overlay(shown_CHW, attends_hw, cell, f"attends to\n{most}", bottom, vmin=0,
+                    vmax=max(peaks))
         bottom.axis("off")
     return fig

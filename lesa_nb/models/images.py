@@ -21,8 +21,7 @@ def check_batch(x: Tensor, weight: Tensor | None = None) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"need normalised floating-point images, got {x.dtype}")
     if weight is not None and x.dtype != weight.dtype:
-        kind = x.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"expected images of {weight.dtype} like the network's weights, found {x.dtype}: convert "
                              f"the images with .to({weight.dtype}) or the network with .to({x.dtype})")
     return x

@@ -13,8 +13,9 @@ The page's later cells use what its own cells defined, so the fault is what they
 from the module that the page teaches keep the right definition (they have it from the package, not from the page),
 unless the page registers what it defines; such imports in cells of the page itself are left out.
 
-At most 8 mutants of a definition, 3 where a page takes half a minute of a processor; the same ones each time. What no test
-can notice, because it means the same, stands in tools/equivalent_mutants.txt with the reason, and is counted apart.
+At most 8 mutants of a definition, 3 where a page takes half a minute of a processor; the same ones each time. What no
+test can notice, because it means the same, stands in tools/equivalent_mutants.txt with the reason, and is counted
+apart.
 """
 
 import argparse

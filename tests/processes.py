@@ -18,10 +18,15 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
 
 
+def patient(seconds):
+    "So long on a free core; longer where many wait for one."
+    return seconds * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def run(*words, env=None, timeout=300, **options):
     "`python WORDS`, to its end: status and what it printed, as text."
     options = dict(capture_output=True, text=True) | options
-    return forked.run(words, env=env or environment(), timeout=timeout, **options)
+    return forked.run(words, env=env or environment(), timeout=patient(timeout), **options)
 
 
 def lesa(*words, **options):
@@ -57,7 +62,7 @@ def several(*words, ranks=2, env=None, stdout=subprocess.PIPE):
 
 def ended(processes, seconds=120):
     "Exit statuses and outputs; a process that hangs fails the test."
-    outputs = []
+    outputs, seconds = [], patient(seconds)
     for p in processes:
         try:
             outputs.append(p.communicate(timeout=seconds)[0])

@@ -19,6 +19,7 @@ import pytest
 import torch
 from command_lines import commands, options, random_line
 from PIL import Image
+from processes import patient
 
 from lesa_nb.cli.app import main
 from lesa_nb.data.drawn import make_image_folder
@@ -142,8 +143,7 @@ def what_is_wrong(words, made, work, capsys, *, full=None, inputs=None):
     os.chdir(work)
     capsys.readouterr()
     try:
-        crowd = max(1, os.getloadavg()[0] / (os.cpu_count() or 1))  # who wait for a core
-        with at_most(int(SECONDS * crowd)), largest_file(full):
+        with at_most(int(patient(SECONDS))), largest_file(full):
             status = main(list(words))
     except (Exception, SystemExit, Hangs) as error:
         frames = traceback.format_exception(error)

@@ -132,6 +132,7 @@ TABLE = "| call | what it is |\n|---|---|\n" + "| `double(x)` | twice x |\n" * 2
         (([MANY], EXPORT, "assert double(1)"), "1400 words of prose, at most 1300"),
         (([WORDS], EXPORT, "assert double(1)", "x = 1\n" * 350), "353 lines of code, at most 350"),
         (([WORDS + "\n\n" + TABLE], EXPORT, "assert double(1)"), "754 words in tables, at most 700"),
+        (([WORDS], EXPORT, f"assert double({'1' * 90})"), "cell 3: line 1 has 105 columns, at most 100"),
         ((["Few words."], EXPORT + "\n    print(x)" * 9, "assert 1"), "2 words for 11 exported lines"),
         ((EXPORT, "assert double(1)"), "no prose before this export"),
         ((["# A heading of many words, which is no prose at all"], EXPORT, "assert double(1)"), "no prose before"),

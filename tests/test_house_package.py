@@ -294,6 +294,17 @@ def test_the_command_is_installed(installed, tmp_path):
         assert command in done.stdout
 
 
+def test_the_command_finds_the_course_in_the_wheel(installed, tmp_path):
+    "`lesa exercise` works after `pip install`, far from any clone."
+    program = str(installed.with_name("lesa"))
+    options = dict(cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=200)
+    listed = subprocess.run([program, "exercise"], **options)
+    pages = re.findall(r"(?m)^\d\d  .+ to write\)$", listed.stdout)
+    assert listed.returncode == 0 and len(pages) > 20, listed.stdout + listed.stderr
+    written = subprocess.run([program, "exercise", "04"], **options)
+    assert written.returncode == 0 and (tmp_path / "04_position_exercise.ipynb").stat().st_size > 5000, written.stderr
+
+
 def python_sources():
     for folder in ("lesa_nb", "tests", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import patient
 from test_cli_fuzz import made, small_lines, snapshot  # noqa: F401
 
 from lesa_nb.data.verify import verify_image_folder
@@ -21,11 +22,6 @@ from lesa_nb.data.verify_coco import verify_coco
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("LESA_FUZZ_SEED", 17))
 ENDS = {0, 1, 130, 143}
-
-
-def seconds_of(seconds):
-    "So long on a free core; longer where many wait for one."
-    return seconds * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def ask_to_end(words, cwd, number, moment, inside=""):
@@ -55,7 +51,7 @@ def ask_to_end(words, cwd, number, moment, inside=""):
     except ProcessLookupError:
         pass
     try:
-        err = process.communicate(timeout=seconds_of(60))[1]
+        err = process.communicate(timeout=patient(60))[1]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -77,9 +73,9 @@ def check_end(words, made, cwd, number, moment):  # noqa: F811
     what = f"{words[:2]}, {number.name} after {moment:.2f} s: status {status}, {took:.1f} s\n{err[-1500:]}"
     if status is not None and status < 0:
         status = 128 - status  # as a shell says it: Python itself was asked, when the work was done
-    if moment > seconds_of(1):  # before, it is still starting
+    if moment > patient(1):  # before, it is still starting
         assert status in ENDS and "Traceback" not in err, what
-    assert took < seconds_of(10), what
+    assert took < patient(10), what
     after = snapshot(cwd)
     assert snapshot(made) == before and all(after[name] == mine[name] for name in mine), what
     assert left_over(cwd) == [], what
@@ -108,14 +104,14 @@ def lines(made, tmp_path):  # noqa: F811
     ],
 )
 def test_a_command_that_is_asked_to_end(command, number, moment, made, tmp_path):  # noqa: F811
-    check_end(lines(made, tmp_path)[command], made, tmp_path / "work", number, seconds_of(moment))
+    check_end(lines(made, tmp_path)[command], made, tmp_path / "work", number, patient(moment))
 
 
 def test_the_half_drawn_folder_goes_when_the_process_is_asked_to_end(tmp_path):
     "In the middle of the work for certain: there is something half made."
     words = ["make-data", "imagenet", "drawn", "--train", "100000"]
     status, err, took = ask_to_end(words, tmp_path, signal.SIGTERM, 0, inside="drawn.part/*/*/*.png")
-    assert (status, err) == (143, "\nlesa: ended by SIGTERM\n") and took < seconds_of(10)
+    assert (status, err) == (143, "\nlesa: ended by SIGTERM\n") and took < patient(10)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,5 +164,5 @@ def test_every_command_at_random_moments(made, tmp_path, capsys, record_property
     for command, words in lines(made, tmp_path).items():
         for ending in (signal.SIGINT, signal.SIGTERM, chance.choice([signal.SIGINT, signal.SIGTERM])):
             number += 1
-            check_end(words, made, tmp_path / str(number), ending, seconds_of(chance.uniform(0.5, 5)))
+            check_end(words, made, tmp_path / str(number), ending, patient(chance.uniform(0.5, 5)))
     record_property("interrupts:", number)

@@ -201,3 +201,40 @@ def test_every_page_of_the_course_has_minutes():
         assert 5 <= reading.minutes(path) <= 60, path.name
         assert readme.title_and_promise(path)
     assert project.notebooks()
+
+
+def project_of_two(tmp_path, times):
+    "A project of a start page and one page, with times or without."
+    (tmp_path / "nbs" / "1_a").mkdir(parents=True)
+    table = "| needs | gives | runs in |\n|---|---|---|\n| `torch` | `x` | by hand |"
+    cells = [
+        {
+            "cell_type": "markdown",
+            "id": "a",
+            "metadata": {},
+            "source": f"# A page\n> Short.\n\n{table}".splitlines(True),
+        }
+    ]
+    for name in ("index.ipynb", "1_a/01_page.ipynb"):
+        (tmp_path / "nbs" / name).write_text(json.dumps({"cells": cells, "metadata": {}}))
+    if times is not None:
+        (tmp_path / "nbs" / "times.json").write_text(json.dumps({"seconds": times}))
+    return tmp_path / "nbs" / "1_a" / "01_page.ipynb"
+
+
+def test_a_page_says_what_was_measured_and_counted(tmp_path):
+    path = project_of_two(tmp_path, {"nbs/1_a/01_page.ipynb": 30.0})
+    course.main(tmp_path)
+    first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+    assert first.endswith("| `torch` | `x` | half a minute, CPU; 5 minutes to read |")
+    assert not course.update(path, tmp_path)  # and again, and nothing changes
+    reading.record({"nbs/1_a/01_page.ipynb": 70.0, "nbs/1_a/01_gone.ipynb": 1.0}, tmp_path)
+    assert reading.runs_in(path, tmp_path) == "a minute"
+
+
+def test_a_project_without_times_keeps_its_words(tmp_path):
+    path = project_of_two(tmp_path, None)
+    course.main(tmp_path)
+    reading.record({"nbs/1_a/01_page.ipynb": 70.0}, tmp_path)
+    assert "| by hand |" in "".join(json.loads(path.read_text())["cells"][0]["source"])
+    assert not (tmp_path / "nbs" / "times.json").exists()

@@ -46,7 +46,8 @@ PARTS = {"1_layer": "layers", "2_networks": "models", "3_training": "engine", "4
 LONGEST_EXPORT = 60  # lines of one exported cell
 MOST_WORDS = 1300  # of a notebook's prose
 MOST_TABLE_WORDS = 700  # of its tables: calls, names, errors, edges; looked up, not read
-MOST_CODE = 350  # lines of a notebook's code, at most 100 columns wide
+MOST_CODE = 350  # lines of a notebook's code
+MOST_COLUMNS = 100  # of a line of it: what JupyterLab shows on a screen 1,300 pixels wide
 TEST_WITHIN = 4  # code cells after an export, the first test among them
 PROSE = 8  # words that count as prose before an export
 
@@ -338,6 +339,11 @@ def budget(root=ROOT):
             yield Fault(
                 nb.room, "budget", where, f"{prose + tables} words for {exported} exported lines: at least as many"
             )
+        for i, (kind, source, _) in enumerate(nb.cells, 1):
+            for number, line in enumerate(source.splitlines() if kind == "code" else (), 1):
+                if len(line) > MOST_COLUMNS:
+                    text = f"line {number} has {len(line)} columns, at most {MOST_COLUMNS}"
+                    yield Fault(nb.room, "budget", f"{where}, cell {i}", text)
         for i in exports:
             source = nb.cells[i][1]
             cell = f"{where}, cell {i + 1}"

@@ -1,5 +1,7 @@
 """The way through the course: the last cell of each page of nbs/ leads to the page before, the contents and the next.
 
+The table at its top says how long the page takes, to run and to read (tools/reading.py).
+
     python tools/course.py            # this project
     python tools/course.py FOLDER     # another one
 
@@ -14,6 +16,7 @@ import sys
 from pathlib import Path
 
 import project
+import reading
 
 ID = "course-links"
 MADE = "<!-- made by `make sync` -->"
@@ -41,9 +44,16 @@ def links(path, root=project.ROOT):
 
 
 def update(path, root=project.ROOT):
-    "Write the last cell of one notebook, the file as nbdev_clean would leave it; returns whether it has changed."
+    """Write the last cell of one notebook, and its times; the file as nbdev_clean would leave it.
+
+    Returns whether it has changed.
+    """
     text = path.read_text(encoding="utf-8")
     notebook = json.loads(text)
+    if promise := reading.promise(path, root):
+        for first in notebook["cells"][:1]:
+            source = reading.OPENING.sub(lambda match: f"{match[1]} {promise} |", "".join(first["source"]))
+            first["source"] = source.splitlines(True)
     cell = {"cell_type": "markdown", "id": ID, "metadata": {}, "source": links(path, root).splitlines(True)}
     notebook["cells"] = [other for other in notebook["cells"] if other.get("id") != ID] + [cell]
     new = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + "\n"

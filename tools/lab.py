@@ -16,6 +16,7 @@ from pathlib import Path
 
 import clean_notebook
 from ipykernel.ipkernel import IPythonKernel
+from jupyter_client import KernelManager
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
 TOOLS = Path(__file__).resolve().parent
@@ -63,7 +64,11 @@ def main(arguments):
         "ServerApp.contents_manager_class": "lab.CourseContents",
         "FileContentsManager.preferred_dir": NOTEBOOKS,
         "LabApp.default_url": "/lab/tree/nbs/index.ipynb",
+        # Jupyter Server waits three intervals for an answer to a ping, and Tornado warns: at most one is allowed.
+        "ServerApp.tornado_settings": {"ws_ping_timeout": 30_000},
     }
+    if "transport_encryption" in KernelManager.class_trait_names():  # newer kernels warn where nobody asks for it
+        options["KernelManager.transport_encryption"] = "auto"
     return lab([*(f"--{name}={value}" for name, value in options.items()), *arguments])
 
 

@@ -13,8 +13,9 @@ The page's later cells use what its own cells defined, so the fault is what they
 from the module that the page teaches keep the right definition (they have it from the package, not from the page),
 unless the page registers what it defines; such imports in cells of the page itself are left out.
 
-At most 8 mutants of a definition, 3 where a page takes longer than half a minute; the same ones each time. What no test
-can notice, because it means the same, stands in tools/equivalent_mutants.txt with the reason, and is counted apart.
+At most 8 mutants of a definition, 3 where a page takes half a minute of a processor; the same ones each time. What no
+test can notice, because it means the same, stands in tools/equivalent_mutants.txt with the reason, and is counted
+apart.
 """
 
 import argparse
@@ -41,7 +42,7 @@ import project
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path(__file__).resolve().parent / "equivalent_mutants.txt"
-SLOW = 30  # seconds of a page, above which fewer mutants are taken
+SLOW = 30  # seconds of the processor for a page, above which fewer mutants are taken
 MOST, MOST_OF_SLOW = 8, 3  # mutants of a definition
 GRACE = 10  # seconds that any mutant may take
 MEMORY = 12 * 2**30  # bytes that a mutant may take
@@ -248,8 +249,8 @@ class _Folder:
 
 
 def _run_rest(page, rest, first=None):
-    "Run cells; the number of the one that raised and what it raised, or None and its seconds for each."
-    seconds = []
+    "Run cells: the one that raised and what it raised, or None, the seconds of each, and those of the processor."
+    seconds, begin = [], time.process_time()
     for i, cell in enumerate(rest):
         start = time.monotonic()
         try:
@@ -258,14 +259,14 @@ def _run_rest(page, rest, first=None):
             words = (str(error).strip().splitlines() or [""])[0]
             return [cell.place, f"{type(error).__name__}: {words}"[:200].encode("ascii", "replace").decode()]
         seconds.append(time.monotonic() - start)
-    return [None, seconds]
+    return [None, seconds, time.process_time() - begin]
 
 
 def _judge(page, cell, rest, mutant, limit):
     "killed, survived, timed out or crashed; and the cell that noticed, with what it said."
     status, answer, took = _in_child(lambda: _run_rest(page, [cell, *rest], mutant.tree), limit)
     if status == "ended":
-        place, said = answer
+        place, said = answer[:2]
         result = "survived" if place is None else "killed"
         return dict(result=result, by=place, said=said if place else "", seconds=round(took, 2))
     result = {"late": "timed out", "crashed": "crashed", "raised": "crashed"}[status]
@@ -284,8 +285,8 @@ def examine(path, options, report):
     if status != "ended" or answer[0] is not None:
         where = f"cell {answer[0]}: {answer[1]}" if status == "ended" else answer or status
         raise PageError(f"{path.name} does not run as it is ({where}), so nothing can be said about its mutants")
-    seconds = answer[1]
-    most = options["max"] or (MOST if sum(seconds) <= SLOW or options["all"] else MOST_OF_SLOW)
+    seconds, worked = answer[1:]
+    most = options["max"] or (MOST if worked <= SLOW or options["all"] else MOST_OF_SLOW)
     found = candidates(path)
     report(dict(page=path.stem, seconds=round(sum(seconds), 1), most=most))
     for i, cell in enumerate(page.cells):

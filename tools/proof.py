@@ -10,6 +10,7 @@ import compileall
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import forked
@@ -75,7 +76,9 @@ class Runs(NotebookItem):
         nb = nbformat.read(path, as_version=4)
         env = {**os.environ, "PYTHONPATH": str(copy["folder"])}
         env.pop("MPLBACKEND", None)  # a kernel has its own, which keeps the figures
+        begin = time.perf_counter()
         execute(nb, path.parent, timeout=self.config.getoption("--notebook-timeout"), env=env, forked=forked)
+        self.user_properties.append(("seconds", round(time.perf_counter() - begin, 1)))
         missed = [
             f"cell {i}" for i, cell in rules.code_cells(nb) if rules.holds_code(cell) and cell.execution_count is None
         ]

@@ -2,12 +2,16 @@
 
     python tools/reading.py        # the table
 
-`make test` measures each notebook (nbs/times.json is what `make test-all` measured last), and fails where the words on
-a page and the run are too far apart.
+`make test` measures each notebook, and fails where the page and the run are too far apart. What `make test-all`, or
+`python tools/test.py --only notebooks --note-times`, measured last is nbs/times.json; `make sync` writes both times
+into the table at the top of each page (tools/course.py). Nobody writes either by hand.
 """
 
+import datetime
 import json
 import math
+import os
+import platform
 import re
 import statistics
 import sys
@@ -22,10 +26,13 @@ FORMULA = 10
 ROUNDED = 5  # minutes: so that a changed sentence does not change the page's promise
 #: upper end in seconds -> what a page says
 CLASSES = ((10, "a few seconds"), (25, "a quarter of a minute"), (45, "half a minute"), (90, "a minute"))
+FEWEST = 5  # notebooks that tell how fast a machine is
 FURTHEST = 4  # times longer or shorter than the page says, machine's speed taken out: a fault
-NEGLIGIBLE = 8  # seconds: shorter than that is no fault
+NEGLIGIBLE = 20  # seconds: shorter than that is no fault
 
 _formula = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+#: the table at the top of a page, up to its last column, and that column
+OPENING = re.compile(r"^(\| needs \| gives \| runs in \|\n\|[-| ]+\|\n\|.*\|) [^|\n]*\|$", re.MULTILINE)
 _not_read = re.compile(r"<!--.*?-->|\]\([^)]*\)|^#\|.*$", re.DOTALL | re.MULTILINE)
 
 
@@ -37,6 +44,7 @@ def effort(cells):
             lines += sum(bool(line.strip()) and not line.lstrip().startswith("#|") for line in source.split("\n"))
         elif kind == "markdown":
             formulas += len(_formula.findall(source))
+            source = OPENING.sub(r"\1", source)  # what is counted does not depend on what was counted before
             words += len(re.findall(r"\w[\w'’-]*", _not_read.sub(" ", _formula.sub(" ", source))))
     return words, lines, formulas
 
@@ -74,13 +82,34 @@ def runs_in(path, root=project.ROOT):
     return "not measured" if seconds is None else words_for(seconds)
 
 
+def promise(path, root=project.ROOT):
+    "What the table at the top of a page says of both times; '' where nothing was measured."
+    if not times(root):
+        return ""
+    return f"{runs_in(path, root)}, CPU; {minutes(path)} minutes to read"
+
+
+def record(measured, root=project.ROOT):
+    "Write down what a run measured, path of a notebook -> seconds. Does nothing in a project without such a file."
+    path = Path(root) / TIMES
+    if measured and path.exists():
+        there = {name: seconds for name, seconds in times(root).items() if (Path(root) / name).exists()}
+        told = dict(
+            date=f"{datetime.date.today()}",
+            python=platform.python_version(),
+            cores=os.cpu_count(),
+            seconds=dict(sorted({**there, **measured}.items())),
+        )
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8", newline="\n")
+
+
 def far_off(measured, noted):
     """Notebooks whose time is further from the one noted than a factor of four, as sentences.
 
     A slow machine, or a busy one, is slow for all of them: the middle ratio of measured to noted is its speed.
     """
     both = {name: (measured[name], noted[name]) for name in measured if noted.get(name)}
-    if len(both) < 5:
+    if len(both) < FEWEST:
         return []
     speed = statistics.median(now / before for now, before in both.values())
     found = []

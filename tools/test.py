@@ -6,7 +6,8 @@
     python tools/test.py nbs/1_layer tests/test_cli.py    # only these folders and files
 
 1. pytest runs every notebook (proof.py, on a copy of the project) and tests/, side by side (pytest-xdist).
-   With --slow, how they ended is written into nbs/promises.json and nbs/promises.md.
+   With --slow, how they ended is written into nbs/promises.json and nbs/promises.md, how long notebooks ran into
+   nbs/times.json; without, it is compared with that file.
 2. nbdev_export, nbdev_clean and the README change nothing (tried on a copy).
 
 The last line is `N passed, N failed`; the exit status is 1 if anything failed, and 130 if it was interrupted.
@@ -28,6 +29,7 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != TOOLS
 import project  # noqa: E402  (tools/ comes last: this file must not hide Python's own `test`)
 import promises  # noqa: E402
 import pytest  # noqa: E402
+import reading  # noqa: E402
 import sync  # noqa: E402
 
 
@@ -128,7 +130,22 @@ def set_environment(root, scratch, jobs):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
 
-def run_pytest(board, root, folders, timeout, jobs, slow):
+def check_times(board, root, results, note):
+    "What pages say of how long they run, against this run; with `note`, write down what it measured."
+    measured = {
+        test.removesuffix("::runs"): figures["seconds"]
+        for test, passed, figures in results
+        if passed and test.endswith("::runs") and "seconds" in figures
+    }
+    noted = reading.times(root)
+    if note:
+        reading.record(measured, root)
+    elif len(noted.keys() & measured.keys()) >= reading.FEWEST:
+        problems = reading.far_off(measured, noted)
+        board.add("pages say how long they run", "\n".join(problems))
+
+
+def run_pytest(board, root, folders, timeout, jobs, slow, note_times=False):
     "Returns whether it went to its end."
     folders = [str(root / folder) for folder in folders]
     kinds = "all tests" if slow else "all but the slow ones"
@@ -146,6 +163,7 @@ def run_pytest(board, root, folders, timeout, jobs, slow):
         board.add("pytest finds tests", "no test was found: nothing was tested")
     elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         board.add("pytest", f"stopped with status {status!r}")
+    check_times(board, root, reporter.results, note_times or slow)
     if slow:
         promises.record(reporter.results, root)
     left_out = reporter.deselected - reporter.ended
@@ -168,6 +186,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one notebook or one test may take")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="how many at a time")
     parser.add_argument("--slow", action="store_true", help="run the slow tests too; one may take half an hour")
+    parser.add_argument("--note-times", action="store_true", help="write down how long notebooks ran (nbs/times.json)")
     parser.add_argument("--only", choices=["notebooks", "pytest", "sync"], help="one part")
     args = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
@@ -185,7 +204,8 @@ def main():
         with tempfile.TemporaryDirectory(prefix="lesa-test-") as folder:
             set_environment(root, Path(folder), args.jobs)
             if folders:
-                ended = run_pytest(board, root, folders, 1800 if args.slow else args.timeout, args.jobs, args.slow)
+                timeout = 1800 if args.slow else args.timeout
+                ended = run_pytest(board, root, folders, timeout, args.jobs, args.slow, args.note_times)
             if ended and args.only in (None, "sync") and not args.paths:
                 test_sync(board, root)
     except KeyboardInterrupt:

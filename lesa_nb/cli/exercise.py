@@ -60,7 +60,7 @@ def _check(path: Path, page: str | None, seconds: float) -> int:
     of, theirs = open_exercise(path)
     if page is not None and find_page(page).name != of.name:
         raise UsageError(f"{path} is the exercise of {of.name}, not of {page}")
-    cells = sum(cell.executed for cell in of.cells)
+    cells = sum(cell.executed for cell in of.cells) + 1  # and what is said at the end
     verdicts = judge_exercise(
         of, theirs, seconds=seconds, watch=lambda found: progress(found, "cell", cells, watched=True)
     )

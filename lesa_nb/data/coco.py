@@ -75,7 +75,7 @@ def run_lengths(
     mask_HW: Bool[np.ndarray, "H W"],
 ) -> list[int]: # zeros, ones, zeros, ...
     "A mask as run lengths, column by column, eq. (27.2)."
-    pixels = np.asarray(mask_HW, bool).T.reshape(-1)  # (27.2)
+    pixels = np.asarray(mask_HW, bool).ravel("F")  # (27.2)
     changes = np.flatnonzero(np.diff(pixels, prepend=False))
     return np.diff(changes, prepend=0, append=pixels.size).tolist()
 

@@ -52,11 +52,7 @@ def _row_weights(q, k, h, w, p, i, deep, scratch):
 
 @torch.library.custom_op("lesa_nb::row_attention", mutates_args=())
 def row_attention(
-    q: Tensor, # (P, K, N) scaled queries, P = B*G image-head pairs
-    k: Tensor, # (P, K, N) keys
-    v: Tensor, # (P, V, N) values
-    h: Tensor, # (P, N, H) row part
-    w: Tensor, # (P, N, W) column part
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `explicit_rows` takes them
     budget: int, # how many scores may exist at once
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, block by block, eqs. (7.1) and (7.2)."
@@ -104,7 +100,7 @@ def _fused(q, k, v, h, w, half=None):
     return out_1PNV[0, ..., :v.shape[1]].to(q.dtype)
 
 def channel_attention(
-    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `row_attention` takes them
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor, # as `explicit_rows` takes them
     half: torch.dtype | None = None, # of the products: two such numbers for one of q, h, w
 ) -> Tensor: # (P, N, V)
     "What `explicit_rows` computes, as plain attention with extra channels, eq. (7.4)."
@@ -135,12 +131,10 @@ def _obstacle(position, norm, *tensors):
 def _kernel(q, position, size):
     "The way without N x N tensors that suits table and device: name, reason, numbers for it."
     if isinstance(position, FlatTable):
-        reason = "a flat table adds key scores and a value sum, "
-        return "flat", reason + "which only the slanted products know", ()
+        return "flat", "a flat table's key scores and value sum need the slanted products", ()
     width = q.shape[2] + size[0] + size[1]
     if q.device.type == "cuda" and width <= tools.MOST_CHANNELS:
-        reason = "on a GPU, K + H + W = {} channels in a fused kernel are faster than blocks"
-        return "channels", reason, (width,)
+        return "channels", "a GPU's fused kernel of K + H + W = {} channels beats blocks", (width,)
     return "rows", "row blocks stay in the cache, and work for any size", ()
 
 def _pick(q, position, norm, size):

@@ -16,15 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from ._detector import Detector, ImageFeatures
-from lesa_nb.models.ops import (
-    Sampler,
-    best_boxes,
-    cuts_by_level,
-    full_precision,
-    places_of,
-    random_sampler,
-    smooth_l1,
-)
+from .ops import Sampler, best_boxes, cuts_by_level, full_precision, random_sampler
 from .pyramid import Pyramid, scale_boxes
 from .rpn import STRIDES, BoxCoder, assign, sample
 
@@ -42,7 +34,7 @@ def roi_features(
     size: int, # S
 ) -> Float[Tensor, "n C S S"]:
     "Cut every box out of its level and bring it to S x S, eqs. (25.1) and (25.2)."
-    return cuts_by_level(maps[:4], boxes_n4, _roi_levels(boxes_n4), size, STRIDES[:4])      # (25.2)
+    return cuts_by_level(maps[:4], boxes_n4, _roi_levels(boxes_n4), size, STRIDES)          # (25.2)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-12
 class BoxHead(nn.Module):
@@ -113,7 +105,7 @@ def box_losses(
         truths.append(coder.encode(s.boxes[:P], target["boxes"][s.objects]))
     n = max(len(logits_nK), 1)
     return dict(loss_cls=F.cross_entropy(logits_nK, torch.cat(wanted), reduction="sum")/n,  # (25.5)
-                loss_bbox=smooth_l1(torch.cat(steps), torch.cat(truths), beta)/n)
+                loss_bbox=ops.smooth_l1(torch.cat(steps), torch.cat(truths), beta)/n)
 
 # %% ../../nbs/5_detection/25_mask_rcnn.ipynb #cell-18
 class MaskHead(nn.Module):
@@ -155,7 +147,7 @@ def mask_samples(sampled: Sequence[Sampled], targets: Sequence[Mapping]) -> list
     kept = [Sampled(*(part[:len(s.objects)*("masks" in t)] for part in s))
             for s, t in zip(sampled, targets)]
     asked = [i for i, target in enumerate(targets) if "has_mask" in target]
-    there = places_of([targets[i]["has_mask"][kept[i].objects] for i in asked])
+    there = ops.places_of([targets[i]["has_mask"][kept[i].objects] for i in asked])
     for i, place_p in zip(asked, there):
         kept[i] = Sampled(*(part[place_p] for part in kept[i]))
     return kept
@@ -235,11 +227,8 @@ class MaskRCNN(Detector):
         logits_PCSS = self.mask_head(self.mask_head.features(cut(sampled, 14)))
         return losses | dict(loss_mask=mask_loss(logits_PCSS, sampled, targets))
 
-    def predict_boxes(self,
-        features: ImageFeatures,
-        proposals_n4: Float[Tensor, "n 4"],
-    ) -> tuple[Tensor, Tensor, Tensor]: # boxes, scores, classes from 0
-        "Name the proposals, move them, keep the best, eqs. (25.3) and (25.8)."
+    def predict_boxes(self, features, proposals_n4) -> tuple[Tensor, Tensor, Tensor]:
+        "Boxes, scores, classes from 0: proposals named, moved, thinned out, eqs. (25.3), (25.8)."
         logits_nK, deltas_nk4 = self.box_head(roi_features(features.maps, proposals_n4, 7))
         boxes_nk4 = self.coder.decode(proposals_n4[:, None], deltas_nk4, features.rpn.size)
         return best_boxes(boxes_nk4, logits_nK.softmax(1)[:, :-1], self.threshold)          # (25.8)

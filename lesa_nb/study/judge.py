@@ -48,7 +48,7 @@ class Asked(NamedTuple):
     kind: str  # oracle, limit, meaning, error; use: no test, the page works with what was defined; definition
     about: list[str]  # definitions that it asks
     where: str  # the heading above it, and the remark beside it
-    result: str  # holds, fails, not done, not asked, late
+    result: str  # holds, fails, not done, missing, not asked, late; excused: the page's own definitions fail there, too
     said: str = ""
 
 
@@ -139,12 +139,12 @@ class Session:
         self._section: list[Cell] = []  # an exported cell, and the cells since
         self._states: tuple = ()  # of the generators, where the section began
         self._is_bad = False  # whether something in the section failed
+        self._failed: set[tuple[int, int]] = set()  # cell and line of every failure
+        self._excused: list[Asked] = []  # those that fail with the page's own definitions, too
 
     def run(self, last: int | None = None) -> Iterator[list[Asked]]:
-        """What came of each cell, one cell after the other, up to the place `last`."""
-        for cell in self.page.cells:
-            if last is not None and cell.place > last:
-                return
+        """What came of each cell, one after the other, up to the place `last`; then what fails whoever is judged."""
+        for cell in self.page.cells[:last]:
             if not cell.executed:
                 continue
             if cell.exported:
@@ -154,7 +154,11 @@ class Session:
             self._section.append(cell)
             found = self.provide(cell, self) if cell.exported else self._ask(cell)
             self._is_bad |= any(asked.result in ("fails", "late", "missing", "not done") for asked in found)
+            self._failed |= {(asked.cell, asked.line) for asked in found if asked.result == "fails"}
             yield found
+        if self._is_bad:
+            self._replace()
+        yield self._excused
 
     def _replace(self) -> None:
         """Put the page's own definitions into the section that failed, and run it again, without asking."""
@@ -168,8 +172,12 @@ class Session:
         [*self.define(Yours("", exported.source))]
         for cell in others:
             for node in ast.parse(cell.source).body:
-                if self._execute(node, f"<cell {cell.place} of {self.page.name}>", self.seconds) is None:
+                error = self._execute(node, f"<cell {cell.place} of {self.page.name}>", self.seconds)
+                if error is None:
                     self._made(node, self._about(node))
+                elif (cell.place, node.lineno) in self._failed:  # whoever is judged could not help it
+                    said = f"the page itself fails here: {_one_line(error)}"
+                    self._excused.append(Asked(cell.place, node.lineno, "use", [], "", "excused", said))
 
     def _made(self, node: ast.stmt, about: set[str]) -> None:
         self.lost -= _stores(node)

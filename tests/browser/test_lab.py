@@ -60,6 +60,7 @@ def test_it_opens_at_the_start_of_the_course(lab, open_page, unclean):
     assert page.locator(f"{READY} >> nth=0").bounding_box()["y"] < 200
     assert page.evaluate("() => [...document.querySelectorAll('.jp-MarkdownOutput img')].every(i => i.naturalWidth)")
     assert not unclean()
+    assert not re.search("warning|deprecat|ping_timeout", lab.log, re.IGNORECASE), lab.log  # now that a kernel runs
 
 
 @pytest.mark.parametrize("path", [CHOSEN[0], CHOSEN[4], ROOT / "nbs" / "index.ipynb"], ids=lambda path: path.stem)

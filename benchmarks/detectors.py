@@ -24,6 +24,7 @@ from lesa_nb.models.htc import htc_lesa_wrn50, mask_rcnn_lesa_resnet50
 
 QUESTION = "What does a training step of the published detectors cost, and what does streaming save?"
 DETECTORS = {"mask_rcnn": (mask_rcnn_lesa_resnet50, 1024), "htc": (htc_lesa_wrn50, 1280)}
+WAYS = ("streaming", "explicit")
 PARTS = ("pyramid.backbone", "pyramid", "rpn", "semantic_head")
 
 
@@ -103,7 +104,7 @@ def measure(name, size, args):
     ways = {"streaming": "auto"} | (
         {"explicit": "explicit"} if needs <= args.limit_gb else {"explicit, again": explicit_again}
     )
-    ways = {n: way for n, way in ways.items() if n.split(",")[0] in args.ways}
+    ways = {n: way for n, way in ways.items() if n.split(",")[0] in getattr(args, "ways", WAYS)}
     works = {n: lambda way=way: step(way) for n, way in ways.items()}
     row = dict(
         name=name,
@@ -136,7 +137,7 @@ if __name__ == "__main__":
         default=14.0,
         help="where the N x N tensors of all layers would need more, write them out one layer at a time",
     )
-    parser.add_argument("--ways", nargs="+", default=["streaming", "explicit"], choices=["streaming", "explicit"])
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     args = start(parser)
     names = chosen(DETECTORS, args)
     save("detectors", QUESTION, [measure(n, 128 if args.quick else DETECTORS[n][1], args) for n in names], args)

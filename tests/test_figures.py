@@ -154,6 +154,17 @@ def test_difficult_maps_draw_without_a_warning_and_a_missing_number_is_pink():
         assert np.abs(plt.get_cmap(name)(np.linspace(0, 1, 256))[:, :3] - pink).max(1).min() > .25
 
 
+def test_a_matrix_names_its_rows_and_columns_and_counts_them():
+    fig = show_maps([torch.rand(12, 30), torch.rand(30, 12)], axes=("query", "key"))
+    for ax, shape in zip(fig.axes, [(12, 30), (30, 12)]):
+        assert (ax.get_ylabel(), ax.get_xlabel()) == ("query", "key") and ax.axison
+        for ticks, n in zip((ax.get_yticks(), ax.get_xticks()), shape):
+            seen = [tick for tick in ticks if 0 <= tick < n]
+            assert 2 <= len(seen) <= 7 and all(tick == int(tick) for tick in seen)
+    assert not show_maps(torch.rand(3, 4)).axes[0].axison  # a picture goes without
+
+
+
 def test_maps_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match="expected maps of shape"):
         show_maps(torch.zeros(2, 8, 3, 3))

@@ -145,6 +145,7 @@ def show_maps(
     vmax: float | None = None,
     colorbar: bool = False,
     shared: bool = True,
+    axes: tuple[str, str] | None = None,
 ) -> Figure:
     """Draw maps side by side; NaN and infinity are pink.
 
@@ -153,6 +154,7 @@ def show_maps(
     cols: maps in a row; None: as many as fit into 8 inches. size: width of one map in inches.
     vmin, vmax: ends of the colour scale. colorbar: say which number a colour stands for.
     shared: one colour scale for all maps, or one for each.
+    axes: what rows and columns are, of matrices; then both get ticks, which pictures go without.
     Returns a figure with one axis for each map, then the colour bars. ValueError: no maps, or other shapes.
     """
     arrays = _as_maps(maps)
@@ -163,7 +165,8 @@ def show_maps(
         cols = -(-n // rows)                 # then equally long ones
     rows = -(-n // cols)
     height = max(size*max(a.shape[0]/a.shape[1] for a in arrays), .7*colorbar) + .25*(titles is not None)
-    inches = (size*cols + .6*colorbar, height*rows + .3*bool(title))
+    room = .45*bool(axes)  # for ticks and names
+    inches = ((size + room)*cols + .6*colorbar, (height + room)*rows + .3*bool(title))
     fig, axs = new_figure(rows, cols, size=inches, title=title, squeeze=False)
     for ax in axs.flat[n:]:
         ax.remove()
@@ -172,7 +175,13 @@ def show_maps(
         colors = plt.get_cmap(cmap or auto).with_extremes(bad=_NAN)
         limits = dict(vmin=low if vmin is None else vmin, vmax=high if vmax is None else vmax)
         drawn = ax.imshow(np.ma.masked_invalid(a), colors, interpolation="nearest", **limits)
-        ax.axis("off")
+        if axes is None:
+            ax.axis("off")
+        else:
+            ax.set_ylabel(axes[0], fontsize=9)
+            ax.set_xlabel(axes[1], fontsize=9)
+            ax.tick_params(labelsize=8, length=2)
+            ax.locator_params(nbins=5, integer=True)
         if titles is not None:
             ax.set_title(titles[i], fontsize=9)
         if colorbar and not shared:

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from operator import floordiv
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,9 +131,23 @@ def _within(size: tuple[int, int], min_size: int, max_size: int | None) -> tuple
 
 
 @contextmanager
+def _any_side_pooled() -> Iterator[None]:
+    """PyTorch 2.11 asks whether a side is even where it pools, so that a graph held for such sides only.
+
+    A floor needs no such question, which is how later versions write it.
+    """
+    metas = torch._meta_registrations
+    asks, metas.div_rtn = metas.div_rtn, floordiv
+    try:
+        yield
+    finally:
+        metas.div_rtn = asks
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torchvision and the exporter say to each other, and without gradients."""
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _any_side_pooled():
         warnings.filterwarnings("ignore", message=".*create_unbacked_symint")
         warnings.filterwarnings("ignore", message=".*sampling_ratio")  # -1 is written as 0: the same adaptive number
         yield

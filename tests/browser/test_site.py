@@ -13,6 +13,8 @@ CHAPTER = "1_layer/04_position.html"  # formulas, tables, figures, code that is 
 THREE = ["index.html", CHAPTER, "api/layers.html"]
 DRAWN = "() => !document.querySelector('.math') || document.documentElement.dataset.formulas === 'drawn'"
 
+SEARCHED = "() => /finished/.test(document.querySelector('#search-results')?.textContent)"
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
@@ -55,7 +57,7 @@ def test_a_search_for_relative_position_finds_chapter_04_first(visit):
     page = visit("index.html")
     page.locator("input[name=q]").first.fill("relative position")
     page.keyboard.press("Enter")
-    page.wait_for_function("() => /finished/.test(document.querySelector('#search-results').textContent)")
+    page.wait_for_function(SEARCHED)
     first = page.locator("#search-results li").first
     assert "Relative position" in first.inner_text() and "Where, not only what" in first.inner_text()
     assert page.complaints == []
@@ -73,7 +75,7 @@ def test_a_search_for_relative_position_finds_chapter_04_first(visit):
 )
 def test_other_searches_find_their_pages(words, wanted, visit):
     page = visit("search.html", f"?q={words}")
-    page.wait_for_function("() => /finished/.test(document.querySelector('#search-results').textContent)")
+    page.wait_for_function(SEARCHED)
     found = [link.get_attribute("href") for link in page.locator("#search-results li > a").all()]
     assert any(link.split("#")[0].split("?")[0].endswith(wanted) for link in found[:3]), found
 

@@ -193,7 +193,7 @@ def copy_assets(app, exception):
 
 def promises():
     "page -> its chapter and its promise."
-    found = {}
+    found = {"index": ["", readme.title_and_promise(sources.ROOT / "nbs" / "index.ipynb")[1].replace("*", "")]}
     for path in course.pages(sources.ROOT):
         chapter = path.stem.split("_")[0].lstrip("0")
         found[sources.name_of(path)] = [chapter, readme.title_and_promise(path)[1].replace("`", "")]

@@ -2,6 +2,7 @@
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.export import Dim
 
 from lesa_nb.layers.lesa import POSITIONS
@@ -52,3 +53,14 @@ def test_fit_offsets_exported():
     for n in range(2, 41):
         torch.testing.assert_close(run(table, torch.zeros(n)), fit_offsets(table, n), atol=1e-5, rtol=1e-5)
     assert torch.equal(run(table, torch.zeros(5)), table)
+
+
+@pytest.mark.parametrize("number", [4, 5, 64, 97])
+def test_pooling_asks_nothing_about_a_side(number):
+    "Shapes of max pooling by PyTorch's `_meta_registrations` are the eager ones, and theirs again afterwards."
+    before = torch._meta_registrations.div_rtn
+    with _any_side_pooled():
+        assert torch._meta_registrations.div_rtn is not before
+        pooled = F.max_pool2d(torch.empty(1, 1, number, number, device="meta"), 3, 2, 1)
+    assert pooled.shape == F.max_pool2d(torch.zeros(1, 1, number, number), 3, 2, 1).shape
+    assert torch._meta_registrations.div_rtn is before

@@ -238,3 +238,9 @@ def test_a_project_without_times_keeps_its_words(tmp_path):
     reading.record({"nbs/1_a/01_page.ipynb": 70.0}, tmp_path)
     assert "| by hand |" in "".join(json.loads(path.read_text())["cells"][0]["source"])
     assert not (tmp_path / "nbs" / "times.json").exists()
+
+
+def test_all_pages_of_the_course_were_measured():
+    noted = reading.times()
+    for path in course.pages():
+        assert noted.get(path.relative_to(ROOT).as_posix()), path.name

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import course
-import reading
 import project
+import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 ANY = "*"

@@ -13,6 +13,8 @@ CHAPTER = "1_layer/04_position.html"  # formulas, tables, figures, code that is 
 THREE = ["index.html", CHAPTER, "api/layers.html"]
 DRAWN = "() => !document.querySelector('.math') || document.documentElement.dataset.formulas === 'drawn'"
 
+IN_SIGHT = """place => { const {y} = document.getElementById(place).getBoundingClientRect();
+  return y >= 0 && y < innerHeight; }"""
 SEARCHED = "() => /finished/.test(document.querySelector('#search-results')?.textContent)"
 
 
@@ -84,14 +86,13 @@ def test_a_number_in_code_leads_to_its_formula_and_back(visit):
     page = visit(CHAPTER)
     page.locator(".highlight a.eq", has_text="4.4").first.click()
     assert page.url.endswith("#eq-4-4")
-    box = page.locator("#eq-4-4").bounding_box()
-    assert 0 <= box["y"] < DESK["height"]
+    page.wait_for_function(IN_SIGHT, arg="eq-4-4")  # the page glides there
     below = page.locator("#eq-4-4 + p.used-in, p:has(#eq-4-4) + p.used-in, div.math:has(#eq-4-4) + p.used-in").first
     assert below.inner_text().startswith("(4.4) in code:")
     below.locator("a").first.click()
     place = page.url.split("#")[1]
-    line = page.locator(f"#{place}")
-    assert line.inner_text() == "4.4" and 0 <= line.bounding_box()["y"] < DESK["height"]
+    assert page.locator(f"#{place}").inner_text() == "4.4"
+    page.wait_for_function(IN_SIGHT, arg=place)
 
 
 def test_a_number_leads_to_another_page(visit):

@@ -164,7 +164,7 @@ def test_metadata_of_the_wheel(archives):
     assert metadata["Name"] == "lesa_nb" and metadata["Version"] == FACTS["version"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
-    extras = {"demo", "export", "coco", "train", "hub", "timm", "dev", "browser"}
+    extras = {"demo", "export", "coco", "train", "hub", "timm", "dev", "browser", "site"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     needed = metadata.get_all("Requires-Dist")
     runtime = {re.match(r"[\w-]+", line)[0].lower() for line in needed if "extra ==" not in line}
@@ -369,14 +369,19 @@ def test_archives_are_small(archives):
 
 
 def test_no_shell_and_no_text_run_as_code():
-    "What SECURITY.md says of the package: no os.system, no shell=True, no eval or exec, torch.load of tensors only."
-    found = []
+    """What SECURITY.md says of the package: no os.system, no shell=True, no eval or exec, torch.load of tensors only.
+
+    `lesa exercise --check` alone runs text: the cells of the notebook that it is given, in a process of its own.
+    """
+    found, allowed = [], {("lesa_nb/study/judge.py", "exec")}
     for path in sorted((ROOT / "lesa_nb").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
             shell = name in ("eval", "exec", "os.system", "os.popen") or words.get("shell") == "True"
+            if (str(path.relative_to(ROOT)), name) in allowed:
+                continue
             if shell or (name == "torch.load" and words.get("weights_only") != "True"):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
     assert found == []

@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -260,3 +261,45 @@ def test_a_file_that_may_not_be_read_is_there(tmp_path, monkeypatch):
     for read in (read_tensors, read_metadata):
         with pytest.raises(PermissionError, match="may not be read"):
             read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("room", [0, 1, 64, 100, 1000, 3000, 20_000])
+def test_a_disk_that_is_full_anywhere_in_a_checkpoint_is_an_error_and_no_abort(tmp_path, room):
+    "PyTorch's writer ends the process where a file that it was given raises in the end of the archive."
+    code = """
+import resource, sys, torch
+from lesa_nb.io.tensors import save_pth
+content = dict(model=dict(a=torch.zeros(3000), b=torch.ones(5)), note="x" * 300)
+save_pth(content, sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    save_pth(content, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+    done = processes.run("-c", code, tmp_path/"last.pt", str(room), timeout=60)
+    said = "could not be written" in done.stdout and "the one before it is intact" in done.stdout
+    assert done.returncode == 0 and (said or room == 20_000), done.stdout + done.stderr
+    assert torch.load(tmp_path/"last.pt", weights_only=True)["note"] == "x"*300
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_is_full_anywhere_in_an_exported_program_is_an_error_and_no_abort(tmp_path):
+    code = """
+import io, resource, sys, torch
+from lesa_nb.io.atomic import atomic_write, errors_at_the_end
+program = torch.export.export(torch.nn.Linear(90, 90), (torch.ones(1, 90),))
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+for room in 0, 64, 3000, 20_000, before[0]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with atomic_write(sys.argv[1]) as file, errors_at_the_end(file) as writer:
+            torch.export.save(program, writer)
+    except OSError as error:
+        print(error)
+print(len(torch.export.load(sys.argv[1]).state_dict))
+"""
+    done = processes.run("-c", code, tmp_path/"net.pt2", timeout=120)
+    assert done.returncode == 0, done.stderr
+    *said, loaded = done.stdout.splitlines()
+    assert len(said) == 4 and all("could not be written (File too large)" in line for line in said) and loaded == "2"

@@ -6,16 +6,17 @@ makes in one go. A crash, a full disk or an exception leaves the old content as 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-__all__ = ["atomic_path", "atomic_write", "atomic_text", "atomic_json", "atomic_folder"]
+__all__ = ["atomic_path", "atomic_write", "errors_at_the_end", "atomic_text", "atomic_json", "atomic_folder"]
 
 
 def _flush(path: str | PathLike) -> None:
@@ -103,6 +104,54 @@ def atomic_write(
     with atomic_path(path, what=what, advice=advice) as beside:
         with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
+
+
+class _Patient(io.RawIOBase):
+    """Takes all that is written and keeps the first error of the disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._attempt(self.file.write, data)
+        return len(data)
+
+    def seek(self, *where: int) -> int:
+        self._attempt(self.file.seek, *where)
+        return where[0]
+
+    def flush(self) -> None:
+        self._attempt(self.file.flush)
+
+    def _attempt(self, step: Callable[..., Any], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                step(*arguments)
+            except OSError as error:
+                self.error = error
+
+
+@contextlib.contextmanager
+def errors_at_the_end(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """`file` for PyTorch's writers of archives; what the disk refuses is raised when the block ends.
+
+    They end an archive in a destructor: an exception of `file.write` there ends the whole process.
+
+    Raises:
+        OSError: The first that writing raised.
+    """
+    writer = _Patient(file)
+    yield cast("IO[bytes]", writer)
+    writer.flush()
+    if writer.error:
+        raise writer.error
 
 
 def atomic_text(path: str | PathLike, text: str, *, what: str = "the file", advice: str = "") -> Path:

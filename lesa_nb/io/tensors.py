@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lesa_nb.io.atomic import atomic_path, atomic_write
+from lesa_nb.io.atomic import atomic_path, atomic_write, errors_at_the_end
 
 __all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth"]
 
@@ -120,10 +120,8 @@ def save_pth(content: Any, path: str | PathLike, *, what: str = "the file", advi
         OSError: The file cannot be written; the one before it is intact.
     """
     with atomic_write(path, what=what, advice=advice) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # that is what torch calls a full disk
-            raise OSError(errno.EIO, str(error)) from None
+        with errors_at_the_end(file) as writer:
+            torch.save(content, writer)
 
 
 def read_pth(path: str | PathLike) -> Any:

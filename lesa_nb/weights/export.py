@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lesa_nb.data.transforms import resized_side
-from lesa_nb.io.atomic import atomic_path
+from lesa_nb.io.atomic import atomic_path, atomic_write, errors_at_the_end
 from lesa_nb.layers.context import Context
 from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize
 from lesa_nb.layers.lesa import attend_with
@@ -335,8 +335,8 @@ def export_file(
         export_onnx(source.model, path, metadata=metadata, **sizes)
     else:
         program = export_program(source.model, **sizes)
-        with atomic_path(path, what="the network") as beside, open(beside, "wb") as file:
-            torch.export.save(program, file, extra_files={_BESIDE: json.dumps(metadata)})
+        with atomic_write(path, what="the network") as file, errors_at_the_end(file) as writer:
+            torch.export.save(program, writer, extra_files={_BESIDE: json.dumps(metadata)})
     return metadata
 
 

@@ -28,7 +28,7 @@ from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.weights.files import save_weights
 
 SEED = int(os.environ.get("LESA_FUZZ_SEED", 17))
-SECONDS = 60  # that a line may take
+SECONDS = 120  # that a line may take; a whole demo is one
 ODD = "odd 'name' \"$HOME\" été 写真"
 BAR = re.compile(r"\[\d\d:\d\d[,<]")
 

@@ -98,6 +98,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         (dict(task="cats"), "no task 'cats'; there are twin, corner, both"),
         (dict(val=0), "at least one picture"),
         (dict(size=31), "at least 32 pixels"),
+        (dict(size=4097), "at most 4096 pixels, got 4097"),
         (dict(seed=-1), "seed"),
     ],
 )

@@ -66,3 +66,9 @@ def test_seeds_draw_folders(tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(folder):
     with pytest.raises(FileExistsError, match="exists already"):
         make_coco(folder)
+
+
+def test_pictures_that_fill_the_memory_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at most 4096 pixels, got 10000001"):
+        make_coco(tmp_path / "coco", train=1, val=1, test=1, size=10_000_001)
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,19 @@ FOLDER_TASKS: dict[str, tuple[tuple[str, ...], Callable[[Twins], Tensor]]] = {
 }
 _MARGIN = 5  # pixels around the scene of 64, because validation cuts an eighth off each side length
 _LONGER = 16  # pixels that are added to one side of two pictures in three
+_LARGEST = 4096  # pixels of a side
+
+
+def _check_drawn_size(size: int, least: int, reason: str) -> None:
+    """Refuse pictures too small to show anything, and those that fill the memory before the disk.
+
+    Raises:
+        ValueError: `size` pixels are fewer than `least`, or more than 4096.
+    """
+    if size < least:
+        raise ValueError(f"size must be at least {least} pixels, {reason}; got {size}")
+    if size > _LARGEST:
+        raise ValueError(f"size must be at most {_LARGEST} pixels, got {size}")
 
 
 def _save(image: Tensor, path: Path, size: int) -> None:
@@ -59,8 +72,7 @@ def make_image_folder(folder: str | os.PathLike, *, task: str = "twin", train: i
         raise ValueError(f"no task {task!r}; there are {', '.join(FOLDER_TASKS)}")
     if min(train, val) < 1:
         raise ValueError(f"need at least one picture of each class, got train={train}, val={val}")
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, or marks cannot be told apart; got {size}")
+    _check_drawn_size(size, 32, "or marks cannot be told apart")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     names, answer = FOLDER_TASKS[task]
@@ -86,6 +98,7 @@ def make_digits(folder: str | os.PathLike, *, size: int = 64, seed: int = 0) -> 
 
     folder: must not exist, or be empty; seed: of the split. Returns the folder.
     """
+    _check_drawn_size(size, 8, "to show a digit")
     split = digits(channels=3, seed=seed)
     with atomic_folder(folder) as part:
         for name, samples in (("train", split.train), ("val", split.valid)):

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from ..io.atomic import atomic_folder
 from .coco import run_lengths
 from .coco_file import _NO_STUFF
+from .drawn import _check_drawn_size
 
 #: what `make_coco` draws: name -> category id
 _SHAPES = {"disc": 2, "square": 17, "triangle": 90}
@@ -150,8 +151,7 @@ def make_coco(
     side in pixels, 64 at least. The same seed draws the same folder. Returns the folder.
     """
     folder = Path(folder)
-    if size < 64:
-        raise ValueError(f"size must be at least 64 pixels to have room for shapes, got {size}")
+    _check_drawn_size(size, 64, "to have room for shapes")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
     number = 1000

@@ -98,6 +98,7 @@ def test_a_number_in_code_leads_to_its_formula_and_back(visit):
 def test_a_number_leads_to_another_page(visit):
     page = visit("pages/symbols.html")
     page.locator('a.eq[href*="04_position.html#eq-4-8"]').first.click()
+    page.locator("#eq-4-8").wait_for(state="attached")  # the address changes before the page is there
     assert page.url.endswith("1_layer/04_position.html#eq-4-8") and page.locator("#eq-4-8").count() == 1
     page = visit("3_training/17_resume.html")  # its code computes a formula of the chapter before
     page.locator(".highlight a.eq", has_text="16.2").first.click()

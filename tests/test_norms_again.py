@@ -1,9 +1,9 @@
 """Second derivatives through batch norms over processes: those of one batch."""
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.autograd import gradgradcheck
 
@@ -49,7 +49,7 @@ def _rank(rank, store, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("again")
-    mp.spawn(_rank, (folder / "store", folder), nprocs=2)
+    processes.spawn(_rank, (folder / "store", folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

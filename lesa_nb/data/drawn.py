@@ -1,6 +1,7 @@
 """Folders of pictures to practise on: drawn ones whose answers are known, and scikit-learn's handwritten digits."""
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lesa_nb.data.photos import MAX_PIXELS
 from lesa_nb.data.pictures import TWIN_CLASSES, Twins, digits, find_twin
 from lesa_nb.data.seeding import _mixed_seed
 from lesa_nb.io.atomic import atomic_folder
@@ -24,7 +26,7 @@ FOLDER_TASKS: dict[str, tuple[tuple[str, ...], Callable[[Twins], Tensor]]] = {
 }
 _MARGIN = 5  # pixels around the scene of 64, because validation cuts an eighth off each side length
 _LONGER = 16  # pixels that are added to one side of two pictures in three
-_LARGEST = 4096  # pixels of a side
+_LARGEST = math.isqrt(MAX_PIXELS)  # pixels of a side: what is drawn can be read whole
 
 
 def _check_drawn_size(size: int, least: int, reason: str) -> None:

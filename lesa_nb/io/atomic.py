@@ -123,9 +123,9 @@ class _Patient(io.RawIOBase):
         self._attempt(self.file.write, data)
         return len(data)
 
-    def seek(self, *where: int) -> int:
-        self._attempt(self.file.seek, *where)
-        return where[0]
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._attempt(self.file.seek, place, whence)
+        return place
 
     def flush(self) -> None:
         self._attempt(self.file.flush)

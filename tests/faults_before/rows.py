@@ -20,6 +20,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from coco_folders import edit  # noqa: E402  (it imports nothing of the package)
+
 #: a run of three steps on drawn pictures, one process
 SMALL = dict(epochs=1, batch_size=4, lr=0.01, lr_batch=4)
 
@@ -28,15 +31,6 @@ def sentence(error):
     "An error in one line, not too long for a table."
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return said if len(said) <= 120 else f"{said[:117]}..."
-
-
-def edit(folder, change, split="train2017"):
-    "Change an annotation file; returns what it holds then."
-    path = folder / "annotations" / f"instances_{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return content
 
 
 def drawn(work, **counts):

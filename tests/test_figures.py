@@ -348,3 +348,8 @@ def test_numbers_beside_a_flat_map_do_not_touch():
     fig.canvas.draw()
     ticks = [label.get_window_extent() for label in fig.axes[-1].get_yticklabels() if label.get_text()]
     assert ticks and not any(a.overlaps(b) for a, b in itertools.combinations(ticks, 2))
+
+
+def test_matrices_need_a_name_for_rows_and_one_for_columns():
+    with pytest.raises(ValueError, match="rows and columns, as in .'query', 'key'.; got .'query',."):
+        show_maps(torch.rand(3, 3), axes=("query",))

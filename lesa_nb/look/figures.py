@@ -165,6 +165,8 @@ def show_maps(
         cols = -(-n // rows)                 # then equally long ones
     rows = -(-n // cols)
     height = max(size*max(a.shape[0]/a.shape[1] for a in arrays), .7*colorbar) + .25*(titles is not None)
+    if axes is not None and len(axes) != 2:
+        raise ValueError(f"axes names rows and columns, as in ('query', 'key'); got {axes!r}")
     room = .45*bool(axes)  # for ticks and names
     inches = ((size + room)*cols + .6*colorbar, (height + room)*rows + .3*bool(title))
     fig, axs = new_figure(rows, cols, size=inches, title=title, squeeze=False)

@@ -32,6 +32,22 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in on_gpu]
 
 
+_shares = {}  # test -> the numbers of a page's mutants
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and (found := dict(report.user_properties).get("mutants")):
+        _shares[report.nodeid] = found
+
+
+def pytest_unconfigure(config):
+    "Say how many mutants were killed, page by page and in all; in the process that hears of every test."
+    if _shares and not hasattr(config, "workerinput"):
+        import mutants
+
+        print("\n" + "\n".join(mutants.summary(_shares)))
+
+
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     "A drawn folder of three classes, to read from; tests of other data have a `source` of their own."

@@ -1,5 +1,6 @@
 """`lesa exercise`: a page without its definitions, judged by the page's own tests."""
 
+import functools
 import json
 import os
 import textwrap
@@ -111,10 +112,10 @@ def states(found):
 
 def test_bodies_go_and_all_else_stays():
     text, names = blank_source(textwrap.dedent(SIDES).strip() + "\n\nLIMIT = 3 # kept\n" + textwrap.dedent(BOX))
-    assert names == ["_square", "long_side", "Box"]
+    assert names == ["long_side", "Box"]
     assert text.splitlines() == [
         "#| export",
-        'def _square(x): raise NotImplementedError("your turn: _square")',
+        "def _square(x): return x*x",
         "",
         "def long_side(",
         "    a: float, # one side",
@@ -138,6 +139,24 @@ def test_bodies_go_and_all_else_stays():
     space = {}
     exec(text, space)
     assert is_blank(space["Box"]) and is_blank(space["long_side"]) and not is_blank(exercise.check) and not is_blank(3)
+
+
+def test_private_helpers_of_a_public_definition_are_given_and_what_stands_alone_is_asked():
+    helper = "class _Half:\n    def __call__(self, x): return x/2\n"
+    given, names = blank_source(f"{helper}def quarter(x): return _Half()(_Half()(x))")
+    assert names == ["quarter"] and given.startswith(helper) and "_Half()(x)" not in given
+    for alone in (helper, f"{helper}LIMIT = 3", f"{helper}class Data(NamedTuple):\n    x: int"):
+        text, names = blank_source(alone)
+        assert names == ["_Half"] and "x/2" not in text
+
+
+def test_what_is_blank_is_seen_through_decorators():
+    space = dict(torch=torch, functools=functools)
+    text = "def f(x: torch.Tensor) -> torch.Tensor: return x.clone()"
+    for over in ('@torch.library.custom_op("lesa_exercise::f", mutates_args=())', "@functools.cache"):
+        for source, is_so in (text, False), (blank_source(text)[0], True):
+            exec(f"{over}\n{source}", space)
+            assert is_blank(space["f"]) == is_so, over
 
 
 def test_odd_shapes_of_functions_are_blanked_too():
@@ -221,7 +240,7 @@ def test_what_is_right_holds_in_any_cell(course, tmp_path):
     notebook["cells"].insert(2, helper)
     file.write_text(json.dumps(notebook))
     found = judged(file)
-    assert states(found) == dict(_square="missing", long_side="holds", Box="holds")
+    assert states(found) == dict(long_side="holds", Box="holds")
     said = exercise.describe_verdicts(list(found.values()))
     assert "oracle   cell 8" in said and "limit    cell 8" in said and "error    cell 8" in said
     assert "meaning  cell 11" in said
@@ -232,16 +251,16 @@ def test_blank_is_told_from_wrong_and_spoils_nothing_that_follows(course, tmp_pa
     file = answered(page, tmp_path / "mine.ipynb")
     assert {*states(judged(file)).values()} == {"not done"}
     file = answered(page, file, Box=BOX)
-    assert states(judged(file)) == dict(_square="not done", long_side="not done", Box="holds")  # on the page's own
+    assert states(judged(file)) == dict(long_side="not done", Box="holds")  # on the page's own
 
 
 def test_a_wrong_sign_is_named_by_its_test_and_not_answered(course, tmp_path):
     wrong = SIDES.replace("_square(a) + _square(b)", "abs(_square(a) - _square(b))")
     found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=wrong, Box=BOX))
-    assert states(found) == dict(_square="fails", long_side="fails", Box="holds")  # on the page's own
+    assert states(found) == dict(long_side="fails", Box="holds")  # on the page's own
     said = exercise.describe_verdicts(list(found.values()))
     assert "fails     oracle   cell 8, How long is the long side? (oracle: three, four, five): does not hold" in said
-    assert "holds     limit    cell 8" in said and "asked through long_side" in said and "5" not in said
+    assert "holds     limit    cell 8" in said and "_square" not in said and "5" not in said
     wrong = SIDES.replace("if a < 0", "if a > 99").replace("_square(b)", "[][a]")
     said = exercise.describe_verdicts(
         [*judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side=wrong)).values()]
@@ -267,6 +286,25 @@ def test_whatever_somebody_writes_is_answered(course, tmp_path, source, state, w
     assert words in exercise.describe_verdicts(list(found.values()))
 
 
+def test_a_given_helper_that_is_gone_is_the_pages_own_and_one_that_stands_alone_is_asked_through_its_caller(
+    course, tmp_path
+):
+    made = ["def _half(x): return x/2", "def middle(a, b): return _half(long_side(a, b)) + _square(0)"]
+    more = [("code", f"#| export\n{each}") for each in made]
+    cells = [*CELLS[:-1], *more, ("code", "assert _square(3) == 9 and abs(middle(3, 4) - 2.5) < 1e-6")]
+    write_notebook(course / "1_part" / "01_sides.ipynb", cells)
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", long_side="def long_side(a, b=4): return 5"))
+    assert states(found) == dict(long_side="fails", Box="not done", _half="not done", middle="not done")
+    alone = SIDES.replace("def _square(x): return x*x", "").replace("_square(a) + _square(b)", "a*a + b*b")
+    answers = dict(long_side=alone, Box=BOX, _half=made[0], middle=made[1])
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", **answers))
+    assert {*states(found).values()} == {"holds"}
+    answers["_half"] = "def _half(x): return x"
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", **answers))
+    assert states(found) == dict(long_side="holds", Box="holds", _half="fails", middle="fails")
+    assert "asked through middle" in exercise.describe_verdicts([*found.values()])
+
+
 def test_nobody_is_blamed_for_what_fails_on_the_page_itself(course, tmp_path):
     cells = [*CELLS[:-1], ("code", "assert open('gone.json').read() + str(Box(1, 2, 2))")]
     write_notebook(course / "1_part" / "01_sides.ipynb", cells)
@@ -280,13 +318,13 @@ def test_nobody_is_blamed_for_what_fails_on_the_page_itself(course, tmp_path):
 
 
 def test_the_command_from_a_blank_page_to_all_that_holds(course, capsys):
-    assert main(["exercise"]) == 0 and "01  Sides  (3 to write)" in capsys.readouterr().out
-    assert main(["exercise", "01"]) == 0 and "3 definitions to write" in capsys.readouterr().out
+    assert main(["exercise"]) == 0 and "01  Sides  (2 to write)" in capsys.readouterr().out
+    assert main(["exercise", "01"]) == 0 and "2 definitions to write" in capsys.readouterr().out
     before = Path("01_sides_exercise.ipynb").read_text()
     assert main(["exercise", "1"]) == 2 and "stays as it is; --out FILE" in capsys.readouterr().err
     assert Path("01_sides_exercise.ipynb").read_text() == before
     assert main(["exercise", "sides", "--check", "01_sides_exercise.ipynb"]) == 1
-    assert "01_sides: 0 of 3 hold" in capsys.readouterr().out
+    assert "01_sides: 0 of 2 hold" in capsys.readouterr().out
     assert main(["exercise", "1", "--hint", "long_side"]) == 0
     said = capsys.readouterr().out
     assert r"(1.1)  c = \sqrt{a^2 + b^2}" in said and "It calls: math.sqrt, _square" in said
@@ -294,12 +332,12 @@ def test_the_command_from_a_blank_page_to_all_that_holds(course, capsys):
     assert capsys.readouterr().out == "def _square(x): return x*x\n"
     answered(find_page("1"), Path("01_sides_exercise.ipynb"), long_side=SIDES, Box=BOX)
     assert main(["exercise", "--check", "01_sides_exercise.ipynb"]) == 0
-    assert "01_sides: 3 of 3 hold" in capsys.readouterr().out
+    assert "01_sides: 2 of 2 hold" in capsys.readouterr().out
     kept = exercise.progress_of("01_sides_exercise.ipynb")
     assert (
         kept["hints"] == ["long_side"] and kept["solutions"] == ["_square"] and {*kept["states"].values()} == {"holds"}
     )
-    assert main(["exercise"]) == 0 and "01  Sides  (3 of 3 hold)" in capsys.readouterr().out
+    assert main(["exercise"]) == 0 and "01  Sides  (2 of 2 hold)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

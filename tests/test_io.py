@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lesa_nb.io.atomic import atomic_folder, atomic_json, atomic_path, atomic_text, atomic_write
-from lesa_nb.io.tensors import read_metadata, read_pth, read_tensors, save_pth, save_tensors
+from lesa_nb.io.tensors import identical, read_metadata, read_pth, read_tensors, save_pth, save_tensors
 
 
 @contextmanager
@@ -303,3 +303,12 @@ print(len(torch.export.load(sys.argv[1]).state_dict))
     assert done.returncode == 0, done.stderr
     *said, loaded = done.stdout.splitlines()
     assert len(said) == 4 and all("could not be written (File too large)" in line for line in said) and loaded == "2"
+
+
+def test_identical_is_equal_to_the_bit():
+    x = torch.tensor([1.0, 2.0])
+    state = dict(model={"x": x}, best=[1.0, -2.0], step=3, name="a", average=None)
+    assert identical(state, dict(state, model={"x": x.clone()}))
+    others = (dict(model={"x": x + 1e-7}), dict(model={"x": x.double()}), dict(model={"x": 1}), dict(model={}))
+    for other in (*others, dict(best=[1.0]), dict(best=(1.0, -2.0)), dict(step=4), dict(average=x), dict(more=1)):
+        assert not identical(state, state | other) and not identical(state | other, state)

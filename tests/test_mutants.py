@@ -161,18 +161,26 @@ def test_every_marked_mutant_is_still_one(root):
     assert not [mark for name in {m.notebook for m in marked} for mark in mutants.stale(paths[name], marked)]
 
 
+PAGES = [path for path in project.notebooks() if any(cell.exported for cell in mutants.cells_of(path)[1])]
+
+
 @pytest.mark.slow
-def test_nine_of_ten_mutants_of_the_course_are_killed(root, capsys):
-    "By the tests of the pages themselves; the share of each notebook is printed."
-    equivalent, rows = mutants.read_equivalent(), []
-    for path in project.notebooks(root):
-        if not mutants.candidates(path):
-            continue
-        mine = [row for row in mutants.examine_apart(path, root=root, equivalent=equivalent) if "page" not in row]
-        rows += mine
-        with capsys.disabled():
-            print(f"\n{path.stem}: {mutants.describe(mine)}", end="", flush=True)
-    with capsys.disabled():
-        print(f"\nall notebooks: {mutants.describe(rows)}", flush=True)
-    survivors = [f"{row['notebook']} {row['export']}: {row['change']}" for row in rows if row["result"] == "survived"]
-    assert mutants.share(rows)[2] >= 90, "\n".join(survivors)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_nine_of_ten_mutants_of_a_page_are_killed(page, root, record_property):
+    "By the tests of the page itself; tests/conftest.py prints the shares of all pages that were run, and their sum."
+    rows = list(mutants.examine_apart(page, root=root, equivalent=mutants.read_equivalent()))[1:]
+    record_property("mutants", mutants.numbers(rows))
+    survivors = [f"{row['export']}: {row['change']}" for row in rows if row["result"] == "survived"]
+    assert mutants.share(rows)[2] >= 90, "\n".join([f"{page.stem}: {mutants.describe(rows)}. Survived:", *survivors])
+
+
+def test_shares_of_pages_have_a_sum():
+    rows = [dict(result=result) for result in ("killed", "killed", "survived", "timed out", "equivalent")]
+    assert mutants.numbers(rows) == dict(killed=3, count=4, late=1, same=1)
+    assert mutants.describe(rows) == "killed 3 of 4 (75 %), 1 of them by time; 1 equivalent"
+    shares = {"test_x[01_made]": mutants.numbers(rows), "test_x[02_more]": mutants.numbers(rows[:1])}
+    assert mutants.summary(shares) == [
+        "01_made: killed 3 of 4 (75 %), 1 of them by time; 1 equivalent",
+        "02_more: killed 1 of 1 (100 %)",
+        "2 notebooks: killed 4 of 5 (80 %), 1 of them by time; 1 equivalent",
+    ]

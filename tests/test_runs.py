@@ -17,24 +17,13 @@ from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
-from lesa_nb.io.tensors import read_metadata
+from lesa_nb.io.tensors import identical, read_metadata
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # equal to the bit; small networks are faster with one
 
 
 def train(folder, *, task=None, recipe=RECIPE, **options):
     return list(fit(task or make_task(recipe), folder, device="cpu", **options))
-
-
-def same(a, b):
-    "Equal to the bit, whatever it is."
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def last(folder):
@@ -65,7 +54,7 @@ def stopped_at(folder, epoch, step, **options):
 def test_two_and_two_epochs_make_four(straight, tmp_path):
     train(tmp_path, until=2)
     events = train(tmp_path, resume=True)
-    assert events[0]["resumed"] and same(last(tmp_path), last(straight))
+    assert events[0]["resumed"] and identical(last(tmp_path), last(straight))
 
     def drop(log):
         timed = ("images_per_second", "waiting")
@@ -79,14 +68,14 @@ def test_stopped_in_mid_epoch(straight, tmp_path, workers):
     stopped_at(tmp_path, 1, 2, workers=workers)
     assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (1, 2)
     train(tmp_path, resume=True, workers=2 - workers)  # the number of workers may change
-    assert same(last(tmp_path), last(straight))
+    assert identical(last(tmp_path), last(straight))
 
 
 def test_stopped_while_validating(straight, tmp_path):
     stopped_at(tmp_path, 0, 4)  # the last step: the signal is heard in validation
     assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)
     train(tmp_path, resume=True)
-    assert same(last(tmp_path), last(straight))
+    assert identical(last(tmp_path), last(straight))
 
 
 def test_stopped_before_the_first_step(straight, tmp_path):
@@ -94,13 +83,13 @@ def test_stopped_before_the_first_step(straight, tmp_path):
         signal.raise_signal(signal.SIGINT)
         train(tmp_path, stop=stop)
     train(tmp_path, resume=True)
-    assert same(last(tmp_path), last(straight))
+    assert identical(last(tmp_path), last(straight))
 
 
 def test_a_finished_run_has_nothing_to_add(straight):
     before = last(straight)
     assert [e["kind"] for e in train(straight, resume=True)] == ["start", "end"]
-    assert same(before, last(straight))
+    assert identical(before, last(straight))
 
 
 # ---- row 11: killed, and a full disk
@@ -111,7 +100,7 @@ def kill(tmp_path, straight, times):
     assert done.returncode == 0 and f"killed {times}" in done.stdout, done.stderr
     for folder in tmp_path.glob("run*"):
         if "last.pt" in os.listdir(folder):
-            assert same(last(folder)["model"], last(straight)["model"])
+            assert identical(last(folder)["model"], last(straight)["model"])
 
 
 def test_killed_at_random_moments(tmp_path, straight):
@@ -176,7 +165,7 @@ def test_nan_at_step_7(tmp_path, straight):
         assert all(t.isfinite().all() for t in saved[name].values())
     assert (saved["epoch"], saved["step"]) == (1, 3)
     train(tmp_path, resume=True)  # the picture was mended
-    assert same(last(tmp_path)["model"], last(straight)["model"])
+    assert identical(last(tmp_path)["model"], last(straight)["model"])
 
 
 def test_diverging_rate(tmp_path):
@@ -251,7 +240,7 @@ def test_a_picture_that_breaks_in_mid_epoch(tmp_path, straight, workers):
     text = str(caught.value)
     assert f"digits/{broken[1]}.png" in text and "epoch 1 before step 2" in text and "Traceback" not in text
     train(tmp_path, resume=True)
-    assert same(last(tmp_path), last(straight))
+    assert identical(last(tmp_path), last(straight))
 
 
 def test_too_few_pictures_and_odd_batches(tmp_path):
@@ -302,7 +291,7 @@ def test_other_data_are_refused_or_accepted(tmp_path):
             train(tmp_path, task=named._replace(train=change), resume=True)
     with pytest.raises(ValueError, match="valid: 50 samples there, 40 now"):
         train(tmp_path, task=make_task(valid=40)._replace(train=named.train), resume=True)
-    assert same(before, last(tmp_path)) and stopped[-1]["kind"] == "end"
+    assert identical(before, last(tmp_path)) and stopped[-1]["kind"] == "end"
     fewer = named._replace(train=Named(samples, range(100)))
     events = train(tmp_path, task=fewer, resume=True, accept_changed_data=True, until=2)
     assert [(e["epoch"], e["step"]) for e in events if e["kind"] == "step"] == [(1, 1), (1, 2), (1, 3)]
@@ -339,7 +328,7 @@ def test_an_epoch_is_saved_before_validating(tmp_path, straight):
         train(tmp_path, task=task._replace(validate=fails_once))
     assert (last(tmp_path)["epoch"], last(tmp_path)["step"]) == (0, 4)
     train(tmp_path, resume=True)
-    assert same(last(tmp_path), last(straight))
+    assert identical(last(tmp_path), last(straight))
 
 
 @pytest.mark.fault("R11")
@@ -434,7 +423,7 @@ def test_mixing_is_part_of_the_random_state(tmp_path):
     train(tmp_path / "straight", task=task, until=2)
     train(tmp_path / "resumed", task=task, until=1)
     train(tmp_path / "resumed", task=task, until=2, resume=True)
-    assert same(last(tmp_path / "straight"), last(tmp_path / "resumed"))
+    assert identical(last(tmp_path / "straight"), last(tmp_path / "resumed"))
 
 
 @pytest.mark.slow

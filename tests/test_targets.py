@@ -104,3 +104,13 @@ def small(**options):
 @pytest.mark.fault("C9")
 def test_string_ids_train():
     assert all(loss.isfinite() for loss in small()([IMAGE], [GOOD | dict(image_id="000042")]).values())
+
+
+def test_what_a_data_set_has_judged_is_not_judged_again():
+    "A detector that is told so takes the numbers as they are; what is no tensor of the right shape is still refused."
+    images, targets = [255 * IMAGE], [GOOD | dict(labels=torch.tensor([3]))]
+    with pytest.raises(ValueError, match="divide an image of 0..255"):
+        small()(images, targets)
+    assert all(loss.isfinite() for loss in small()(images, targets, checked=True).values())
+    with pytest.raises(ValueError, match="expected labels of shape"):
+        small()(images, [targets[0] | dict(labels=torch.tensor([2, 2]))], checked=True)

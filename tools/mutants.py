@@ -383,20 +383,39 @@ def examine_apart(path, *, root=ROOT, equivalent=(), exports=(), most=None, ever
             process.wait()
 
 
+def numbers(rows):
+    "How many mutants were killed (`late` of them by time), of how many; `same` are equivalent and count for neither."
+    results = [row["result"] for row in rows]
+    same = results.count("equivalent")
+    count = len(results) - same
+    return dict(killed=count - results.count("survived"), count=count, late=results.count("timed out"), same=same)
+
+
 def share(rows):
     "(killed, of how many, percent) of rows; equivalent ones count for neither."
-    counted = [row for row in rows if row["result"] != "equivalent"]
-    killed = sum(row["result"] != "survived" for row in counted)
-    return killed, len(counted), 100 * killed / len(counted) if counted else 100.0
+    found = numbers(rows)
+    return found["killed"], found["count"], _percent(found["killed"], found["count"])
+
+
+def _percent(killed, count):
+    return 100 * killed / count if count else 100.0
+
+
+def _words(killed, count, late, same):
+    words = f"killed {killed} of {count} ({_percent(killed, count):.0f} %)"
+    return words + (f", {late} of them by time" if late else "") + (f"; {same} equivalent" if same else "")
 
 
 def describe(rows):
     "The total of some rows, in words."
-    killed, count, percent = share(rows)
-    late = sum(row["result"] == "timed out" for row in rows)
-    same = sum(row["result"] == "equivalent" for row in rows)
-    words = f"killed {killed} of {count} ({percent:.0f} %)"
-    return words + (f", {late} of them by time" if late else "") + (f"; {same} equivalent" if same else "")
+    return _words(**numbers(rows))
+
+
+def summary(shares):
+    "Lines about the pages of `shares`, test[page] -> numbers of its mutants, and about all of them together."
+    lines = [f"{test.rpartition('[')[2].rstrip(']')}: {_words(**found)}" for test, found in sorted(shares.items())]
+    total = {name: sum(found[name] for found in shares.values()) for name in ("killed", "count", "late", "same")}
+    return [*lines, f"{len(shares)} notebooks: {_words(**total)}"] if len(shares) > 1 else lines
 
 
 def find_notebook(word, root=ROOT):

@@ -155,9 +155,8 @@ class _Run:
         ranks, begun = self.training.ranks, wish == _STOP or self.folder.checkpoint.exists()
         if ranks.all_reduce_max(int(begun)):
             self.save()
-        number, reasons = ranks.all_reduce_max(self.stop.number), ranks.gather(reason)
-        number = number if wish == _STOP else 0
-        raise left_early(self.training, self.folder.path, begun, number, reasons)
+        number = ranks.all_reduce_max(self.stop.number if wish == _STOP else 0)
+        raise left_early(self.training, self.folder.path, begun, number, ranks.gather(reason))
 
 # %% ../../nbs/3_training/17_resume.ipynb #cell-18
 def _update(training, micro_batches):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lesa_nb.io.atomic import atomic_path, atomic_write, errors_at_the_end
 
-__all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth"]
+__all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth", "identical"]
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
@@ -158,3 +158,15 @@ def read_pth(path: str | PathLike) -> Any:
         raise ValueError(
             f"cannot read {path}: expected a checkpoint written by torch.save, found something else or a damaged one; "
             f"copy or download it again ({type(error).__name__}: {reason})") from error
+
+
+def identical(one: Any, other: Any) -> bool:
+    """Whether two things are equal to the bit; tensors by type and numbers, in dicts, lists and tuples too."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        both = isinstance(one, Tensor) and isinstance(other, Tensor)
+        return both and one.dtype == other.dtype and one.equal(other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(identical(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(identical, one, other))
+    return one == other

@@ -105,9 +105,18 @@ class Detector(nn.Module):
         return losses | self.roi_losses(all_features, proposals, targets)
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict] | None = None, *, paste: bool = True
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict] | None = None,
+        *,
+        paste: bool = True,
+        checked: bool = False,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, else what is in each image: see the class; `paste` as in `predict`."""
+        """Losses in training mode, else what is in each image: see the class; `paste` as in `predict`.
+
+        `checked=True` says that a data set has judged the numbers of images and targets, as `CocoFolder` does: a GPU
+        is then not waited for to judge them here.
+        """
         if self.training and targets is None:
             raise ValueError("a detector in training mode needs targets; call .eval() to detect")
         inputs, fitted = prepare(
@@ -117,6 +126,7 @@ class Detector(nn.Module):
             keep_ratio=self.keep_ratio,
             classes=self.num_classes,
             semantic=self.uses_semantic,
+            checked=checked,
         )
         if self.training:
             return self.losses(inputs, [target | dict(classes=target["labels"] - 1) for target in fitted])

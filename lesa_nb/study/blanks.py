@@ -52,11 +52,14 @@ def _first_line(node: Any) -> int:
 def blank_source(source: str) -> tuple[str, list[str]]:
     """An exported cell with empty bodies, and the names of its definitions that have to be written.
 
-    Signatures, comments in them, docstrings, decorators, fields of classes, imports and data stay.
+    Signatures, comments in them, docstrings, decorators, fields of classes, imports and data stay; so do whole private
+    definitions that help a public one of the same cell. What is private and stands alone has to be written.
     """
     lines = source.splitlines()
     names: list[str] = []
-    for name, node in reversed([*_functions(ast.parse(source).body)]):
+    functions = [*_functions(ast.parse(source).body)]
+    public = [(name, node) for name, node in functions if not name.startswith("_")]
+    for name, node in reversed(public or functions):
         names.insert(0, name.partition(".")[0])
         body = node.body[1:] if _is_docstring(node.body[0]) else node.body
         raising = f'raise NotImplementedError("{_TURN}{name}")'
@@ -86,10 +89,12 @@ def _own_consts(function: Any) -> tuple:
 
 
 def is_blank(thing: Any) -> bool:
-    """Whether a function, or a method of a class, is still to be written."""
+    """Whether a function, or a method of a class, is still to be written; also one that a decorator keeps as a part."""
     functions = [thing]
     if inspect.isclass(thing):
         functions = [getattr(part, "__func__", getattr(part, "fget", part)) for part in vars(thing).values()]
+    elif not inspect.isfunction(thing):  # as torch.library.custom_op makes it
+        functions += filter(inspect.isfunction, getattr(thing, "__dict__", {}).values())
     try:
         consts = [const for function in functions if function is not None for const in _own_consts(function)]
     except ValueError:  # a wrapper that wraps itself

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lesa_nb.study.blanks import is_blank
+from lesa_nb.study.blanks import blank_source, is_blank
 from lesa_nb.study.pages import Cell, CoursePage
 
 __all__ = ["Asked", "Session", "Yours", "judge_apart", "missing_definitions", "random_states"]
@@ -175,9 +175,23 @@ class Session:
                 error = self._execute(node, f"<cell {cell.place} of {self.page.name}>", self.seconds)
                 if error is None:
                     self._made(node, self._about(node))
-                elif (cell.place, node.lineno) in self._failed:  # whoever is judged could not help it
+                elif (cell.place, node.lineno) in self._failed and self._fails_anyway(node, names):
                     said = f"the page itself fails here: {_one_line(error)}"
                     self._excused.append(Asked(cell.place, node.lineno, "use", [], "", "excused", said))
+
+    def _fails_anyway(self, node: ast.stmt, names: set[str]) -> bool:
+        """Whether a statement that fails would also fail if what it needs of earlier cells were the page's own."""
+        known, front, earlier = self.page.definitions, _loads(node) | names, set[str]()
+        while front := {name for each in front & known.keys() for name in _loads(known[each].node)} - earlier:
+            earlier |= front
+        earlier = (earlier | _loads(node)) & known.keys() - names - self._replaced
+        kept = {name: self.space.__dict__[name] for name in earlier & self.space.__dict__.keys()}
+        for name in known:  # in the page's order
+            if name in earlier:
+                [*self.define(Yours("", known[name].source))]
+        error = self._execute(node, f"<{self.page.name}>", self.seconds)
+        self.space.__dict__.update(kept)
+        return error is not None
 
     def _made(self, node: ast.stmt, about: set[str]) -> None:
         self.lost -= _stores(node)
@@ -334,12 +348,17 @@ def provide_cells(yours: Mapping[int, Sequence[Yours]]) -> Callable[[Cell, Sessi
 
 
 def missing_definitions(session: Session, names: Sequence[str]) -> list[Asked]:
-    """Note which definitions are there, which are blank, and which are not there."""
+    """Note which definitions are there, which are blank, and which are not there.
+
+    What an exercise gives, data and private helpers, is the page's own where it is gone.
+    """
     found = []
     for name in names:
         session.origin[name] = {name}
-        at = session.page.definitions[name].cell.place
-        place: dict[str, Any] = dict(cell=at, line=1, kind="definition", about=[name], where=name)
+        definition = session.page.definitions[name]
+        place: dict[str, Any] = dict(cell=definition.cell.place, line=1, kind="definition", about=[name], where=name)
+        if name not in session.space.__dict__ and name not in blank_source(definition.cell.source)[1]:
+            [*session.define(Yours("", definition.source))]
         if name not in session.space.__dict__:
             session.lost.add(name)
             found.append(Asked(**place, result="missing", said="is not there"))

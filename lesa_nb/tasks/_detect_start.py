@@ -15,9 +15,13 @@ __all__ = ["detection_losses", "start_run"]
 
 
 def detection_losses(model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
-    """The losses of a batch; a detector wants tensors, and the image's id for its messages."""
+    """The losses of a batch of a `CocoFolder`, which has judged its numbers while they lay on the CPU.
+
+    A detector wants tensors, and the image's id for its messages.
+    """
     images, targets = batch
-    return model(images, [{k: v for k, v in t.items() if isinstance(v, Tensor) or k == "image_id"} for t in targets])
+    tensors = [{k: v for k, v in t.items() if isinstance(v, Tensor) or k == "image_id"} for t in targets]
+    return model(images, tensors, checked=True)
 
 
 def start_run(

@@ -98,7 +98,6 @@ def box_losses(
     deltas = deltas_nk4.split([len(s.boxes) for s in sampled])
     for s, target, delta_nk4 in zip(sampled, targets, deltas):
         P, class_P = len(s.objects), target["classes"][s.objects]
-        # background is last
         wanted.append(F.pad(class_P, (0, len(s.boxes) - P), value=logits_nK.shape[1] - 1))
         column_P = class_P if delta_nk4.shape[1] > 1 else torch.zeros_like(class_P)
         steps.append(delta_nk4[torch.arange(P, device=class_P.device), column_P])

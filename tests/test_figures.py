@@ -127,7 +127,7 @@ def test_maps_are_coloured_number_by_number():
     for n, row, col in itertools.product(range(2), range(3), range(4)):
         by_hand = plt.get_cmap("BrBG")((maps[n, row, col].item() + b)/(2*b))
         assert drawn(fig, n)[row, col] == pytest.approx(by_hand, abs=.02)
-    assert len(fig.axes) == 2
+    assert len(fig.axes) == 3  # two maps, and the scale of both
     assert fig.get_suptitle() == "Brown is below zero, green above"
 
 
@@ -348,6 +348,88 @@ def test_numbers_beside_a_flat_map_do_not_touch():
     fig.canvas.draw()
     ticks = [label.get_window_extent() for label in fig.axes[-1].get_yticklabels() if label.get_text()]
     assert ticks and not any(a.overlaps(b) for a, b in itertools.combinations(ticks, 2))
+
+
+def bars(fig):
+    "Of each scale that the figure draws: its smallest and largest number, and those that are written beside it."
+    fig.canvas.draw()
+    axes = [ax for one in fig.axes for ax in (one, *one.child_axes) if hasattr(ax, "_colorbar")]
+    written = [[label.get_text().replace("−", "-") for label in ax.get_yticklabels()] for ax in axes]
+    return [(*map(float, ax._colorbar.mappable.get_clim()), words) for ax, words in zip(axes, written)]
+
+
+def test_every_map_says_which_number_a_colour_stands_for_and_a_photograph_does_not():
+    ramp = torch.arange(9.).view(3, 3)
+    assert [bar[:2] for bar in bars(show_maps([ramp, 2*ramp]))] == [(0, 16)]
+    assert [bar[:2] for bar in bars(show_maps([ramp, ramp - 2], shared=False))] == [(0, 8), (-6, 6)]
+    assert not bars(show_maps(ramp, cmap="gray")) and not bars(show_maps(ramp, colorbar=False))
+    assert len(bars(show_maps(ramp, cmap="gray", colorbar=True))) == 1
+
+
+def test_scales_of_their_own_are_as_high_as_their_maps():
+    fig = show_maps([torch.rand(8, 4), torch.rand(2, 8)], shared=False, size=2, titles=["tall", "flat"])
+    fig.canvas.draw()
+    for ax in fig.axes:
+        bar, = ax.child_axes
+        box, beside = ax.get_window_extent(), bar.get_window_extent()
+        assert beside.y0 == pytest.approx(box.y0, abs=1) and beside.y1 == pytest.approx(box.y1, abs=1)
+        assert box.x1 < beside.x0 < box.x1 + 20
+        assert bar.get_tightbbox().x1 <= fig.bbox.x1
+
+
+@pytest.mark.parametrize("values, written", [
+    ([[0, 1], [1, 0]], ["0", "1"]), ([[1, 2], [3, float("nan")]], ["1", "2", "3"]),
+    ([[0, .5], [1, .25]], ["0.0", "0.5", "1.0"])])
+def test_numbers_beside_maps_of_whole_numbers_are_whole(values, written):
+    assert bars(show_maps(torch.tensor(values)))[0][2] == written
+
+
+def test_pictures_of_an_ordinary_size_are_150_pixels_wide():
+    "Also under a title of two lines."
+    long = "a finding that takes more letters than a line of this figure has, and goes on and on and on and on and on"
+    for fig in (show_maps(torch.rand(4, 8, 8)), show_maps(torch.rand(3, 8, 8), shared=False, title=long),
+                show_maps(torch.rand(2, 8, 8), axes=("query", "key")), show_maps(torch.rand(2, 8, 8), title=long)):
+        fig.canvas.draw()
+        assert all(ax.get_window_extent().width >= 148 for ax in fig.axes if ax.images)
+
+
+def test_a_photograph_leaves_the_hues_as_they_are():
+    "A photograph has more colours than a small file, and would take them all."
+    fig, ax = new_figure(size=(3, 3))
+    ax.imshow(np.random.default_rng(0).random((90, 90, 3))*[.9, .8, .4])
+    for i, hue in enumerate(COLORS.values()):
+        fig.text(.1, .1 + .1*i, "■", color=hue, fontsize=7)
+    kept = {color for _, color in Image.open(io.BytesIO(_png(fig))).convert("RGB").getcolors(256)}
+    assert kept >= {tuple(round(255*part) for part in to_rgb(hue)) for hue in COLORS.values()}
+
+
+def test_a_reduced_picture_has_the_nearest_of_its_colours():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    small = figures._reduced(image)
+    assert small.size == image.size and small.mode == "P"
+    palette = np.reshape(small.getpalette(), (-1, 3))
+    off = np.square(np.reshape(image, (-1, 1, 3)).astype(int) - palette).sum(-1)
+    assert (np.take_along_axis(off, np.reshape(small, (-1, 1)), 1)[:, 0] == off.min(1)).all()
+    few = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    assert np.array_equal(figures._reduced(few).convert("RGB"), few)
+
+
+@pytest.mark.parametrize("groups, series, least", [(10, 2, .45), (6, 3, .125), (4, 4, .0315), (2, 2, 79.554)])
+def test_numbers_above_bars_do_not_touch(groups, series, least):
+    values = {f"group {g}": {f"series {s}": least*(1 + .001*(g + s)) for s in range(series)} for g in range(groups)}
+    fig = show_bars(values)
+    fig.canvas.draw()
+    words = [text.get_window_extent() for text in fig.axes[0].texts]
+    assert len(words) == groups*series and not any(a.overlaps(b) for a, b in itertools.combinations(words, 2))
+
+
+def test_a_name_of_two_lines_has_no_word_alone():
+    labels = show_bars({f"plain attention, block {n}": n for n in range(1, 5)}).axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels][:2] == ["plain attention,\nblock 1", "plain attention,\nblock 2"]
+    said = "what position 5 hears: a fifth from itself, four fifths from the fifteen others together"
+    first, second = new_figure(size=(6, 2), title=said)[0].get_suptitle().split("\n")
+    assert f"{first} {second}" == said and abs(len(first) - len(second)) < 20
+    assert new_figure(size=(6, 2), title="short")[0].get_suptitle() == "short"
 
 
 def test_matrices_need_a_name_for_rows_and_one_for_columns():

@@ -8,8 +8,9 @@ pytest.importorskip("skimage")
 
 from matplotlib import pyplot as plt  # noqa: E402
 
+from lesa_nb.look._page import read_page  # noqa: E402
 from lesa_nb.study import photographs as module  # noqa: E402
-from lesa_nb.study.photographs import draw_triptych, train_triptych  # noqa: E402
+from lesa_nb.study.photographs import draw_triptych, explore_crop, train_triptych  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,16 @@ def test_the_picture_has_three_panels_and_letters_for_a_phone(runs):
     assert len(fig.axes) == 4
     assert min(text.get_fontsize() for text in fig.texts)*100/72*358/900 > 9  # pixels, on a phone 390 wide
     plt.close(fig)
+
+
+def test_the_page_shows_the_same_place_of_the_same_crop(runs):
+    data, views = read_page(explore_crop(runs, "coins", (66, 150), (4, 9)).html)
+    assert data["picture"] == [300, 300] and [at//25 for at in data["pixel"]] == [4, 9]
+    assert list(views) == ["LESA", "plain attention"] and all(view[-1].size == (12, 12) for view in views.values())
+    crop = module._crop_of(module._photographs(), "coins", (66, 150))
+    seen = module._see(runs["lesa"].model, crop, (4, 9), list(module._photographs()))
+    name, chance = seen.answer[0]
+    assert data["networks"][0]["answer"].startswith(f"{name} {chance:.1%}, ")
 
 
 def test_a_crop_that_was_trained_on_is_refused(runs):

@@ -2,21 +2,40 @@
 
     python tools/draw_images.py              # the map
     python tools/draw_images.py triptych     # one photograph before three networks, which it trains first: minutes
+    python tools/draw_images.py explorer     # the explorer's page of the same photograph, as Chromium shows it: minutes
 
-Images/explorer.png is a screenshot of the explorer's page in a browser; no script makes it.
+The networks are trained with one thread, so that one machine draws the same picture every time; another one may round
+differently, and train other networks.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "Images"
 CROP = ("coins", (66, 150), (8, 8))  # the photograph, row and column of the crop in it, row and column of the position
+STEPS = 250
 
 
-def draw_map_image():
+def trained(steps):
+    "Convolution, plain attention and LESA, trained on crops of photographs."
+    import torch
+
+    from lesa_nb.study.photographs import train_triptych
+
+    torch.set_num_threads(1)
+    runs = train_triptych(steps, device="cpu")
+    for term, run in runs.items():
+        facts = run.metadata
+        print(f"{term}: {facts['accuracy']:.1%} of {facts['pictures']} unseen crops, {facts['parameters']:,} weights, "
+              f"{facts['cpu_seconds']} s", flush=True)
+    return runs
+
+
+def draw_map_image(steps):
     "The map, as the README shows it."
     from lesa_nb.look.figures import draw_tall_map, save_png
 
@@ -24,26 +43,44 @@ def draw_map_image():
 
 
 def draw_triptych_image(steps):
-    "Train convolution, plain attention and LESA on crops of photographs, and draw one crop that none has seen."
+    "One crop that no network has seen, and what a position of it reads."
     from lesa_nb.look.figures import save_png
-    from lesa_nb.study.photographs import draw_triptych, train_triptych
+    from lesa_nb.study.photographs import draw_triptych
 
-    runs = train_triptych(steps)
-    for term, run in runs.items():
-        facts = run.metadata
-        print(f"{term}: {facts['accuracy']:.1%} of {facts['pictures']} unseen crops, {facts['parameters']:,} weights, "
-              f"{facts['cpu_seconds']} s")
-    save_png(draw_triptych(runs, *CROP), IMAGES / "triptych.png")
+    save_png(draw_triptych(trained(steps), *CROP), IMAGES / "triptych.png")
+
+
+def draw_explorer_image(steps):
+    "The same crop on the explorer's page, whole, in a window of 1100 pixels."
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    from lesa_nb.study.photographs import explore_crop
+
+    program = os.environ.get("LESA_CHROMIUM", "/usr/bin/chromium")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        file = explore_crop(trained(steps), *CROP).save(Path(folder) / "page.html")
+        chromium = playwright.chromium.launch(executable_path=program)
+        page = chromium.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
+        page.goto(file.as_uri())
+        page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'")
+        page.screenshot(path=f"{folder}/page.png", full_page=True)
+        chromium.close()
+        with Image.open(f"{folder}/page.png") as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(IMAGES / "explorer.png", optimize=True)
+
+
+DRAW = {"map": draw_map_image, "triptych": draw_triptych_image, "explorer": draw_explorer_image}
 
 
 def main():
     os.environ.setdefault("MPLBACKEND", "Agg")
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="map", choices=["map", "triptych"])
-    parser.add_argument("--steps", type=int, default=250, help="of training, for each network of the triptych")
+    parser.add_argument("what", nargs="?", default="map", choices=DRAW)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, for each network")
     args = parser.parse_args()
-    draw_map_image() if args.what == "map" else draw_triptych_image(args.steps)
+    DRAW[args.what](args.steps)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def draw_answer(ax: Axes, answer: Mapping[str, Any], *, width: int = 36) -> str:
     """
     import matplotlib.pyplot as plt
 
+    from lesa_nb.look._names import name_box
+
     objects = answer.get("objects", ())
     hues = {name: plt.get_cmap("tab10")(k % 10) for k, name in enumerate(dict.fromkeys(o["name"] for o in objects))}
     for place, thing in reversed(list(enumerate(objects))):  # the best last, so that it lies on top
@@ -54,8 +56,7 @@ def draw_answer(ax: Axes, answer: Mapping[str, Any], *, width: int = 36) -> str:
         ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=hue, lw=1.4))
         if place < _MOST_NAMES:
             name = thing["name"] if has_letters(thing["name"]) else ""
-            ax.text(left, max(top, 0), no_formulas(f"{name} {thing['score']:.2f}".strip()), fontsize=7, color="white",
-                    va="bottom", bbox=dict(fc=hue, ec="none", pad=.6), clip_on=True)
+            name_box(ax, thing["box"], name, f"{thing['score']:.2f}", hue)
     words = format_answer(answer) if "objects" not in answer else _objects_in_words(objects)
     if not has_letters(words):
         words = "names that this font cannot write"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, threshold: float):
     """One image with its boxes, masks and names."""
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
+
+    from ._names import name_box
     canvas = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy().copy()
     count = len(target["labels"])
     scores: list = target["scores"].tolist() if "scores" in target else [None]*count
@@ -31,12 +33,11 @@ def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, 
             canvas[inside] = .45*canvas[inside] + .55*np.array(hue[:3])
         sides = box[2] - box[0], box[3] - box[1]
         ax.add_patch(plt.Rectangle(box[:2], *sides, fill=False, ec=hue, lw=1.4, hatch="//" if crowds[i] else None))
-        name = no_formulas(names[label - 1]) if names else str(label)
-        texts.append((box, name if scores[i] is None else f"{name} {scores[i]:.2f}", hue))
+        name, end = names[label - 1] if names else str(label), "" if scores[i] is None else f"{scores[i]:.2f}"
+        texts.append((box, name, end, hue))
     ax.imshow(canvas)
-    for box, text, hue in texts:
-        ax.text(box[0], max(box[1], .06*image.shape[-2]), text, fontsize=7, color="white", va="bottom",
-                bbox=dict(fc=hue, ec="none", pad=.6))
+    for text in texts:
+        name_box(ax, *text)
 
 
 def show_batch(
@@ -49,10 +50,10 @@ def show_batch(
     masks and scores. `names`: of the labels 1, 2, ... `threshold`: draw what scores at least this. `cols`: images in a
     row, each `size` inches wide, 1.6 at least: 160 pixels.
     """
-    from .figures import new_figure
+    from .figures import new_figure, title_height
     size, cols = max(size, 1.6), min(cols, len(images))
     rows, tall = -(-len(images)//cols), max(image.shape[-2]/image.shape[-1] for image in images)
-    height = size*tall*rows + .35*bool(title)
+    height = size*tall*rows + title_height(title, size*cols)
     fig, axes = new_figure(rows, cols, size=(size*cols, height), title=title, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
@@ -64,6 +65,7 @@ def show_batch(
 def show_scores(scores: Any, *, title: str | None = None, classes: int = 12) -> "Figure":
     """AP of each class, and precision against recall at two thresholds.
 
+    Boxes are drawn broad and pale, masks thin and dark, 0.75 dashed; two equal curves of a kind are one, named so.
     `scores`: with `class_ap(kind)`, `curve(kind, threshold=...)` and `mask` (None without masks), as
     `tasks.coco_eval.Scores`. `title`: the finding. `classes`: at most so many, the best ones.
     """
@@ -71,20 +73,23 @@ def show_scores(scores: Any, *, title: str | None = None, classes: int = 12) -> 
     kinds = ["box", "mask"] if scores.mask else ["box"]
     every = {kind: {name: 100*ap for name, ap in scores.class_ap(kind).items() if not np.isnan(ap)} for kind in kinds}
     shown = sorted(every["box"], key=lambda name: every["box"][name], reverse=True)[:classes]
-    fig, (left, right) = new_figure(1, 2, size=(7, 2.4), title=title)
-    hues = dict(box=COLORS["local"], mask=COLORS["context"])
+    fig, (left, right) = new_figure(1, 2, size=(7, 2.7), title=title)
+    styles = dict(box=dict(alpha=.45, lw=4.5), mask=dict(alpha=1, lw=1.4))  # both are seen where they lie on each other
     for i, kind in enumerate(kinds):
         places = np.arange(len(shown)) + (i - .5)*.38*(len(kinds) > 1)
-        left.barh(places, [every[kind].get(name, 0) for name in shown], .36, color=hues[kind], label=kind)
-        for threshold, style in ((.5, "-"), (.75, "--")):
-            recalls, precisions = scores.curve(kind, threshold=threshold)
-            right.plot(recalls, precisions, style, color=hues[kind], label=f"{kind}, overlap {threshold}")
+        left.barh(places, [every[kind].get(name, 0) for name in shown], .36, color=COLORS["neutral"], label=kind,
+                  alpha=styles[kind]["alpha"])
+        found = {threshold: scores.curve(kind, threshold=threshold) for threshold in (.5, .75)}
+        equal = all(np.array_equal(one, other) for one, other in zip(*found.values()))
+        for threshold, (recalls, precisions) in list(found.items())[:1 if equal else 2]:
+            right.plot(recalls, precisions, ls="-" if threshold == .5 else (0, (2, 1)), color=COLORS["neutral"],
+                       label=f"{kind}, IoU {threshold}{' = 0.75'*equal}", **styles[kind])
     left.set_yticks(range(len(shown)), [no_formulas(name) for name in shown])
     left.invert_yaxis()
     left.set(xlabel="AP", xlim=(0, 100))
-    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))  # never on a bar
-    right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
-    right.legend(frameon=False, fontsize=8)
+    right.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.05))
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize=8, ncols=2, columnspacing=1, loc="lower left", bbox_to_anchor=(0, 1))
     return fig
 
 
@@ -115,11 +120,11 @@ def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[st
     """
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
 
-    from .figures import new_figure, overlay
+    from .figures import new_figure, overlay, title_height
     if not len(boxes):
         raise ValueError("no boxes to look from: the detector found nothing on this picture")
     size = (image.shape[1], image.shape[2])
-    height = 1.7*size[0]/size[1] + .3 + .35*bool(title)
+    height = 1.7*size[0]/size[1] + .3 + title_height(title, 1.7*len(boxes))
     fig, axes = new_figure(1, len(boxes), size=(1.7*len(boxes), height), title=title, squeeze=False)
     for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, _box_middles(boxes, size)):
         cell = cell_of(middle, size, (values.shape[0], values.shape[1]))

@@ -12,11 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "show_bars",
     "show_curves",
     "show_maps",
+    "title_height",
 ]
 
 #: One hue for one idea, the same in every figure: the parts of the formula, the networks to compare, everything else.
@@ -50,13 +52,31 @@ _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
+def _reduced(image: Image.Image) -> Image.Image:
+    """The picture in at most 256 colours: its own, or the nearest of 247 and the hues of `COLORS`, which stay exact."""
+    if image.getcolors(256):
+        return image.quantize(256, dither=Image.Dither.NONE)
+    fixed = [*COLORS.values(), "white", "black"]
+    pixels = np.asarray(image).reshape(-1, 3)
+    kept = np.array([to_rgb(hue) for hue in fixed])*255
+    few = image.quantize(256 - len(fixed), dither=Image.Dither.NONE).getpalette()
+    palette = np.concatenate([np.array(few).reshape(-1, 3), kept.round()]).astype(np.int32)
+    keys = pixels.astype(np.int32)@np.array([65536, 256, 1], dtype=np.int32)  # one number for each colour
+    found, where = np.unique(keys, return_inverse=True)
+    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], 1)
+    nearest = np.concatenate([np.square(part[:, None] - palette).sum(-1).argmin(1)
+                              for part in np.array_split(colors, 1 + len(colors)//4096)])
+    small = Image.fromarray(nearest[where.reshape(-1)].reshape(image.size[::-1]).astype(np.uint8), "P")
+    small.putpalette(palette.astype(np.uint8).tobytes())
+    return small
+
+
 def _png(fig: Figure) -> bytes:
     """A figure as a small PNG file of at most 256 colours, with the same bytes every time."""
     full, small = io.BytesIO(), io.BytesIO()
     fit = "tight" if fig.get_layout_engine() else None  # a long title widens a plot; the map keeps its size
     fig.savefig(full, dpi=100, bbox_inches=fit, facecolor="white")
-    colors = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    colors.save(small, "png", optimize=True)
+    _reduced(Image.open(full).convert("RGB")).save(small, "png", optimize=True)
     return small.getvalue()
 
 
@@ -101,7 +121,24 @@ def new_figure(
 def _set_title(fig: Figure, title: str | None) -> None:
     """Write the finding above a figure, flush left, wrapped to its width; None writes nothing."""
     if title:
-        fig.suptitle(textwrap.fill(title, max(48, int(13.5*fig.get_figwidth()))), x=.01, ha="left", fontsize=10)
+        fig.suptitle(_on_lines(title, fig.get_figwidth()), x=.01, ha="left", fontsize=10)
+
+
+def _on_lines(title: str, width: float) -> str:
+    """A title, wrapped for a figure of that many inches."""
+    return _balanced(title, max(48, int(13.5*width)))
+
+
+def title_height(title: str | None, width: float) -> float:
+    """Inches that a title takes above a figure of that width: what to add, so that the panels keep their size."""
+    return .3 + .17*_on_lines(title, width).count("\n") if title else 0.
+
+
+def _balanced(text: str, width: int) -> str:
+    """A text on as few lines of that many letters as it needs, all about equally long: no word stands alone."""
+    least = len(textwrap.wrap(text, width))
+    narrow = next(n for n in range(1, width + 1) if n == width or len(textwrap.wrap(text, n)) <= least)
+    return textwrap.fill(text, narrow, break_on_hyphens=False) if least > 1 else textwrap.fill(text, width)
 
 
 # ------------------------------------------------------------------------------------------------------------- maps
@@ -143,7 +180,7 @@ def show_maps(
     size: float = 1.6,
     vmin: float | None = None,
     vmax: float | None = None,
-    colorbar: bool = False,
+    colorbar: bool | None = None,
     shared: bool = True,
     axes: tuple[str, str] | None = None,
 ) -> Figure:
@@ -152,23 +189,29 @@ def show_maps(
     maps: tensor, array or list, (H, W) or (n, H, W); a list may mix sizes. title: the finding, above all maps.
     titles: one short title for each map. cmap: colour scale; None: chosen by the signs of the numbers.
     cols: maps in a row; None: as many as fit into 8 inches. size: width of one map in inches.
-    vmin, vmax: ends of the colour scale. colorbar: say which number a colour stands for.
+    vmin, vmax: ends of the colour scale. colorbar: say beside the maps which number a colour stands for; None: of all
+    but photographs, which have cmap="gray".
     shared: one colour scale for all maps, or one for each.
     axes: what rows and columns are, of matrices; then both get ticks, which pictures go without.
-    Returns a figure with one axis for each map, then the colour bars. ValueError: no maps, or other shapes.
+    Returns a figure with one axis for each map, then the colour bar of all. ValueError: no maps, or other shapes.
     """
     arrays = _as_maps(maps)
     n = len(arrays)
     if titles is not None and len(titles) != n: raise ValueError(f"{n} maps need {n} titles, got {len(titles)}")
+    if axes is not None and len(axes) != 2:
+        raise ValueError(f"axes names rows and columns, as in ('query', 'key'); got {axes!r}")
+    if colorbar is None:
+        colorbar = cmap != "gray"
+    own = colorbar and not shared
+    room = .45*bool(axes)  # for ticks and names
+    wide = size + room + .55*own
     if cols is None:
-        rows = -(-n // max(1, int(8/size)))  # as few rows as fit,
+        rows = -(-n // max(1, int(8/wide)))  # as few rows as fit,
         cols = -(-n // rows)                 # then equally long ones
     rows = -(-n // cols)
     height = max(size*max(a.shape[0]/a.shape[1] for a in arrays), .7*colorbar) + .25*(titles is not None)
-    if axes is not None and len(axes) != 2:
-        raise ValueError(f"axes names rows and columns, as in ('query', 'key'); got {axes!r}")
-    room = .45*bool(axes)  # for ticks and names
-    inches = ((size + room)*cols + .6*colorbar, (height + room)*rows + .3*bool(title))
+    across = wide*cols + .65*(colorbar and shared)
+    inches = (across, (height + room)*rows + title_height(title, across))
     fig, axs = new_figure(rows, cols, size=inches, title=title, squeeze=False)
     for ax in axs.flat[n:]:
         ax.remove()
@@ -186,17 +229,18 @@ def show_maps(
             ax.locator_params(nbins=5, integer=True)
         if titles is not None:
             ax.set_title(titles[i], fontsize=9)
-        if colorbar and not shared:
-            _colorbar(fig, drawn, ax)
+        if own:
+            _finish(fig.colorbar(drawn, cax=ax.inset_axes((1.04, 0, .06, 1))), size*a.shape[0]/a.shape[1], [a])
     if colorbar and shared:
-        _colorbar(fig, drawn, list(axs.flat[:n]))
+        _finish(fig.colorbar(drawn, ax=list(axs.flat[:n]), shrink=.85, aspect=16), fig.get_figheight() - .5, arrays)
     return fig
 
 
-def _colorbar(fig: Figure, drawn: Any, axs: Any) -> None:
-    bar = fig.colorbar(drawn, ax=axs, shrink=.85, aspect=16)
+def _finish(bar: Colorbar, tall: float, arrays: Sequence[np.ndarray]) -> None:
+    """The numbers of a colour bar `tall` inches high: few enough not to touch, whole beside maps of whole numbers."""
+    whole = all(np.isfinite(a).any() and (a[np.isfinite(a)] % 1 == 0).all() for a in arrays)
     bar.ax.tick_params(labelsize=8, length=2)
-    bar.ax.locator_params(nbins=max(1, min(4, int(4*fig.get_figheight() - 2.6))))  # numbers that do not touch
+    bar.set_ticks(MaxNLocator(max(1, min(4, int(4*tall - .6))), steps=[1, 2, 2.5, 5, 10], integer=whole))
     bar.outline.set_visible(False)
 
 
@@ -230,7 +274,7 @@ def overlay(
         raise ValueError(f"expected an image (3, H, W) and a map (H, W), got {picture.shape} and {field.shape}")
     (H, W), (h, w), fig = picture.shape[1:], field.shape, None
     if ax is None:
-        fig, ax = new_figure(size=(2.6, 2.6*H/W + .3*bool(title)), title=title)
+        fig, ax = new_figure(size=(2.6, 2.6*H/W + title_height(title, 2.6)), title=title)
     elif title:
         ax.set_title(title, fontsize=9)
     low, high = min(0, picture.min()), max(1, picture.max())
@@ -277,9 +321,16 @@ def _legend(ax: Axes) -> None:
                   fontsize=8, frameon=False, borderaxespad=.2, handlelength=2.6, columnspacing=1.4)
 
 
-def _number(y: float) -> str:
-    """A number as short as its use allows: 0.333, 79.55, 23,777,512."""
-    return f"{y:,.0f}" if abs(y) >= 1e4 else f"{y:.4g}" if abs(y) >= 10 else f"{y:.3g}"
+def _number(y: float, digits: int = 3) -> str:
+    """A number as short as its use allows: 0.333, 79.55, 23,777,512; digits: of a small one."""
+    return f"{y:,.0f}" if abs(y) >= 1e4 else f"{y:.{digits + (abs(y) >= 10)}g}"
+
+
+def _numbers(values: Sequence[float], inches: float) -> list[str]:
+    """What stands above bars that are so many inches apart: two digits, where three would touch; `not run` for NaN."""
+    words = [["not run" if np.isnan(y) else _number(y, digits) for y in values] for digits in (3, 2)]
+    longest = max([len(word) for word, y in zip(words[0], values) if not np.isnan(y)], default=0)
+    return words[.066*longest > inches]
 
 
 def show_bars(values: Mapping[str, Any], title: str | None = None, ylabel: str | None = None) -> Figure:
@@ -296,21 +347,22 @@ def show_bars(values: Mapping[str, Any], title: str | None = None, ylabel: str |
     each = max(.3 + .5*slots, .1 + .07*max(len(str(name)) for name in groups))  # inches, for bars and for the name
     each = min(each, 6.6/len(groups))
     fig, ax = _axes(1.4 + each*len(groups), title, None, ylabel)
+    every = [np.nan if value is None else float(value) for group in groups.values() for value in group.values()]
+    numbers = iter(_numbers(every, each*.84/slots))
     for x, group in enumerate(groups.values()):
         for i, (name, value) in enumerate(group.items()):
             hue, nth = style[name]
             y = np.nan if value is None else float(value)
             at, top = x + (i - (len(group) - 1)/2)*.84/slots, np.nan_to_num(y)
             ax.bar(at, top, .8/slots, color=hue, alpha=1/(1 + nth) if slots > 1 else 1, label=name)
-            words = "not run" if np.isnan(y) else _number(y)
-            ax.annotate(words, (at, top), (0, -2 if y < 0 else 2), textcoords="offset points", fontsize=8, color=hue,
-                        rotation=90*np.isnan(y), ha="center", va="top" if y < 0 else "bottom")
-    labels = [textwrap.fill(str(name), max(8, int(each/.07))) for name in groups]
+            ax.annotate(next(numbers), (at, top), (0, -2 if y < 0 else 2), textcoords="offset points", fontsize=8,
+                        color=hue, rotation=90*np.isnan(y), ha="center", va="top" if y < 0 else "bottom")
+    labels = [_balanced(str(name), max(8, int(each/.07))) for name in groups]
     wrapped = any("\n" in label for label in labels)
     ax.set_xticks(range(len(groups)), labels, fontsize=9, va="top" if wrapped else "baseline")
     ax.tick_params(axis="x", length=0, pad=3 if wrapped else 13)
     ax.margins(y=.12)  # room for the numbers
-    if all(value is None or np.isnan(float(value)) for group in groups.values() for value in group.values()):
+    if np.isnan(every).all():
         ax.set(ylim=(0, 1), yticks=[])  # no scale where nothing was measured
     if slots > 1:
         _legend(ax)

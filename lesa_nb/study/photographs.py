@@ -1,6 +1,6 @@
-"""One photograph before three networks that were trained on photographs: the picture at the top of the README.
+"""One photograph before three networks that were trained on photographs: two pictures of the README.
 
-`python tools/draw_images.py triptych` trains and draws it.
+`python tools/draw_images.py triptych` trains and draws the one at the top, `... explorer` the page to click.
 """
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_triptych", "train_triptych"]
+    from lesa_nb.look.explorer import Page
+
+__all__ = ["draw_triptych", "explore_crop", "train_triptych"]
 
 _HEIGHT = 192  #: pixels that every photograph is reduced to
 _SIDE = 60  #: of a crop, pixels
@@ -48,6 +50,13 @@ def _photographs() -> dict[str, Tensor]:
 def _line(width: int) -> int:
     """What lies left of this column is trained on, what lies right of it is tested on."""
     return round(.6*width)
+
+
+def _crop_of(photos: Mapping[str, Tensor], name: str, place: tuple[int, int]) -> Tensor:
+    """One crop as the networks want it, (1, 1, 60, 60); see `_check_place`."""
+    _check_place(photos, name, place)
+    top, left = place
+    return photos[name][None, :, top:top + _SIDE, left:left + _SIDE]
 
 
 def _check_place(photos: Mapping[str, Tensor], name: str, place: tuple[int, int]) -> None:
@@ -177,9 +186,7 @@ def draw_triptych(
     from lesa_nb.look.figures import COLORS
 
     photos = _photographs()
-    top, left = place
-    _check_place(photos, name, place)
-    crop = photos[name][None, :, top:top + _SIDE, left:left + _SIDE]
+    crop = _crop_of(photos, name, place)
     seen = {term: _see(run.model, crop, cell, list(photos)) for term, run in runs.items()}  # type: ignore[arg-type]
     most = max(float(found.context.max()) for found in seen.values() if found.context is not None)
     fig = plt.figure(figsize=(9, 4.5), dpi=100)
@@ -204,3 +211,25 @@ def draw_triptych(
     bar.spines[:].set_color(COLORS["neutral"])
     fig.text(.555, .05, f"0 to {most:.1f} times an equal share", va="center", fontsize=17, color=COLORS["lesa"])
     return fig
+
+
+def explore_crop(
+    runs: Mapping[str, Trained], name: str, place: tuple[int, int], cell: tuple[int, int],
+) -> Page:
+    """The explorer's page of the same crop before the two networks that attend; arguments as of `draw_triptych`."""
+    from lesa_nb.look.explorer import explorer
+
+    photos = _photographs()
+    crop = _crop_of(photos, name, place)
+    grey = (crop[0] - crop.min())/(crop.max() - crop.min())
+    shown = functional.resize(grey, [5*_SIDE], antialias=True).clamp(0, 1).expand(3, -1, -1)
+    networks: dict[str, nn.Module] = {THREE_TERMS[term]: runs[term].model for term in ("lesa", "attention")}
+    answers = {}
+    for title, network in networks.items():
+        with torch.no_grad():
+            chances, order = network(crop).softmax(1)[0].topk(2)
+        found = [dict(name=list(photos)[i], score=chance) for i, chance in zip(order.tolist(), chances.tolist())]
+        answers[title] = dict(classes=found)
+    row, column = (round((at + .5)*5*_PATCH) for at in cell)
+    return explorer(shown, networks, crop, answers=answers, pixel=(row, column),
+                    title="Which photograph? What does a pixel look at?")

@@ -75,25 +75,24 @@ def test_compiled_for_any_size(table, training):
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
-def test_compiled_forward_and_backward_for_any_size(table, training, backend, monkeypatch):
+def test_compiled_forward_and_backward_for_any_size(table, training, backend):
     """Under inductor without its layout optimization: on CPUs, that binds the gradient of any convolution to a size.
 
     `test_inductor_without_its_layout_optimization` shows that it is PyTorch's.
     """
-    monkeypatch.setattr(inductor, "layout_optimization", False)
-    graphs, needed = compiled_over_sizes(table, training, backend, gradients=True)
+    with inductor.patch(layout_optimization=False):
+        graphs, needed = compiled_over_sizes(table, training, backend, gradients=True)
     assert graphs <= needed + 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimization", [True, False])
-def test_inductor_without_its_layout_optimization(optimization, monkeypatch):
-    """One convolution of PyTorch's own, trained at five sizes on a CPU: a graph for each size, or two in all.
+def test_inductor_without_its_layout_optimization(optimization):
+    """One convolution of PyTorch's own, trained at four sizes on a CPU: two graphs are enough without the optimization.
 
-    With the optimization it may even fail ("expected size 3==3, stride 400==9600"). If this test fails for True,
-    PyTorch has mended it, and nobody needs the option any more.
+    With it there is a graph for each size, or the gradient fails at the third ("stride 864==9216"). If this test fails
+    for True, PyTorch has mended it, and nobody needs the option any more.
     """
-    monkeypatch.setattr(inductor, "layout_optimization", optimization)
     torch._dynamo.reset()
     graphs, compiler = [], torch._dynamo.lookup_backend("inductor")
 
@@ -101,10 +100,14 @@ def test_inductor_without_its_layout_optimization(optimization, monkeypatch):
         graphs.append(graph)
         return compiler(graph, example)
 
-    fast = torch.compile(nn.Conv2d(16, 16, 1), backend=count)
-    for i, size in enumerate(SIZES[:4]):
-        fast(torch.randn(2 + i % 3, 16, *size)).square().mean().backward()
-    assert len(graphs) == (4 if optimization else 2)
+    fast, failed = torch.compile(nn.Conv2d(16, 16, 1), backend=count), False
+    with inductor.patch(layout_optimization=optimization):
+        for i, size in enumerate(SIZES[:4]):
+            try:
+                fast(torch.randn(2 + i % 3, 16, *size)).square().mean().backward()
+            except AssertionError:
+                failed = True
+    assert failed or len(graphs) == 4 if optimization else not failed and len(graphs) <= 2
 
 
 @pytest.mark.fault("L2")

@@ -135,6 +135,17 @@ def test_switches_are_set_and_set_back(changes, fixed, inside):
     assert switches() == before
 
 
+@pytest.mark.parametrize(("device", "compiled", "fixed", "layouts"), [
+    ("cpu", True, False, False), ("cpu", True, True, True), ("cuda", True, False, True), ("cpu", False, False, True)])
+def test_a_compiled_network_meets_many_sizes_on_a_cpu(device, compiled, fixed, layouts):
+    "See `test_inductor_without_its_layout_optimization`."
+    from torch._inductor import config
+
+    with backends(replace(RECIPE, compile=compiled), nn.Linear(1, 1), torch.device(device), fixed_size=fixed):
+        assert config.layout_optimization == layouts
+    assert config.layout_optimization
+
+
 def test_operators_without_a_deterministic_form_are_named():
     assert not_deterministic(build_classifier("small")) == []
     assert not_deterministic(build_detector("htc", network="small")) == [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "Images"
-CROP = ("coins", (66, 150), (8, 8))  # the photograph, row and column of the crop in it, row and column of the position
+CROP = ("coins", (66, 150), (5, 5))  # the photograph, row and column of the crop in it, row and column of the position
 STEPS = 250
 
 
@@ -44,10 +44,11 @@ def draw_map_image(steps):
 
 def draw_triptych_image(steps):
     "One crop that no network has seen, and what a position of it reads."
-    from lesa_nb.look.figures import save_png
     from lesa_nb.study.photographs import draw_triptych
 
-    save_png(draw_triptych(trained(steps), *CROP), IMAGES / "triptych.png")
+    fig = draw_triptych(trained(steps), *CROP)
+    all_colors = dict(facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    fig.savefig(IMAGES / "triptych.png", dpi=100, **all_colors)
 
 
 def draw_explorer_image(steps):
@@ -67,7 +68,7 @@ def draw_explorer_image(steps):
         page.screenshot(path=f"{folder}/page.png", full_page=True)
         chromium.close()
         with Image.open(f"{folder}/page.png") as picture:
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(IMAGES / "explorer.png", optimize=True)
+            picture.convert("RGB").save(IMAGES / "explorer.png", optimize=True)
 
 
 DRAW = {"map": draw_map_image, "triptych": draw_triptych_image, "explorer": draw_explorer_image}

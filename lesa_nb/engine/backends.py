@@ -45,7 +45,9 @@ def backends(recipe: Recipe, model: nn.Module, device: torch.device, *, fixed_si
     """Set PyTorch's switches as a recipe wants them, and set them back at the end.
 
     On a GPU: TF32 in products and convolutions, or neither; trying out which convolution is fastest, where images have
-    one size. With `recipe.deterministic` nothing is tried out, and PyTorch takes deterministic forms; it refuses
+    one size. On a CPU, where a compiled network meets images of many sizes: no choice of layouts by the compiler, which
+    would make a graph for each size (and in PyTorch 2.10 to 2.14 fails with gradients of another size than the first).
+    With `recipe.deterministic` nothing is tried out, and PyTorch takes deterministic forms; it refuses
     operators that have none, unless the network holds one of `not_deterministic`.
 
     Args:
@@ -70,7 +72,8 @@ def backends(recipe: Recipe, model: nn.Module, device: torch.device, *, fixed_si
             cudnn.deterministic = True
             torch.use_deterministic_algorithms(True, warn_only=bool(not_deterministic(model)))
             _fill(False)  # what is asked for empty is written before it is read
-        yield
+        with _free_sizes() if recipe.compile and device.type == "cpu" and not fixed_size else contextlib.nullcontext():
+            yield
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
@@ -79,6 +82,12 @@ def backends(recipe: Recipe, model: nn.Module, device: torch.device, *, fixed_si
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
         torch.set_deterministic_debug_mode(mode)
         _fill(fill)
+
+
+def _free_sizes() -> contextlib.AbstractContextManager[None]:
+    from torch._inductor import config  # half a second
+
+    return config.patch(layout_optimization=False)
 
 
 def _fill(value: bool) -> None:

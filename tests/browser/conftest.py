@@ -160,6 +160,20 @@ class Lab:
             self.process.kill()
 
 
+@pytest.fixture
+def new_lab(copy, tmp_path):
+    "new_lab(): JupyterLab that was not there before."
+    servers = []
+
+    def start():
+        servers.append(Lab(copy, tmp_path))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
 @pytest.fixture(scope="session")
 def lab_server(copy, tmp_path_factory):
     server = Lab(copy, tmp_path_factory.mktemp("jupyter"))

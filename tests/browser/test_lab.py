@@ -2,9 +2,11 @@
 
 import json
 import re
+import time
 
 import pytest
 from browser_facts import ROOT, TOKEN
+from processes import patient
 
 PARTS = ["1_layer", "2_networks", "3_training", "4_seeing", "5_detection", "6_evidence"]
 ONE_OF_EACH = ["03_local", "13_folding", "14_pictures", "21_explorer", "24_proposals", "31_benchmarks"]
@@ -77,7 +79,35 @@ def test_opening_and_closing_asks_nothing(path, lab, open_page, unclean):
     assert not unclean()
 
 
-@pytest.mark.parametrize("path", CHOSEN, ids=lambda path: path.stem)
+def test_a_newcomer_sees_a_figure_within_a_minute(new_lab, open_page, unclean, record_property):
+    "From `make lab` over the start page and the link to chapter 01 to the first figure that a run draws."
+    begin, page = time.monotonic(), open_page()
+    lab = new_lab()
+    page.goto(f"{lab.url}/?token={TOKEN}")
+    page.wait_for_selector(READY, timeout=90_000)
+    page.locator(".jp-RenderedMarkdown a", has_text=re.compile("^Self-attention$")).first.click()
+    page.wait_for_selector(f"{READY}:has-text('Self-attention')", timeout=90_000)
+    page.wait_for_selector(IDLE, timeout=90_000)
+    saved = time.monotonic() - begin
+    page.evaluate("() => document.querySelectorAll('.jp-OutputArea-output img').forEach(i => i.dataset.saved = 1)")
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_function(
+        f"""() => [...document.querySelectorAll('{SHOWN} .jp-CodeCell')].some(cell =>
+          /[0-9]/.test(cell.querySelector(".jp-InputPrompt").textContent)
+          && [...cell.querySelectorAll(".jp-OutputArea-output img")].some(i => !i.dataset.saved && i.naturalWidth))""",
+        timeout=90_000,
+    )
+    drawn = time.monotonic() - begin
+    record_property("seconds to the first figure that is drawn:", round(drawn, 1))
+    print(f"the start of chapter 01 after {saved:.1f} s, its first figure drawn after {drawn:.1f} s")
+    assert drawn < patient(60)
+    page.wait_for_function(f"() => ({PROMPTS})().every(prompt => prompt !== '[*]:')", timeout=500_000)
+
+
+EVERY = [pytest.param(path, id=path.stem, marks=[] if path in CHOSEN else pytest.mark.slow) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", EVERY)
 def test_running_to_the_end_and_saving_leaves_git_clean(path, lab, open_page, unclean):
     page = open_page()
     go(page, lab, f"lab/tree/{path.relative_to(ROOT)}")

@@ -171,3 +171,31 @@ def test_on_paper_the_pictures_stay_and_the_controls_go(explorer_page):
     ink = page.evaluate(COLOUR, ["h2", "color"])
     assert max(ink) < 120, "light letters on white paper"
     assert len(page.pdf()) > 10_000
+
+
+WRITTEN = """() => { window.written = []; const fill = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+    const {width, actualBoundingBoxDescent} = this.measureText(text);
+    window.written.push([text, x, y, width, actualBoundingBoxDescent, this.canvas.width, this.canvas.height]);
+    fill.call(this, text, x, y); }; }"""
+
+
+def test_names_of_boxes_stay_inside_the_picture(open_page, tmp_path):
+    import torch
+
+    from lesa_nb.look.explorer import explorer
+    from lesa_nb.study.small import SmallNet
+
+    edges = [[-3, -2, 9, 7], [70, 0, 80, 9], [74, 50, 90, 59], [0, 52, 6, 80], [60, 70, 75, 90]]
+    objects = [dict(name="a triangle", score=.9, box=box) for box in edges]
+    page = explorer(Image.new("RGB", (80, 60), "grey"), {"LESA": SmallNet("lesa").eval()}, torch.rand(1, 3, 60, 80),
+                    answers={"LESA": dict(objects=objects)})
+    shown = open_page()
+    shown.add_init_script(f"({WRITTEN})()")
+    shown.goto(page.save(tmp_path / "boxes.html").as_uri())
+    shown.wait_for_function("() => document.documentElement.dataset.ready === 'yes'", timeout=30_000)
+    shown.wait_for_timeout(300)
+    written = shown.evaluate("() => window.written")
+    assert {row[0] for row in written} == {"a triangle 0.90"} and len(written) >= 5
+    for _, x, y, width, below, wide, high in written:
+        assert 0 <= x and x + width <= wide and 0 <= y and y + below <= high

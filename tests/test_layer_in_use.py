@@ -71,7 +71,7 @@ def test_compiled_for_any_size(table, training):
 
 
 def graphs_of_convolutions(backend):
-    "How many graphs two convolutions of PyTorch's own take for the gradients of the same sizes; 3 where sizes are free."
+    "How many graphs two convolutions of PyTorch's own take for the gradients of these sizes; 3 where sizes are free."
     torch._dynamo.reset()
     graphs, inner = [], torch._dynamo.lookup_backend(backend)
 

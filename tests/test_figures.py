@@ -432,6 +432,9 @@ def test_a_name_of_two_lines_has_no_word_alone():
     first, second = new_figure(size=(6, 2), title=said)[0].get_suptitle().split("\n")
     assert f"{first} {second}" == said and abs(len(first) - len(second)) < 20
     assert new_figure(size=(6, 2), title="short")[0].get_suptitle() == "short"
+    assert figures._balanced("T-shirt/top", 9) == "T-\nshirt/top"
+    assert figures._balanced("Ankle boot", 9) == "Ankle\nboot"
+    assert figures._balanced("unbreakable", 9) == "unbreakab\nle" and figures._balanced("", 9) == ""
 
 
 def test_matrices_need_a_name_for_rows_and_one_for_columns():

@@ -136,9 +136,10 @@ def title_height(title: str | None, width: float) -> float:
 
 def _balanced(text: str, width: int) -> str:
     """A text on as few lines of that many letters as it needs, all about equally long: no word stands alone."""
-    least = len(textwrap.wrap(text, width))
-    narrow = next(n for n in range(1, width + 1) if n == width or len(textwrap.wrap(text, n)) <= least)
-    return textwrap.fill(text, narrow, break_on_hyphens=False) if least > 1 else textwrap.fill(text, width)
+    wide = textwrap.wrap(text, width)
+    narrow = (textwrap.wrap(text, n, break_long_words=False) for n in range(1, width))
+    lines = next((found for found in narrow if len(found) <= len(wide)), wide)
+    return "\n".join(lines if max(map(len, lines), default=0) <= width else wide)
 
 
 # ------------------------------------------------------------------------------------------------------------- maps

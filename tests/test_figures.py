@@ -329,6 +329,8 @@ def test_a_phone_can_show_the_tall_map():
 def test_letters_of_figures_are_nine_pixels_high_at_least(root):
     """In source: a figure's 100 dots for an inch make 7 points ten pixels, and every figure is made by `new_figure`."""
     exempt = {"figures.py"}  # the small map, 760 pixels wide, whose places have been measured
+    letters = [text.get_fontsize()*100/72 for text in draw_map().findobj(Text) if text.get_text()]
+    assert min(letters) >= 9 and len(letters) > 60
     for path in sorted([*(root/"nbs").rglob("[0-9]*.ipynb"), *(root/"lesa_nb").rglob("*.py")]):
         text = path.read_text(encoding="utf-8")
         sizes = [float(size) for size in re.findall(r"fontsize=([0-9.]+)", text)]
@@ -430,6 +432,9 @@ def test_a_name_of_two_lines_has_no_word_alone():
     first, second = new_figure(size=(6, 2), title=said)[0].get_suptitle().split("\n")
     assert f"{first} {second}" == said and abs(len(first) - len(second)) < 20
     assert new_figure(size=(6, 2), title="short")[0].get_suptitle() == "short"
+    assert figures._balanced("T-shirt/top", 9) == "T-\nshirt/top"
+    assert figures._balanced("Ankle boot", 9) == "Ankle\nboot"
+    assert figures._balanced("unbreakable", 9) == "unbreakab\nle" and figures._balanced("", 9) == ""
 
 
 def test_matrices_need_a_name_for_rows_and_one_for_columns():

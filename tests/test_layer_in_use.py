@@ -70,19 +70,36 @@ def test_compiled_for_any_size(table, training):
     assert graphs <= needed + 1
 
 
+def graphs_of_convolutions(backend):
+    "How many graphs two convolutions of PyTorch's own take for the gradients of these sizes; 3 where sizes are free."
+    torch._dynamo.reset()
+    graphs, inner = [], torch._dynamo.lookup_backend(backend)
+
+    def count(graph, example):
+        graphs.append(graph)
+        return inner(graph, example)
+
+    fast = torch.compile(nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)), backend=count)
+    for i, size in enumerate(SIZES):
+        fast(torch.randn(1 + i % 3, 16, *size)).square().mean().backward()
+    return len(graphs)
+
+
 @pytest.mark.fault("L1")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("table", POSITIONS)
 def test_compiled_forward_and_backward_for_any_size(table, training, backend):
-    """Under inductor without its layout optimization: on CPUs, that binds the gradient of any convolution to a size.
+    """No more graphs than sizes need; with gradients under inductor, than two plain convolutions need.
 
-    `test_inductor_without_its_layout_optimization` shows that it is PyTorch's.
+    Inductor of PyTorch 2.14 binds the gradient of any convolution to the size of its input (`guard_int_seq` in its
+    kernel/conv.py), until the limit of eight graphs is reached. Its layout optimization would even fail, see below.
     """
     with inductor.patch(layout_optimization=False):
         graphs, needed = compiled_over_sizes(table, training, backend, gradients=True)
-    assert graphs <= needed + 1
+        theirs = graphs_of_convolutions(backend) if training and backend == "inductor" else 3
+    assert graphs <= (needed + 1 if theirs <= 3 else theirs)
 
 
 @pytest.mark.slow

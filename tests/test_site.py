@@ -130,6 +130,31 @@ def test_a_notebook_loses_marks_and_gets_words_for_its_pictures():
     assert course.MADE not in json.dumps(page)
 
 
+@pytest.mark.parametrize("source, words", [
+    ("show_maps(x, title='four maps')", "four maps"),
+    ("show_maps(x,\n  title=f'{n} maps '\n        'and more')", "… maps and more"),
+    ("show_bars(x, title='sizes: ' + ', '.join(sizes))", "sizes: …"),
+    ("def show(x, title):\n    new_figure(title=title)\nshow([1], 'what four words say')", "what four words say"),
+    ("said = f'{n} of them'\nax.set_title(f'{said}, and one more')\nfig", "… of them, and one more"),
+    ("show_bars(x, title=said(x), ylabel='seconds')", "seconds: a figure of “Page”"),
+    ("test_fail(f, 'not the words of a figure')\nreport.show(x)", "A figure of “Page”"),
+    ("draw_map(lit='local')", "A map of LESA and what is built from it, with the part of this page lit: Page"),
+    ("not Python at all", "A figure of “Page”")])
+def test_words_of_a_picture_are_what_its_code_says(source, words):
+    assert sources.alternative(source, "Page") == words
+
+
+def test_nearly_every_saved_figure_has_words_of_its_own():
+    without = [
+        path.stem
+        for path in course.pages()
+        for kind, source, _, outputs in sources.cells(path)
+        if any("image/png" in output.get("data", ()) for output in outputs)
+        and sources.alternative(source, "").startswith("A figure of")
+    ]
+    assert len(without) <= 5, without
+
+
 def test_links_go_to_pages_of_the_site_or_to_the_code_host():
     folder = ROOT / "nbs" / "1_layer"
     text = "[a](02_terms.ipynb#x) [b](../index.ipynb) [c](../../tests/test_io.py) [d](../../SECURITY.md) `[e](f.py)`"

@@ -46,7 +46,7 @@ def backends(recipe: Recipe, model: nn.Module, device: torch.device, *, fixed_si
 
     On a GPU: TF32 in products and convolutions, or neither; trying out which convolution is fastest, where images have
     one size. On a CPU, where a compiled network meets images of many sizes: no choice of layouts by the compiler, which
-    would make a graph for each size (and in PyTorch 2.10 to 2.14 fails with gradients of another size than the first).
+    in PyTorch 2.10 to 2.14 may fail with gradients of another size than the first ones.
     With `recipe.deterministic` nothing is tried out, and PyTorch takes deterministic forms; it refuses
     operators that have none, unless the network holds one of `not_deterministic`.
 

@@ -136,9 +136,10 @@ def title_height(title: str | None, width: float) -> float:
 
 def _balanced(text: str, width: int) -> str:
     """A text on as few lines of that many letters as it needs, all about equally long: no word stands alone."""
-    least = len(textwrap.wrap(text, width))
-    narrow = next(n for n in range(1, width + 1) if n == width or len(textwrap.wrap(text, n)) <= least)
-    return textwrap.fill(text, narrow, break_on_hyphens=False) if least > 1 else textwrap.fill(text, width)
+    wide = textwrap.wrap(text, width)
+    narrow = (textwrap.wrap(text, n, break_long_words=False) for n in range(1, width))
+    lines = next((found for found in narrow if len(found) <= len(wide)), wide)
+    return "\n".join(lines if max(map(len, lines), default=0) <= width else wide)
 
 
 # ------------------------------------------------------------------------------------------------------------- maps
@@ -488,10 +489,10 @@ def _draw_box(ax: Axes, name: str, lit: str | None, bright: bool) -> None:
     if frame:
         align, at, below = "left", (x + 24, y + 19), (x + 60, y + 19)
     elif line:
-        align, at, below = "left", (x + 16, y + 14), (x, y)
+        align, at, below = "left", (x + 17.5, y + 14), (x, y)
     else:
         align, at, below = "center", (x + w/2, y + 26), (x + w/2, y + 40 + 12*words.count("\n"))
-    ax.text(x + (3 if line else 6), y + (14 if line else 13), number, color=ink, fontsize=6 if line else 6.5)
+    ax.text(x + (3 if line else 6), y + (14 if line else 13), number, color=ink, fontsize=6.5)
     ax.text(*at, name, color=ink, fontsize=6.6 if line else 9 if w > 76 else 8, weight="bold", ha=align)
     ax.text(*below, words, color=ink, fontsize=7 if w < 78 else 7.5, linespacing=1.15, ha=align)
 

@@ -91,29 +91,47 @@ def relink(text, folder, root):
     return "".join(pieces)
 
 
-def _said(node):
-    "What a title in code says, as far as it can be known without running it."
+def _said(node, known):
+    "What an expression says, as far as it can be known without running it; known: name -> words, of the cell."
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
-    return ""
+        return "".join(_said(part, known) or "…" for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _said(node.value, known)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        sides = [_said(side, known) for side in (node.left, node.right)]
+        return "".join(side or "…" for side in sides) if any(sides) else ""
+    return known.get(node.id, "") if isinstance(node, ast.Name) else ""
+
+
+def _finding(call, known):
+    "The longest text that a call is given in its place, as the helpers of some pages take their title; or nothing."
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if name.startswith(("test_", "assert")) or name in ("print", "mkdtemp"):
+        return ""
+    return max((words for arg in call.args if (words := _said(arg, known)).count(" ") > 2), key=len, default="")
 
 
 def alternative(source, page):
-    "Words for the figure of a cell: its title in the code, or which page it belongs to."
+    "Words for the figure of a cell: its title in the code, else what its axis shows, else which page it belongs to."
     try:
         tree = ast.parse(source)
     except SyntaxError:
         tree = ast.Module([], [])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            if getattr(node.func, "id", "") == "draw_map":
-                return f"A map of LESA and what is built from it, with the part of this page lit: {page}"
-            for keyword in node.keywords:
-                if keyword.arg == "title" and _said(keyword.value):
-                    return re.sub(r"\s+", " ", _said(keyword.value)).strip()
-    return f"A figure of “{page}”"
+    known = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            known[node.targets[0].id] = _said(node.value, known)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if any(getattr(call.func, "id", "") == "draw_map" for call in calls):
+        return f"A map of LESA and what is built from it, with the part of this page lit: {page}"
+    given = {word: [said for call in calls for keyword in call.keywords
+                    if keyword.arg == word and (said := _said(keyword.value, known))] for word in ("title", "ylabel")}
+    outer = [node.value for node in tree.body if isinstance(node, (ast.Expr, ast.Assign))]
+    found = given["title"] + [_finding(call, known) for call in reversed(outer) if isinstance(call, ast.Call)]
+    found += [f"{what}: a figure of “{page}”" for what in given["ylabel"]]
+    return next((re.sub(r"\s+", " ", words).strip() for words in found if words), f"A figure of “{page}”")
 
 
 def cells(path, root=ROOT):

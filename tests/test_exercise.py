@@ -305,6 +305,17 @@ def test_a_given_helper_that_is_gone_is_the_pages_own_and_one_that_stands_alone_
     assert "asked through middle" in exercise.describe_verdicts([*found.values()])
 
 
+def test_a_wrong_class_is_named_though_tests_meet_it_only_through_what_makes_it(course, tmp_path):
+    made = ["class Pair:\n    def __init__(self, a): self.a = a\n    def both(self): return 2*self.a"]
+    made += ["def pair(a): return Pair(a)"]
+    more = [("code", f"#| export\n{each}") for each in made]
+    cells = [*CELLS[:-1], *more, ("code", "two = pair(3)\nassert two.both() == 6")]
+    write_notebook(course / "1_part" / "01_sides.ipynb", cells)
+    answers = dict(long_side=SIDES, Box=BOX, Pair=made[0].replace("2*", "3*"), pair=made[1])
+    found = judged(answered(find_page("1"), tmp_path / "mine.ipynb", **answers))
+    assert states(found) == dict(long_side="holds", Box="holds", Pair="fails", pair="fails")
+
+
 def test_nobody_is_blamed_for_what_fails_on_the_page_itself(course, tmp_path):
     cells = [*CELLS[:-1], ("code", "assert open('gone.json').read() + str(Box(1, 2, 2))")]
     write_notebook(course / "1_part" / "01_sides.ipynb", cells)

@@ -153,7 +153,21 @@ def judge_exercise(
     """
     _require_packages(page)
     asked = [each for found in watch(judge_apart(page, cells_instead(page, theirs), seconds=seconds)) for each in found]
-    return verdicts_of(page, asked)
+    return verdicts_of(page, _confirm_excuses(page, asked, seconds))
+
+
+def _confirm_excuses(page: CoursePage, asked: list[Asked], seconds: float) -> list[Asked]:
+    """The answers, of those that are excused only what fails where all definitions are the page's own."""
+    doubtful = {(each.cell, each.line) for each in asked if each.result == "excused"}
+    own = {cell.place: [Yours("", cell.source)] for cell in page.cells if cell.exported}
+    failing: set[tuple[int, int]] = set()
+    last = max((place for place, _ in doubtful), default=0)
+    if doubtful:
+        for cell, found in zip((cell for cell in page.cells if cell.executed), judge_apart(page, own, seconds=seconds)):
+            failing |= {(each.cell, each.line) for each in found if each.result in ("fails", "late")}
+            if cell.place >= last:
+                break
+    return [each for each in asked if each.result != "excused" or (each.cell, each.line) in failing]
 
 
 def _require_packages(page: CoursePage) -> None:
@@ -331,4 +345,5 @@ def check(page: str, *names: str, seconds: float = 300) -> None:
         random_states(state)
         if main is not None:
             sys.modules["__main__"] = main
-    print(describe_verdicts([verdict for verdict in verdicts_of(of, asked) if verdict.name in wanted]))
+    verdicts = verdicts_of(of, _confirm_excuses(of, asked, seconds))
+    print(describe_verdicts([verdict for verdict in verdicts if verdict.name in wanted]))

@@ -175,23 +175,9 @@ class Session:
                 error = self._execute(node, f"<cell {cell.place} of {self.page.name}>", self.seconds)
                 if error is None:
                     self._made(node, self._about(node))
-                elif (cell.place, node.lineno) in self._failed and self._fails_anyway(node, names):
+                elif (cell.place, node.lineno) in self._failed:  # perhaps whoever is judged could not help it
                     said = f"the page itself fails here: {_one_line(error)}"
                     self._excused.append(Asked(cell.place, node.lineno, "use", [], "", "excused", said))
-
-    def _fails_anyway(self, node: ast.stmt, names: set[str]) -> bool:
-        """Whether a statement that fails would also fail if what it needs of earlier cells were the page's own."""
-        known, front, earlier = self.page.definitions, _loads(node) | names, set[str]()
-        while front := {name for each in front & known.keys() for name in _loads(known[each].node)} - earlier:
-            earlier |= front
-        earlier = (earlier | _loads(node)) & known.keys() - names - self._replaced
-        kept = {name: self.space.__dict__[name] for name in earlier & self.space.__dict__.keys()}
-        for name in known:  # in the page's order
-            if name in earlier:
-                [*self.define(Yours("", known[name].source))]
-        error = self._execute(node, f"<{self.page.name}>", self.seconds)
-        self.space.__dict__.update(kept)
-        return error is not None
 
     def _made(self, node: ast.stmt, about: set[str]) -> None:
         self.lost -= _stores(node)

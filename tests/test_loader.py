@@ -112,6 +112,25 @@ except ValueError as error: print("told:", error)
 
 
 @pytest.mark.fault("R1")
+def test_a_batch_that_has_no_room_on_its_way_is_told():
+    "A batch lies in shared memory on its way from a worker. Without room there, PyTorch drops it, and waits for it."
+    code = START.format(tests=str(ROOT/"tests")) + """
+import resource
+from lesa_nb.engine.loader import Unreadable
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as if the disk were full behind it
+class Wide(Squares):
+    def __getitem__(self, index):
+        return dict(x=torch.full((4000 if index == 1 else 4,), index), name=f"{index}")
+for batch in loader(Wide(), [[0], [1], [2]], list, workers=1):
+    print("told:", batch.reason if isinstance(batch, Unreadable) else batch[0]["x"].sum().item())
+"""
+    done = processes.run("-c", code, timeout=60)
+    first, second, third = done.stdout.splitlines()
+    assert (first, third) == ("told: 0", "told: 8"), done.stderr
+    assert second.startswith("told: a batch of 1 samples (squares/1.png): RuntimeError: unable to "), second
+
+
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("then, status", [
     ("raise KeyError('in the middle of the loop')", 1), ("sys.exit(0)", 0),
     ("def f():\n    for batch in batches: raise ValueError('held by a traceback')\nf()", 1)])

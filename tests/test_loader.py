@@ -123,11 +123,17 @@ class Wide(Squares):
         return dict(x=torch.full((4000 if index == 1 else 4,), index), name=f"{index}")
 for batch in loader(Wide(), [[0], [1], [2]], list, workers=1):
     print("told:", batch.reason if isinstance(batch, Unreadable) else batch[0]["x"].sum().item())
+from lesa_nb.data.speed import loader_speed
+class Narrow(Wide):
+    def __getitem__(self, key): return super().__getitem__(1)
+try: loader_speed(Narrow(), batch_size=1, workers=1, collate=list)
+except RuntimeError as error: print("told:", str(error).splitlines()[-1])
 """
     done = processes.run("-c", code, timeout=60)
-    first, second, third = done.stdout.splitlines()
+    first, second, third, speed = done.stdout.splitlines()
     assert (first, third) == ("told: 0", "told: 8"), done.stderr
     assert second.startswith("told: a batch of 1 samples (squares/1.png): RuntimeError: unable to "), second
+    assert speed.startswith("told: RuntimeError: unable to "), speed
 
 
 @pytest.mark.fault("R1")

@@ -1,9 +1,12 @@
 """How many samples a second a `DataLoader` delivers when nobody trains."""
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lesa_nb.io.shared import in_shared_memory
 
 
 def _key_batches(n: int, batch_size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
@@ -33,7 +36,11 @@ def loader_speed(dataset: Dataset, *, batch_size: int = 64, workers: int = 0, se
         raise ValueError("need batch_size >= 1, workers >= 0 and seconds > 0, "
                          f"got {batch_size}, {workers} and {seconds}")
     keys = _key_batches(n, batch_size, seed)
-    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate)
+
+    def together(samples: list) -> Any:
+        return in_shared_memory((collate or default_collate)(samples))
+
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=together)
     batches = iter(loader)
     for _ in range(max(1, workers)):
         next(batches)

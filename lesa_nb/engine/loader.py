@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from lesa_nb.engine.signals import _ignore_signals
+from lesa_nb.io.shared import in_shared_memory
 
 __all__ = ["Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
 
@@ -55,20 +55,10 @@ class _Batches(Dataset):
             except Exception as error:
                 return _told(error, self._name(key))
         try:
-            return _in_shared_memory(self.collate(samples))
+            return in_shared_memory(self.collate(samples))
         except Exception as error:
             names = ", ".join(map(self._name, keys[:4])) + ", ..."*(len(keys) > 4)
             return _told(error, f"a batch of {len(keys)} samples ({names})")
-
-
-def _in_shared_memory(batch: Any) -> Any:
-    """In a worker: a batch with its tensors where the process that asked for it will find them.
-
-    PyTorch would put them there later, in a thread, where an error drops the batch, and who asked for it waits forever.
-    """
-    if get_worker_info() is None:
-        return batch
-    return tree_map_only(torch.Tensor, torch.Tensor.share_memory_, batch)
 
 
 def _as_it_is(batch: Any) -> Any:

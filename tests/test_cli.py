@@ -100,6 +100,13 @@ def test_every_command_has_help(command, capsys):
     assert status == 0 and err == "" and f"usage: lesa {command}" in out
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "7", "30"])
+def test_help_ends_in_a_terminal_of_any_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    status, out, err = run(capsys, "export", "--help")
+    assert status == 0 and err == "" and "--image-size" in out and os.environ["COLUMNS"] == columns
+
+
 @pytest.mark.parametrize(
     "words, says",
     [

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ _T = TypeVar("_T")
 _HELP = ("-h", "--help")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r"^[│╭╰]|[│╮╯]?\s*$")
+_NO_BREAK = 10_000  # columns of a terminal in which no sentence is broken into lines
+_NARROWEST = 20  # columns: in a terminal of fewer than eight the parser writes its help forever
 #: what the parser says of a value -> the same in a sentence
 _VALUES = (
     (re.compile(r"Error parsing (\S+): invalid literal for int.*: (.*)"), r"\1 wants a whole number, got \2"),
@@ -75,10 +78,10 @@ def refuse_empty(words: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _wide() -> Iterator[None]:
-    "A terminal in which no sentence is broken into lines."
+def _columns(number: int) -> Iterator[None]:
+    "A terminal that is so wide."
     before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "10000"
+    os.environ["COLUMNS"] = str(number)
     try:
         yield
     finally:
@@ -91,7 +94,7 @@ def _wide() -> Iterator[None]:
 def _answer(read: Callable[[Sequence[str]], object], words: Sequence[str]) -> str:
     "All that the parser says about these words, without colours."
     out, err = io.StringIO(), io.StringIO()
-    with _wide(), contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+    with _columns(_NO_BREAK), contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
         with contextlib.suppress(SystemExit):
             read(words)
     return _COLOUR.sub("", err.getvalue() + out.getvalue())
@@ -134,7 +137,7 @@ def read_words(read: Callable[[Sequence[str]], _T], words: Sequence[str], comman
     command: the one that they ask for. Raises UsageError with a sentence where the parser would leave with status 2.
     """
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), _columns(max(_NARROWEST, shutil.get_terminal_size().columns)):
             return read(words)
     except SystemExit as leave:
         if leave.code in (0, None):

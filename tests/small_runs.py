@@ -75,7 +75,7 @@ def kill_often(folder, times, seed):
     "Train in forked children that are killed at random moments, most of them while they save; then in one that ends."
     torch.set_num_threads(1)
     chance = torch.Generator().manual_seed(seed)
-    killed = 0
+    killed = ended = 0
     while killed < times:
         child = os.fork()
         if not child:
@@ -96,8 +96,8 @@ def kill_often(folder, times, seed):
         if last.exists():
             torch.load(last, weights_only=True)  # never torn
         if not os.WIFSIGNALED(status) and killed < times:  # it got to the end: another run
-            again = Path(folder).with_name(f"{Path(folder).name}-{killed}")
-            os.rename(folder, again)
+            ended += 1
+            os.rename(folder, Path(folder).with_name(f"{Path(folder).name}-{ended}"))
     for _ in fit(make_task(), folder, resume=True, device="cpu"):
         pass
     print(f"killed {killed}")

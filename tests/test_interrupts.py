@@ -87,7 +87,7 @@ def lines(made, tmp_path):  # noqa: F811
     small["train", "imagenet"]["--epochs"] = small["train", "coco"]["--epochs"] = ["500"]
     for line in (small["train", "imagenet"], small["train", "coco"]):
         del line["--stop-after"]
-    small["demo",].pop("--quick")
+    small["demo",][""].remove("--quick")
     small["make-data", "imagenet"]["--train"] = small["make-data", "coco"]["--train"] = ["3000"]
     return {
         command: [*command, *line.get("", []), *(word for flag in line if flag for word in (flag, *line[flag]))]

@@ -67,8 +67,9 @@ def draw_explorer_image(steps):
         page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'")
         page.screenshot(path=f"{folder}/page.png", full_page=True)
         chromium.close()
-        with Image.open(f"{folder}/page.png") as picture:
-            picture.convert("RGB").save(IMAGES / "explorer.png", optimize=True)
+        with Image.open(f"{folder}/page.png") as picture:  # 256 colours: the source archive stays below 2 MB
+            few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=0)
+        few.save(IMAGES / "explorer.png", optimize=True)
 
 
 DRAW = {"map": draw_map_image, "triptych": draw_triptych_image, "explorer": draw_explorer_image}

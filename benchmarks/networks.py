@@ -1,10 +1,11 @@
 """What does LESA cost in a whole network?
 
-    python benchmarks/networks.py      # 2-core CPU: about 6 minutes; or in pieces: --only resnet50-train, ...
+    python benchmarks/networks.py      # 2-core CPU: about 8 minutes; or in pieces: --only resnet50-train, ...
 
 Images per second at 224x224, batch 8, of lesa_resnet50 and lesa_wrn50 (as they come, with the published way to the
-context sums, and with folded norms) against torchvision's ResNet-50 and WRN-50-2, and timm's botnet26t_256 where timm
-is installed. The ratio of operations is the floor: a network that does more cannot be faster at equal efficiency.
+context sums, with folded norms, and in channels_last) against torchvision's ResNet-50 and WRN-50-2, and timm's
+botnet26t_256 where timm is installed. The ratio of operations is the floor: a network that does more cannot be faster
+at equal efficiency.
 Convolutions run at another speed than attention, so the time inside the context terms is measured too.
 """
 
@@ -74,24 +75,30 @@ def measure(family, modes, batch, size, args):
             networks["timm botnet26t_256"] = timm.create_model("botnet26t_256", img_size=size)
         except ImportError:
             pass
+    for name, build in {"torchvision": lambda: theirs(weights=None), "LESA": lambda: ours(image_size=size)}.items():
+        networks[f"{name}, channels_last"] = build().to(memory_format=torch.channels_last)
     networks = {n: m.to(device) for n, m in networks.items()}
+    x_last = x.to(memory_format=torch.channels_last)
+
+    def images_of(name):
+        return x_last if name.endswith("channels_last") else x
 
     def autocast():
         return torch.autocast(device, torch.bfloat16, enabled=args.bf16)
 
-    def train(m):
+    def train(m, images):
         with autocast():
-            loss = torch.nn.functional.cross_entropy(m(x), y)
+            loss = torch.nn.functional.cross_entropy(m(images), y)
         loss.backward()
 
     @torch.no_grad()
-    def infer(m):
+    def infer(m, images):
         with autocast():
-            m(x)
+            m(images)
 
     row = dict(name=family, family=family, batch=batch, size=size, bf16=args.bf16)
     if "train" in modes:
-        trained = {n: lambda m=m.train(): train(m) for n, m in networks.items()}
+        trained = {n: lambda m=m.train(), i=images_of(n): train(m, i) for n, m in networks.items()}
         row["train"] = dict(
             images_per_second={n: batch / s for n, s in seconds(trained, device, args.rounds).items()},
             peak_mb={n: peak_mb(w, device) for n, w in trained.items()},
@@ -100,7 +107,7 @@ def measure(family, modes, batch, size, args):
         for m in networks.values():
             m.eval()
         networks["LESA, folded"] = fold_norms(networks["LESA"])
-        inferred = {n: lambda m=m: infer(m) for n, m in networks.items()}
+        inferred = {n: lambda m=m, i=images_of(n): infer(m, i) for n, m in networks.items()}
         row["inference"] = dict(
             images_per_second={n: batch / s for n, s in seconds(inferred, device, args.rounds).items()},
             peak_mb={n: peak_mb(w, device) for n, w in inferred.items()},
@@ -115,6 +122,7 @@ def measure(family, modes, batch, size, args):
     for mode in modes:
         speed = row[mode]["images_per_second"]
         row[mode]["ratio"] = {n: s / speed["torchvision"] for n, s in speed.items()}
+        row[mode]["ratio_in_channels_last"] = speed["LESA, channels_last"] / speed["torchvision, channels_last"]
         print(
             f"{family} {mode}: "
             + "  ".join(f"{n} {s:.2f}/s ({row[mode]['ratio'][n]:.2f})" for n, s in speed.items())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from processes import patient
+from processes import patient, run
 from test_cli_fuzz import made, small_lines, snapshot  # noqa: F401
 
 from lesa_nb.data.verify import verify_image_folder
@@ -105,6 +105,20 @@ def lines(made, tmp_path):  # noqa: F811
 )
 def test_a_command_that_is_asked_to_end(command, number, moment, made, tmp_path):  # noqa: F811
     check_end(lines(made, tmp_path)[command], made, tmp_path / "work", number, patient(moment))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_end_when_the_work_is_done(number):
+    "While Python tidies up: nothing is said, and the status is that of the work."
+    code = f"""
+import atexit, os, sys
+from lesa_nb.cli.app import main
+atexit.register(lambda: os.kill(os.getpid(), {int(number)}))
+sys.argv[1:] = ["--help"]
+sys.exit(main())
+"""
+    done = run("-c", code)
+    assert done.returncode == 0 and done.stderr == "" and "usage" in done.stdout
 
 
 def test_the_half_drawn_folder_goes_when_the_process_is_asked_to_end(tmp_path):

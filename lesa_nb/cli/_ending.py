@@ -62,3 +62,10 @@ def ends_in_order(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say_last("\nlesa: interrupted")
         return 128 + signal.SIGINT
+
+
+def deaf_at_the_end() -> None:
+    "The work of this process is done: a signal while Python tidies up would only be a traceback."
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)

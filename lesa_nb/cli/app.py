@@ -11,7 +11,7 @@ from tyro.extras import SubcommandApp
 
 from lesa_nb.cli import _usage, check, data, eval, exercise, export, predict, see, train
 from lesa_nb.cli._common import UsageError, Work
-from lesa_nb.cli._ending import ends_in_order, say_last
+from lesa_nb.cli._ending import deaf_at_the_end, ends_in_order, say_last
 from lesa_nb.engine.group import is_main_process, process_name
 from lesa_nb.engine.signals import Stopped
 
@@ -113,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
     `argv` are the words after `lesa`; None takes those of the command line. Returns the exit status: 0 fine; 1 the work
     was begun and something is wrong with it; 2 refused before anything was done; 130 interrupted; 143 taken away.
     """
-    return ends_in_order(lambda: _run(sys.argv[1:] if argv is None else argv))
+    status = ends_in_order(lambda: _run(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        deaf_at_the_end()
+    return status
 
 
 def _run(words: Sequence[str]) -> int:

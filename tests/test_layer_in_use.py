@@ -27,21 +27,26 @@ def layers(table, fmap=LARGE, *, training=False):
     return one, two
 
 
+def counted(network, backend):
+    "A network, to be compiled anew, and the list of the graphs that are made of it."
+    torch._dynamo.reset()
+    graphs, compiler = [], torch._dynamo.lookup_backend(backend)
+
+    def count(graph, example):
+        graphs.append(graph)
+        return compiler(graph, example)
+
+    return torch.compile(network, backend=count), graphs
+
+
 def compiled_over_sizes(table, training, backend, *, gradients=False):
     """Every size and batch through one compiled layer; how many graphs that took, and how many unknown sizes need.
 
     A graph does one thing, so there is one for each way to attend; and PyTorch follows a batch of one image apart from
     larger ones.
     """
-    torch._dynamo.reset()
     one, two = layers(table, (12, 12), training=training)
-    graphs, needed, inner = [], set(), torch._dynamo.lookup_backend(backend)
-
-    def count(graph, example):
-        graphs.append(graph)
-        return inner(graph, example)
-
-    fast = torch.compile(one, backend=count)
+    (fast, graphs), needed = counted(one, backend), set()
     for i, size in enumerate(SIZES):
         x = torch.randn(1 + i % 3, 16, *size)
         got, want = fast(x), two(x)
@@ -72,14 +77,7 @@ def test_compiled_for_any_size(table, training):
 
 def graphs_of_convolutions(backend):
     "How many graphs two convolutions of PyTorch's own take for the gradients of these sizes; 3 where sizes are free."
-    torch._dynamo.reset()
-    graphs, inner = [], torch._dynamo.lookup_backend(backend)
-
-    def count(graph, example):
-        graphs.append(graph)
-        return inner(graph, example)
-
-    fast = torch.compile(nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)), backend=count)
+    fast, graphs = counted(nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)), backend)
     for i, size in enumerate(SIZES):
         fast(torch.randn(1 + i % 3, 16, *size)).square().mean().backward()
     return len(graphs)
@@ -110,14 +108,7 @@ def test_inductor_without_its_layout_optimization(optimization):
     With it there is a graph for each size, or the gradient fails at the third ("stride 864==9216"). If this test fails
     for True, PyTorch has mended it, and nobody needs the option any more.
     """
-    torch._dynamo.reset()
-    graphs, compiler = [], torch._dynamo.lookup_backend("inductor")
-
-    def count(graph, example):
-        graphs.append(graph)
-        return compiler(graph, example)
-
-    fast, failed = torch.compile(nn.Conv2d(16, 16, 1), backend=count), False
+    (fast, graphs), failed = counted(nn.Conv2d(16, 16, 1), "inductor"), False
     with inductor.patch(layout_optimization=optimization):
         for i, size in enumerate(SIZES[:4]):
             try:

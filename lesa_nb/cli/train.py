@@ -105,11 +105,13 @@ def _finish(folder: Path, last: dict, score: str) -> None:
     if not is_main_process():
         return
     from lesa_nb.engine.log import read_log
+    from lesa_nb.io.atomic import atomic_path
     from lesa_nb.look.curves import curves
 
     events = read_log(folder)
     if any(event["kind"] == "step" for event in events):
-        curves(events, folder.name).savefig(folder / "curves.png", dpi=110)
+        with atomic_path(folder / "curves.png", what="the curves") as beside:
+            curves(events, folder.name).savefig(beside, dpi=110, format="png")
     files = f"weights, log, curves and checkpoint are in {folder}"
     print(f"best {score} {last['best']:.2f}; {last['seconds']:.0f} s in this go; {files}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -302,6 +303,43 @@ def test_other_data_are_refused_or_accepted(tmp_path):
 
 
 @pytest.mark.fault("R5")
+def test_what_the_advice_says_can_be_done(tmp_path):
+    "Out of memory, or a rate too high, after days: the same run goes on, and nobody is told to begin again."
+    train(tmp_path, until=1)
+    before = last(tmp_path)["optimizer"]["param_groups"][0]["momentum"]
+    gentler = replace(RECIPE, lr=0.002, accumulate=2, clip=1.0, precision="bfloat16", epochs=3)
+    with pytest.raises(ValueError, match="recipe accumulate: 1 there, 2 now; .*accept_changed_recipe=True"):
+        train(tmp_path, recipe=gentler, resume=True)
+    events = train(tmp_path, recipe=gentler, resume=True, accept_changed_recipe=True)
+    assert events[0]["lr"] == 0.002 and events[0]["local_batch_size"] == 16
+    assert [e["epoch"] for e in events if e["kind"] == "valid"] == [1, 2]
+    assert train(tmp_path, recipe=gentler, resume=True)[0]["resumed"]  # it is this run's recipe now
+    for wrong in (dict(batch_size=16), dict(momentum=0.5), dict(ema=0.0), dict(precision="float16")):
+        other = replace(gentler, lr=1.0, **wrong)
+        with pytest.raises(ValueError, match=f"recipe {next(iter(wrong))}: .* there, ") as caught:
+            train(tmp_path, recipe=other, resume=True, accept_changed_recipe=True)
+        assert "recipe lr" not in str(caught.value) and "accept_changed_recipe" not in str(caught.value)
+    with pytest.raises(ValueError, match="another run .seed: 0 there, 1 now.: ask"):
+        train(tmp_path, recipe=gentler, resume=True, accept_changed_recipe=True, seed=1)
+    assert last(tmp_path)["optimizer"]["param_groups"][0]["momentum"] == before
+
+
+def test_a_log_without_room_is_told_with_its_name(tmp_path):
+    events = fit(make_task(), tmp_path, device="cpu")
+    next(events)
+    limits, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = (tmp_path / "log.jsonl").stat().st_size
+    next(events)  # the checkpoint is there
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 200, limits[1]))
+    try:
+        with pytest.raises(OSError, match="log.jsonl: the log could not be written .*checkpoint is intact. Make room"):
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert train(tmp_path, resume=True)[-1]["kind"] == "end"
+
+
 def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path):
     from functools import partial
 

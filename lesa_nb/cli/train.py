@@ -141,6 +141,9 @@ class RunOptions:
     "auto: go on where the folder's checkpoint stands, if there is one. never: refuse a folder that holds a run."
     accept_changed_data: bool = False
     "With --resume auto: go on although images were added, removed or renamed."
+    accept_changed_recipe: bool = False
+    """With --resume auto: go on with other numbers of the recipe than the run began with, such as --lr, --accumulate,
+    --epochs or --precision; not with another batch size."""
     stop_after: Annotated[int | None, arg(metavar="EPOCHS")] = None
     "End after so many epochs; the learning rate still goes by the recipe's."
     minutes: float = 15.0
@@ -190,6 +193,7 @@ class RunOptions:
             seed=self.seed,
             resume=self.resume == "auto",
             accept_changed_data=self.accept_changed_data,
+            accept_changed_recipe=self.accept_changed_recipe,
             until=self.stop_after,
             workers=self.readers,
             minutes=self.minutes,
@@ -220,9 +224,9 @@ def train_imagenet(
 ) -> int:
     """Train a network on a folder of pictures in ImageNet's layout: train/CLASS/*.jpg and val/CLASS/*.jpg.
 
-    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
-    GPU: with --deterministic).
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM, Ctrl-C and
+    a closed terminal save everything and end with status 143, 130 and 129; the same command with --resume auto goes on
+    from there, to the bit (on a GPU: with --deterministic).
     A run cut off by force loses at most --minutes.
 
     Args:
@@ -309,9 +313,9 @@ def train_coco(
 ) -> int:
     """Train a detector on a folder of pictures and COCO annotations; for HTC with stuffthingmaps, or --no-semantic.
 
-    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
-    GPU: but for last digits).
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM, Ctrl-C and
+    a closed terminal save everything and end with status 143, 130 and 129; the same command with --resume auto goes on
+    from there, to the bit (on a GPU: but for last digits).
     A run cut off by force loses at most --minutes.
 
     Args:

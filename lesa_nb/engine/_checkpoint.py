@@ -77,13 +77,27 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16])
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What differs between two runs' metadata, recipe and seed, one sentence for each entry."""
+#: numbers of a recipe that a run cannot change on its way: they lie in the checkpoint, or its step is counted in them
+_FIXED = {"batch_size", "optimizer", "momentum", "nesterov", "weight_decay", "decay_all", "ema"}
+_UNSCALED = ("float32", "bfloat16")  # precisions that a run may change between
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, str]:
+    """What differs between two runs' metadata, recipe and seed: a sentence for each entry; numbers of the recipe are
+    called "recipe NAME"."""
     theirs, mine = (json.loads(json.dumps(dict(state["metadata"], seed=state["seed"])
                                           | {f"recipe {key}": value for key, value in (state["recipe"] or {}).items()}))
                     for state in (theirs, mine))
-    return [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in sorted({*theirs, *mine})
-            if theirs.get(key) != mine.get(key)]
+    return {key: f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in sorted({*theirs, *mine})
+            if theirs.get(key) != mine.get(key)}
+
+
+def _may_change(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run can go on with this difference of `_differences`."""
+    kind, _, name = key.rpartition(" ")
+    if name == "precision":
+        return then.get(name) in _UNSCALED and now.get(name) in _UNSCALED
+    return kind == "recipe" and name in then and name not in _FIXED
 
 
 def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, Any]]) -> list[str]:
@@ -104,7 +118,7 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
 
 
 def check_same_run(
-    saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, accept_changed_data: bool = False
+    saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, data: bool = False, recipe: bool = False
 ) -> None:
     """Refuse to go on from a checkpoint of another run.
 
@@ -112,16 +126,23 @@ def check_same_run(
         saved: What the checkpoint holds.
         told: What this run was told: its "metadata", "recipe", "seed" and "data", the fingerprints of both halves.
         path: Of the checkpoint, for the sentence.
-        accept_changed_data: Go on although samples were added, removed or renamed.
+        data: Go on although samples were added, removed or renamed.
+        recipe: Go on with other numbers of the recipe, but for those that the checkpoint itself holds.
 
     Raises:
         ValueError: What differs, and what to do.
     """
-    if differ := _differences(saved, told):
-        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(differ)}): ask for the same, or choose "
-                         "another folder; nothing was changed")
+    differ = _differences(saved, told)
+    may = [key for key in differ if _may_change(key, saved["recipe"] or {}, told["recipe"])]
+    if wrong := [sentence for key, sentence in differ.items() if not (recipe and key in may)]:
+        accept = ""
+        if len(may) == len(differ):
+            accept = (", or go on with these numbers from here, with accept_changed_recipe=True "
+                      "(--accept-changed-recipe)")
+        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(wrong)}): ask for the same, or choose "
+                         f"another folder{accept}; nothing was changed")
     changed = _changed_data(saved.get("data") or {}, told["data"])
-    if changed and not accept_changed_data:
+    if changed and not data:
         raise ValueError(
             f"{path}: a run on other data ({'; '.join(changed)}), so the order of samples would be another: bring the "
             "data back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); "

@@ -71,6 +71,20 @@ def test_another_recipe_is_another_run(script, args, tmp_path):
     assert not script.finished(path, wanted)
 
 
+def test_runs_of_another_machine_stay_in_the_file(script, args, tmp_path):
+    "Their weights lie elsewhere; a row of another recipe does not stand for this one."
+    run = ("digits", "conv", {}, 0)
+    path, wanted = script.stem(tmp_path, *run), script.recipe(*run, args)
+    script.train(path, wanted, args)
+    rows, _ = script.gather([(path, wanted)], args)
+    for file in tmp_path.glob(f"{path.name}.*"):
+        file.unlink()
+    assert script.gather([(path, wanted)], args)[0] == rows
+    for other in (dict(steps=9), dict(lr=9.), dict(net=dict(blocks=9)), dict(seed=9), dict(variant="digits, mirrored")):
+        kept, missing = script.gather([(path, wanted | other)], args)
+        assert not kept and len(missing) == 2 and "convolution" in missing[1]
+
+
 def test_what_was_not_run_is_named(script, args, capsys):
     args.collect = True
     script.small(args)

@@ -36,7 +36,7 @@ VARIANTS = {  # name -> knobs of find_twin; None: the digits
     "twin, clutter": dict(clutter=24),
 }
 RECIPES = {
-    "twin, batch of 64": dict(steps=400, batch_size=64, lr=2e-3)
+    "twin, batch of 64": dict(steps=600, batch_size=64, lr=2e-3)
 }  # what differs from 600 steps of 32 pictures, rate 1.5e-3
 DEEP = dict(blocks=8)  # as many convolutions as it takes to see the whole map
 
@@ -56,7 +56,7 @@ def plan(quick):
     for seeds in ([0], [1, 2]):
         runs += [("find the twin", t, {}, s) for s in seeds for t in ("ungated", "conv+attention")]
         if seeds == [0]:
-            runs += [("twin, batch of 64", t, {}, s) for s in range(5) for t in ("lesa", "conv", "attention")]
+            runs += [("twin, batch of 64", t, {}, s) for t in ("lesa", "conv", "attention") for s in range(5)]
         runs += [
             (v, t, {}, s)
             for v in ("twin, unaligned", "twin, clutter")

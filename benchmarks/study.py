@@ -120,7 +120,7 @@ def small(args):
     folder = runs_folder("study", args)
     runs = [(stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
     for path, wanted in runs:
-        if args.collect or finished(path, wanted):
+        if args.collect or wanted["variant"] not in (args.variant or VARIANTS) or finished(path, wanted):
             continue
         train(path, wanted, args)
         f = finished(path, wanted)["metadata"]
@@ -183,6 +183,7 @@ if __name__ == "__main__":
         help="twins: the generated task, its harder versions, and digits; fashion: Fashion-MNIST",
     )
     parser.add_argument("--steps", type=int, help="steps of every small network; 600 if not given")
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, help="train these alone; the rest stays as it is")
     parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
     parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
     fashion.add_arguments(parser.add_argument_group("with --task fashion"))

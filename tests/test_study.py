@@ -22,7 +22,7 @@ def script(benchmark):
 def args(tmp_path, monkeypatch, script):
     "A quick run that writes into a folder of its own."
     monkeypatch.setattr("common.RESULTS", tmp_path/"results")
-    return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False)
+    return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False, variant=None)
 
 
 def test_all_networks_of_the_study_are_about_equally_large():
@@ -58,6 +58,13 @@ def test_an_interrupted_study_goes_on(script, args, tmp_path, monkeypatch):
         assert row["steps"] == STEPS and row["cpu_seconds"] >= 0 and len(row["commit"]) >= 4
         right = sum(line[i] for i, line in enumerate(row["inside"]["mistakes"]["confusion"]))
         assert right/row["pictures"] == pytest.approx(row["accuracy"], abs=2/row["pictures"])
+
+
+def test_a_variant_can_be_run_alone(script, args, tmp_path):
+    args.variant = ["digits"]
+    script.small(args)
+    found = json.loads((tmp_path/"results"/"study-cpu-quick.json").read_text())
+    assert [row["variant"] for row in found["rows"]] == ["digits"] and len(found["not_run"]) == 4
 
 
 def test_another_recipe_is_another_run(script, args, tmp_path):

@@ -299,9 +299,6 @@ def test_other_data_are_refused_or_accepted(tmp_path):
     train(tmp_path, task=fewer, resume=True)  # from now on these are the run's data
 
 
-# ---- validation is tried first, and costs no epoch
-
-
 def test_what_the_advice_says_can_be_done(tmp_path):
     "Out of memory, or a rate too high, after days: the same run goes on, and nobody is told to begin again."
     train(tmp_path, until=1)
@@ -337,6 +334,9 @@ def test_a_log_without_room_is_told_with_its_name(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, heard)
     assert train(tmp_path, resume=True)[-1]["kind"] == "end"
+
+
+# ---- validation is tried first, and costs no epoch
 
 
 @pytest.mark.fault("R5")

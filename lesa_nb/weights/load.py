@@ -348,8 +348,8 @@ def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **
     Raises:
         ValueError: No network that `load` builds is like it; the sentence says what differs.
     """
-    for wrapper in ("_orig_mod", "module"):
-        network = getattr(network, wrapper, network)
+    while (wrapped := getattr(network, "_orig_mod", getattr(network, "module", None))) is not None:
+        network = wrapped  # of torch.compile, DataParallel and the like, in any order
     what = f"this {type(network).__name__}"
     told = dict(metadata) if "arch" in metadata else _told_by(network) | metadata
     if classes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import subprocess
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesa_nb.engine.group import Ranks
 from lesa_nb.io.tensors import read_pth, save_pth
 
-__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint", "check_same_run",
-           "commit"]
+__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint",
+           "fingerprints", "check_same_run", "commit"]
 
 
 def save_checkpoint(content: dict[str, Any], path: str | PathLike) -> None:
@@ -119,6 +121,24 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
         else:
             found.append(f"{half}: as many samples, and the first names agree, but later ones differ")
     return found
+
+
+def fingerprints(train: Any, valid: Any, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """`fingerprint` of both halves of a run's data, which must be the same in all processes: each draws its share of
+    every step from the same order. Machines with copies of their own may have others.
+
+    Raises:
+        ValueError: In all processes, with what differs.
+    """
+    mine = dict(train=fingerprint(train), valid=fingerprint(valid))
+    everyone = ranks.gather((socket.gethostname(), mine))
+    host, first = everyone[0]
+    for rank, (other, data) in enumerate(everyone):
+        if changed := [says.replace(" there, ", f" in process 0 on {host}, ").replace(" now", " here")
+                       for says in _changed_data(first, data)]:
+            raise ValueError(f"process {rank} on {other} finds other data than process 0 ({'; '.join(changed)}): give "
+                             "all machines the same files")
+    return mine
 
 
 def check_same_run(

@@ -299,10 +299,6 @@ def test_other_data_are_refused_or_accepted(tmp_path):
     train(tmp_path, task=fewer, resume=True)  # from now on these are the run's data
 
 
-# ---- validation is tried first, and costs no epoch
-
-
-@pytest.mark.fault("R5")
 def test_what_the_advice_says_can_be_done(tmp_path):
     "Out of memory, or a rate too high, after days: the same run goes on, and nobody is told to begin again."
     train(tmp_path, until=1)
@@ -340,6 +336,10 @@ def test_a_log_without_room_is_told_with_its_name(tmp_path):
     assert train(tmp_path, resume=True)[-1]["kind"] == "end"
 
 
+# ---- validation is tried first, and costs no epoch
+
+
+@pytest.mark.fault("R5")
 def test_validation_that_cannot_work_is_found_out_before_the_first_step(tmp_path):
     from functools import partial
 

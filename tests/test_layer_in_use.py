@@ -3,6 +3,7 @@
 On a large map it never gives another answer than on a small one.
 """
 import copy
+import weakref
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from torch._inductor import config as inductor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
+from lesa_nb.layers._blocks import differentiable_again
 from lesa_nb.layers.blockwise import choose
 from lesa_nb.layers.inputs import normalize
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
@@ -167,6 +170,9 @@ def test_pinned_private_functions():
     assert torch._C._get_dispatch_mode(fake) is None
     with FakeTensorMode() as mode:
         assert torch._C._get_dispatch_mode(fake) is mode
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    with torch.autograd.graph.save_on_cpu():
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     g, a = torch.randn(3, 5), torch.randn(3, 5).softmax(-1)
     want = a*(g - (g*a).sum(-1, keepdim=True))
     out = g.clone()
@@ -290,6 +296,26 @@ def test_a_way_asked_for_by_name_takes_no_images_too(table, way):
     layer, x = LESA(16, 16, 5, heads=2, position=table, attend=way).eval(), torch.zeros(0, 16, 4, 7, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad.shape == x.shape and all(not p.grad.any() for p in layer.parameters())
+
+
+def test_a_checkpoint_keeps_nothing_of_a_fused_way():
+    "Its operands would stay until backward; they are made again, and so is the result."
+    made, x = [], torch.randn(5, dtype=torch.float64, requires_grad=True)
+
+    def part(x):
+        operand = x*2
+        made.append(weakref.ref(operand.untyped_storage()))
+        return differentiable_again(torch.sin, lambda t: t.sin(), operand)
+
+    y = checkpoint(part, x, use_reentrant=False)
+    assert made[0]() is None
+    for retain in (True, False):
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=retain)[0], 2*(2*x).cos())
+    layer = LESA(16, 16, 5, heads=2, position="factored", attend="channels").double()
+    x = torch.randn(2, 16, 6, 5, dtype=torch.float64, requires_grad=True)
+    (want,), (got,) = (torch.autograd.grad(y.square().sum(), x)
+                       for y in (layer(x), checkpoint(layer, x, use_reentrant=False)))
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("table", POSITIONS)

@@ -78,6 +78,19 @@ def test_a_batch_in_one_tensor_is_a_sequence_of_images():
     assert [found["masks"].shape[2:] for found in small().eval()(images)] == 2*[(40, 40)]
 
 
+@pytest.mark.parametrize("numbers", [500, dict(training=500), dict(train=9, test=9)])
+def test_numbers_of_proposals_are_asked_for_both_modes(numbers):
+    for name in ("pre_nms_top_n", "post_nms_top_n"):
+        with pytest.raises(ValueError, match=rf"expected {name} as dict\(training=..., testing=...\), found .*"):
+            small(**{name: numbers})
+
+
+def test_training_on_nothing_is_refused():
+    assert small().eval()([]) == []
+    with pytest.raises(ValueError, match="needs an image at least"):
+        small()([], [])
+
+
 def test_a_backbone_with_other_strides_is_refused():
     "Its maps would not lie where the anchors do."
     with pytest.raises(ValueError, match=r"strides=\(1, 2, 2, 2\), found strides=\(1, 2, 2, 1\)"):

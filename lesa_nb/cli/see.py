@@ -35,7 +35,7 @@ def _print_answers(answers: Iterable[tuple[str, dict]]) -> None:
 
 def run_demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"),
-    steps: int = 400,
+    steps: int = 600,
     seed: int = 0,
     fashion: Annotated[Path | None, arg(metavar="DIR")] = None,
     quick: bool = False,

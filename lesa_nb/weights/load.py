@@ -286,8 +286,9 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
     """Whatever file of weights it is: its network, ready to be asked.
 
     Reads what this library writes (.safetensors, and a run's last.pt), `torch.save(model.state_dict(), path)` of its
-    networks, and the authors' .pth. Nothing in a file is executed. What wrappers had put into the names (`module.`,
-    `_orig_mod.`) is taken out; `metadata["stripped"]` lists it, and a warning says so if it is no part of the format.
+    networks, the state dict also as "model", "model_state_dict" or "state_dict" of a checkpoint, and the authors' .pth.
+    Nothing in a file is executed. What wrappers had put into the names (`module.`, `model.`, `_orig_mod.`) is taken
+    out; `metadata["stripped"]` lists it, and a warning says so if it is no part of the format.
 
     Args:
         path: The file, or a folder that `save_pretrained` wrote.

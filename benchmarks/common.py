@@ -156,10 +156,15 @@ def merged(path, run):
     return list(rows.values())
 
 
+def results_path(name, args):
+    "Where a benchmark's numbers lie: benchmarks/results/NAME-DEVICE.json (or in $OUT)."
+    return RESULTS / f"{name}-{args.device}{'-quick' if args.quick else ''}.json"
+
+
 def save(name, question, rows, args, summary=lambda rows: {}, **more):
-    "Write benchmarks/results/NAME-DEVICE.json (or into $OUT), whole or not at all."
+    "Write the numbers, whole or not at all."
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}-{args.device}{'-quick' if args.quick else ''}.json"
+    path = results_path(name, args)
     run = dict(question=question, **machine_metadata(args.device), **more, rows=rows)
     if getattr(args, "only", None):
         run["rows"] = merged(path, run)

@@ -4,12 +4,13 @@
 of about equal size, trained alike; nbs/6_evidence/30_seeds.ipynb draws the result.
 """
 
+import json
 import sys
 import time
 
 import torch
 from common import save
-from kept_runs import finished, finished_and_missing, kept_row, runs_folder, stem, train_and_keep
+from kept_runs import finished, finished_and_missing, kept_row, published, runs_folder, stem, train_and_keep
 
 from lesa_nb.study.fashion import FASHION_CLASSES, FASHION_LIMITS, fashion_row, read_fashion
 from lesa_nb.study.report import score_table
@@ -39,11 +40,14 @@ def wanted_run(term, seed, fashion, args):
 
 def gather(runs, fashion, args):
     "Every finished run into one file; what is missing by name."
+    data = dict(fashion.files, split=args.split, classes=FASHION_CLASSES)
+    old = published("fashion", args)
     rows, missing = finished_and_missing(
-        runs, lambda path, found: kept_row(path, found, lambda _: fashion.problem.valid, fashion_row)
+        runs,
+        lambda path, found: kept_row(path, found, lambda _: fashion.problem.valid, fashion_row),
+        known=old["rows"] if old.get("data") == json.loads(json.dumps(data)) else (),
     )
     if rows:
-        data = dict(fashion.files, split=args.split, classes=FASHION_CLASSES)
         save("fashion", QUESTION, rows, args, steps=args.steps, data=data, limits=FASHION_LIMITS, not_run=missing)
     return rows, missing
 

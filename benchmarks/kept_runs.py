@@ -13,6 +13,8 @@ from lesa_nb.study.small import Trained, train_small
 from lesa_nb.weights.files import save_weights
 from lesa_nb.weights.load import load
 
+#: largest learning rate of a run whose recipe names none
+RATE = 1.5e-3
 #: what of the machine is kept with a run
 _MACHINE = ("date", "commit", "torch", "device", "threads")
 
@@ -45,7 +47,7 @@ def train_and_keep(path, wanted, problem, device):
         wanted["term"],
         steps=wanted["steps"],
         batch_size=wanted["batch_size"],
-        lr=wanted.get("lr", 1.5e-3),
+        lr=wanted.get("lr", RATE),
         seed=wanted["seed"],
         checks=wanted["checks"],
         device=device,
@@ -86,16 +88,32 @@ def kept_row(path, found, held, row_of):
     return row
 
 
-def finished_and_missing(runs, row_of):
+def published(study, args):
+    "What the study's file says by now; empty where there is none."
+    path = common.results_path(study, args)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def finished_and_missing(runs, row_of, known=()):
     """Rows of the finished runs, and the others by name.
 
-    runs: (path, what decides the run) of each. row_of: (path, metadata of the finished run) -> row.
+    runs: (path, what decides the run) of each. row_of: (path, metadata of the finished run) -> row. known: rows of
+    runs that another machine made; one stands where there is no run here and the same decides it.
     """
     rows, missing = [], []
     for path, wanted in runs:
+        name = name_of(dict(wanted["net"], term=wanted["term"]))
         if found := finished(path, wanted):
             rows.append(row_of(path, found))
+        elif elsewhere := [row for row in known if _is_of(row, name, wanted)]:
+            rows.append(elsewhere[0])
         else:
-            name = name_of(dict(wanted["net"], term=wanted["term"]))
             missing.append(f"{wanted['variant']}, {name}, seed {wanted['seed']}")
     return rows, missing
+
+
+def _is_of(row, name, wanted):
+    "Whether a row is of a run by this recipe."
+    recipe = dict(wanted["net"], lr=wanted.get("lr", RATE), name=name)
+    recipe |= {key: wanted[key] for key in ("variant", "seed", "steps", "batch_size")}
+    return all((row | row["net"]).get(key) == value for key, value in recipe.items())

@@ -9,14 +9,15 @@ Small networks of about equal size, trained alike (see nbs/3_training/19_three_n
 on harder versions of it and on handwritten digits; with --task fashion on photographs of clothes (fashion.py): DIR
 holds them as torchvision keeps them, FashionMNIST/raw/...-ubyte, and --download gets them. Every finished run leaves
 its weights and its metadata in benchmarks/runs/, so an interrupted study goes on where it stopped. What the networks do
-inside is measured afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb).
+inside is measured afterwards, from the weights (nbs/6_evidence/30_seeds.ipynb). Rows of the published file that were
+made elsewhere by the same recipe stay.
 """
 
 import fashion
 import torch
 import torch.nn.functional as F
 from common import arguments, save, start
-from kept_runs import finished, finished_and_missing, kept_row, runs_folder, stem, train_and_keep
+from kept_runs import finished, finished_and_missing, kept_row, published, runs_folder, stem, train_and_keep
 
 from lesa_nb.data.pictures import Samples, find_twin
 from lesa_nb.models.resnet import lesa_resnet50
@@ -35,7 +36,7 @@ VARIANTS = {  # name -> knobs of find_twin; None: the digits
     "twin, clutter": dict(clutter=24),
 }
 RECIPES = {
-    "twin, batch of 64": dict(steps=400, batch_size=64, lr=3e-3)
+    "twin, batch of 64": dict(steps=600, batch_size=64, lr=2e-3)
 }  # what differs from 600 steps of 32 pictures, rate 1.5e-3
 DEEP = dict(blocks=8)  # as many convolutions as it takes to see the whole map
 
@@ -55,7 +56,7 @@ def plan(quick):
     for seeds in ([0], [1, 2]):
         runs += [("find the twin", t, {}, s) for s in seeds for t in ("ungated", "conv+attention")]
         if seeds == [0]:
-            runs += [("twin, batch of 64", t, {}, s) for s in range(3) for t in ("lesa", "conv", "attention")]
+            runs += [("twin, batch of 64", t, {}, s) for t in ("lesa", "conv", "attention") for s in range(5)]
         runs += [
             (v, t, {}, s)
             for v in ("twin, unaligned", "twin, clutter")
@@ -107,7 +108,7 @@ def measured(path, found):
 
 def gather(runs, args):
     "Every finished run into one file, whoever made it and when; what is missing by name."
-    rows, missing = finished_and_missing(runs, measured)
+    rows, missing = finished_and_missing(runs, measured, known=published("study", args).get("rows", ()))
     missing.insert(0, "full-size networks at 224 x 224: python benchmarks/study.py --device cuda --full")
     if rows:
         save("study", QUESTION, rows, args, steps=args.steps, limits=LIMITS, not_run=missing)
@@ -119,7 +120,7 @@ def small(args):
     folder = runs_folder("study", args)
     runs = [(stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
     for path, wanted in runs:
-        if args.collect or finished(path, wanted):
+        if args.collect or wanted["variant"] not in (args.variant or VARIANTS) or finished(path, wanted):
             continue
         train(path, wanted, args)
         f = finished(path, wanted)["metadata"]
@@ -182,6 +183,7 @@ if __name__ == "__main__":
         help="twins: the generated task, its harder versions, and digits; fashion: Fashion-MNIST",
     )
     parser.add_argument("--steps", type=int, help="steps of every small network; 600 if not given")
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, help="train these alone; the rest stays as it is")
     parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
     parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
     fashion.add_arguments(parser.add_argument_group("with --task fashion"))

@@ -1,6 +1,7 @@
 """Folders of pictures as data sets: torchvision's list, samples that depend on their key alone, splits by name."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,15 @@ def test_loader_speed_counts_and_refuses(source):
     for options in (dict(batch_size=0), dict(workers=-1), dict(seconds=0)):
         with pytest.raises(ValueError, match="need batch_size"):
             loader_speed(train, **options)
+
+
+def test_a_broken_picture_is_named_while_speed_is_measured(source, tmp_path):
+    train, _ = class_folders(shutil.copytree(source, tmp_path / "broken"), size=32)
+    Path(train.path(0)).write_bytes(b"torn")
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match="^.*: not a picture .in no format that Pillow reads.$"):
+            loader_speed(train, batch_size=len(train), workers=workers, seconds=0.1)
+    assert pickle.loads(pickle.dumps(speed._Batches(train, default_collate))).dataset.classes == train.classes  # spawn
 
 
 def test_importing_draws_and_evaluates_nothing():

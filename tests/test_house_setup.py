@@ -40,8 +40,8 @@ def small(tmp_path):
     return folder
 
 
-def in_env(folder, *arguments):
-    command = [sys.executable, str(folder / "tools" / "in_env.py"), *arguments]
+def in_env(folder, *arguments, python=sys.executable):
+    command = [python, str(folder / "tools" / "in_env.py"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=100)
 
 
@@ -102,6 +102,23 @@ def test_an_environment_out_of_date_is_made_again(small):
     )  # there is no project to install here
     assert "Traceback" not in done.stderr
     assert stamp.read_text() == "making\n"  # and so the next run starts again
+
+
+def test_an_environment_that_is_active_is_made_again_from_outside(small):
+    "`source .venv/bin/activate`, then settings.ini changes: the Python that runs the script goes with its folder."
+    (small / ".venv" / "lesa_nb.stamp").write_text("making\n")
+    (small / ".venv" / "old").write_text("")
+    done = in_env(small, ".venv", "dev", python=str(small / ".venv" / "bin" / "python"))
+    assert "pip could not install lesa_nb" in done.stderr and "Traceback" not in done.stderr
+    assert (small / ".venv" / "bin" / "python").exists() and not (small / ".venv" / "old").exists()
+
+
+def test_an_active_environment_without_a_python_outside_is_left_alone(small):
+    script = small / "tools" / "in_env.py"
+    script.write_text(script.read_text().replace('"python%d.%d"', '"nothing%d.%d"'))
+    (small / ".venv" / "lesa_nb.stamp").write_text("making\n")
+    done = in_env(small, ".venv", "dev", python=str(small / ".venv" / "bin" / "python"))
+    assert done.returncode == 1 and "deactivate it" in done.stderr and (small / ".venv" / "bin" / "python").exists()
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(small):

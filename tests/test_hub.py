@@ -74,6 +74,12 @@ def test_there_and_back(build, options, tmp_path):
     assert {file.name for file in (tmp_path / "two").iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
 
+def test_wrappers_in_any_order():
+    network = built(network="small")
+    for wrapped in (torch.compile(nn.DataParallel(network)), nn.DataParallel(torch.compile(network))):
+        assert as_loaded(wrapped, classes=NAMES).model is network
+
+
 def test_a_file_of_weights_and_a_control(tmp_path):
     control = built(network="small", term="conv")
     told = dict(arch="classifier", network="small", term="conv", position="factored", image_size=64)

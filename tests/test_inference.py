@@ -5,6 +5,8 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lesa_nb.layers.blockwise import auto, streaming
@@ -14,14 +16,14 @@ from lesa_nb.layers.local import DeformableConv2d
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
 from lesa_nb.weights import export as exporting
 from lesa_nb.weights.export import export_onnx, export_program
-from lesa_nb.weights.folding import _NORMS, _fold, _Scale, _scale_and_shift, fold_norms
+from lesa_nb.weights.folding import _fold, _is_norm, _Scale, _scale_and_shift, fold_norms
 
 
 def lived_in(part, seed=0):
     "Norms as training leaves them, some channels turned and some dead; offsets that move taps."
     torch.manual_seed(seed)
     for norm in part.modules():
-        if isinstance(norm, _NORMS):
+        if _is_norm(norm):
             for t, mean in (norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0):
                 nn.init.normal_(t, mean, 0.3)
             nn.init.uniform_(norm.running_var, 0.5, 2)
@@ -39,7 +41,7 @@ def small(**options):
 
 
 def norms_in(network):
-    return [name for name, part in network.named_modules() if isinstance(part, _NORMS)]
+    return [name for name, part in network.named_modules() if _is_norm(part)]
 
 
 @torch.no_grad()
@@ -68,6 +70,39 @@ def test_fold(conv, norm):
     folded[1] = _fold(folded[0], folded[1])
     assert difference(pair, folded, x) < 1e-6
     assert _fold(folded[0], folded[1]) is folded[1]
+
+
+def _with_activation(part):
+    class WithActivation(nn.BatchNorm2d):  # such as timm's BatchNormAct2d
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    part[1] = WithActivation(6)
+
+
+def _pruned(part):
+    prune.l1_unstructured(part[0], "weight", .5)
+    with torch.no_grad():
+        part[0](torch.zeros(1, 4, 3, 3))  # from then on it can be copied
+
+
+def _parametrized(part):
+    weight_norm(part[0])
+
+
+@pytest.mark.parametrize("change", [_with_activation, _pruned, _parametrized])
+def test_what_cannot_be_folded_stays(change):
+    "A norm that does more, and convolutions that compute their weight anew in each call."
+    pair, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), torch.randn(2, 4, 7, 5)
+    change(pair)
+    assert difference(lived_in(pair), fold_norms(pair), x) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["norm_qkv", "norm_scores", "norm_out"])
+def test_a_context_term_with_another_norm_stays(name):
+    layer = lived_in(LESA(16, 16, 5, heads=2, position="factored"))
+    setattr(layer.context, name, nn.GroupNorm(2, getattr(layer.context, name).num_features).eval())
+    assert difference(layer, fold_norms(layer), torch.randn(2, 16, 5, 5)) < 1e-5
 
 
 def test_fold_without_affine():

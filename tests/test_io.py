@@ -124,6 +124,46 @@ def test_everything_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
                         ("flush", tmp_path.name)]
 
 
+def test_a_disk_that_says_only_at_the_end_that_it_did_not_take_it_keeps_the_old_file(tmp_path, monkeypatch):
+    path = atomic_text(tmp_path/"x", "old")
+    fsync, wrong = os.fsync, [errno.EIO]
+
+    def refuse(number):
+        if os.path.isfile(f"/proc/self/fd/{number}"):
+            raise OSError(wrong[0], os.strerror(wrong[0]))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for wrong[0] in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        for write in (lambda: atomic_text(path, "new"), lambda: save_tensors({}, path, {})):
+            with pytest.raises(OSError, match="could not be written .*the one before it is intact") as caught:
+                write()
+            assert caught.value.errno == wrong[0]
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
+    wrong[0] = errno.EINVAL  # a file system that cannot be asked
+    assert atomic_text(path, "new").read_text() == "new"
+
+
+def test_a_disk_or_a_memory_that_fails_is_not_told_as_a_damaged_file(tmp_path, monkeypatch):
+    save_pth(dict(step=1), tmp_path/"last.pt")
+
+    def fails(error):
+        def load(*_, **__):
+            raise error
+        monkeypatch.setattr(torch, "load", load)
+
+    fails(OSError(errno.ESTALE, "Stale file handle"))
+    with pytest.raises(OSError, match="last.pt") as caught:
+        read_pth(tmp_path/"last.pt")
+    assert "Stale" in str(caught.value) and "may be whole" in str(caught.value)
+    fails(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes."))
+    with pytest.raises(MemoryError, match="last.pt: not enough memory to read its 0 MiB"):
+        read_pth(tmp_path/"last.pt")
+    fails(OSError(errno.EINVAL, "Invalid argument"))  # a zip file of foreign bytes may end so
+    with pytest.raises(ValueError, match="expected a checkpoint"):
+        read_pth(tmp_path/"last.pt")
+
+
 def test_functions_that_open_their_files_themselves(tmp_path):
     with atomic_path(tmp_path/"a.bin") as beside:
         assert beside.parent == tmp_path

@@ -2,16 +2,26 @@
 
 On a large map it never gives another answer than on a small one.
 """
+import copy
+import weakref
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._inductor import config as inductor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
+from lesa_nb.layers._blocks import differentiable_again
 from lesa_nb.layers.blockwise import choose
+from lesa_nb.layers.inputs import normalize
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
+from lesa_nb.layers.local import DeformableConv2d
 from lesa_nb.models.registry import DETECTORS, build_classifier, build_detector
 from lesa_nb.models.resnet import TERMS
+from lesa_nb.models.rpn import _grid_anchors
 
 LARGE = (24, 24)  # with two images and two heads: more scores than `choose` would write out
 SIZES = [(8, 8), (6, 9), (24, 24), (30, 20), (5, 5), (40, 40), (12, 12), (13, 31), (24, 25), (7, 3), (33, 33), (14, 14)]
@@ -156,6 +166,13 @@ def test_pinned_private_functions():
     "What this library takes from inside PyTorch still means what it meant."
     assert not torch._C._are_functorch_transforms_active()
     assert torch.func.vmap(lambda t: t + torch._C._are_functorch_transforms_active())(torch.zeros(1)) == 1
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    assert torch._C._get_dispatch_mode(fake) is None
+    with FakeTensorMode() as mode:
+        assert torch._C._get_dispatch_mode(fake) is mode
+    assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    with torch.autograd.graph.save_on_cpu():
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     g, a = torch.randn(3, 5), torch.randn(3, 5).softmax(-1)
     want = a*(g - (g*a).sum(-1, keepdim=True))
     out = g.clone()
@@ -257,3 +274,65 @@ def test_a_gate_and_a_dense_local_term_of_your_own():
     torch.testing.assert_close(terms.out, terms.local + terms.context)
     assert not list(layer.gate.parameters()) and isinstance(layer.local.mix, nn.Identity)
     assert layer.local.spatial.weight.shape == (16, 16, 3, 3)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_deformable_taps_in_half_precision_stay_where_they_are(half):
+    "A bfloat16 counts to 256, then in twos: places, at least, are computed in float32."
+    torch.manual_seed(0)
+    conv, x = DeformableConv2d(4, 4, padding=1).to(half), torch.randn(1, 4, 3, 600).to(half).requires_grad_()
+    out = conv(x)
+    torch.testing.assert_close(out.float(), F.conv2d(x.float(), conv.weight.float(), padding=1), rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        conv.conv_offset.bias.copy_(torch.linspace(-1.5, 1.5, 18))
+        got, want = conv(x), copy.deepcopy(conv).float()(x.float())
+    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
+    out.sum().backward()
+    assert got.dtype == out.dtype == x.grad.dtype == conv.weight.grad.dtype == half
+
+
+@pytest.mark.parametrize(("table", "way"), [("factored", "rows"), ("factored", "channels"), ("flat", "flat")])
+def test_a_way_asked_for_by_name_takes_no_images_too(table, way):
+    layer, x = LESA(16, 16, 5, heads=2, position=table, attend=way).eval(), torch.zeros(0, 16, 4, 7, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape and all(not p.grad.any() for p in layer.parameters())
+
+
+def test_a_checkpoint_keeps_nothing_of_a_fused_way():
+    "Its operands would stay until backward; they are made again, and so is the result."
+    made, x = [], torch.randn(5, dtype=torch.float64, requires_grad=True)
+
+    def part(x):
+        operand = x*2
+        made.append(weakref.ref(operand.untyped_storage()))
+        return differentiable_again(torch.sin, lambda t: t.sin(), operand)
+
+    y = checkpoint(part, x, use_reentrant=False)
+    assert made[0]() is None
+    for retain in (True, False):
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x, retain_graph=retain)[0], 2*(2*x).cos())
+    layer = LESA(16, 16, 5, heads=2, position="factored", attend="channels").double()
+    x = torch.randn(2, 16, 6, 5, dtype=torch.float64, requires_grad=True)
+    (want,), (got,) = (torch.autograd.grad(y.square().sum(), x)
+                       for y in (layer(x), checkpoint(layer, x, use_reentrant=False)))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("table", POSITIONS)
+def test_a_norm_of_scores_without_a_bias(table):
+    one, two = layers(table, training=True)
+    for layer in (one, two):
+        layer.context.norm_scores.bias = None
+    x = torch.randn(2, 16, *LARGE)
+    torch.testing.assert_close(one(x), two(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_kept_for_the_next_step_is_no_stand_in():
+    "A look at a network without its numbers leaves none behind, and is not handed a real tensor."
+    image, sizes = torch.rand(3, 5, 7, dtype=torch.float64), [(7, 3), (4, 2), (2, 1), (1, 1), (1, 1)]
+    for _ in range(2):
+        with FakeTensorMode() as mode:
+            assert isinstance(normalize(mode.from_tensor(image)), FakeTensor)
+            assert all(isinstance(anchors, FakeTensor) for anchors in _grid_anchors(sizes))
+        assert type(normalize(image)) is torch.Tensor
+        assert all(type(anchors) is torch.Tensor for anchors in _grid_anchors(sizes))

@@ -144,6 +144,12 @@ def test_parts_that_were_compiled_and_averages(small, tmp_path):
     torch.save(parts.state_dict(), tmp_path / "parts.pth")
     torch.save(AveragedModel(small).state_dict(), tmp_path / "average.pth")
     torch.save({"model": small.state_dict(), "epoch": 3}, tmp_path / "model.pth")
+    torch.save({"model_state_dict": small.state_dict(), "epoch": 3}, tmp_path / "tutorial.pth")  # PyTorch's own
+    lightning = {f"model.{key}": tensor for key, tensor in small.state_dict().items()}
+    torch.save({"state_dict": lightning, "pytorch-lightning_version": "2.5.0"}, tmp_path / "lightning.ckpt")
+    with pytest.warns(UserWarning, match=r"lightning.ckpt: model\. taken out"):
+        assert same(load(tmp_path / "lightning.ckpt").model, small)
+    assert same(load(tmp_path / "tutorial.pth").model, small)
     with pytest.warns(UserWarning, match="_orig_mod"):
         assert same(load(tmp_path / "parts.pth").model, small)
     assert same(load(tmp_path / "average.pth").model, small) and same(load(tmp_path / "model.pth").model, small)

@@ -1,16 +1,20 @@
 """Batches read ahead: what cannot be read comes as a reason with the sample's name; no worker outlives its parent."""
+import errno
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import processes
 import pytest
 import torch
 
-from lesa_nb.engine.loader import BatchReader, Unreadable, checked_batches, loader
+from lesa_nb.engine._errors import left_early
+from lesa_nb.engine.loader import BatchReader, Unreadable, checked_batches, loader, worker_died
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,13 +131,60 @@ from lesa_nb.data.speed import loader_speed
 class Narrow(Wide):
     def __getitem__(self, key): return super().__getitem__(1)
 try: loader_speed(Narrow(), batch_size=1, workers=1, collate=list)
-except RuntimeError as error: print("told:", str(error).splitlines()[-1])
+except RuntimeError as error: print("told:", str(error).splitlines()[0])
 """
     done = processes.run("-c", code, timeout=60)
     first, second, third, speed = done.stdout.splitlines()
     assert (first, third) == ("told: 0", "told: 8"), done.stderr
-    assert second.startswith("told: a batch of 1 samples (squares/1.png): RuntimeError: unable to "), second
-    assert speed.startswith("told: RuntimeError: unable to "), speed
+    for said in (second, speed):
+        assert said.startswith("told: no room in shared memory for a batch on its way from a worker (unable to "), said
+    assert "use fewer workers or smaller batches" in second and "--shm-size" in second
+
+
+DETECTIONS = """
+import resource, sys, time
+limits = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+from lesa_nb.data.coco import collate_detection
+from lesa_nb.engine.loader import BatchReader, Unreadable
+class Detections:
+    def __len__(self): return 4000
+    def __getitem__(self, i):
+        if i == 0: time.sleep(1)  # the others wait, open
+        return torch.zeros(3), dict.fromkeys("abcdef") | {name: torch.zeros(2) for name in "abcdef"}
+if __name__ == "__main__":
+    reader = BatchReader(Detections(), [[*range(16*b, 16*b + 16)] for b in range(16)], collate_detection, workers=4)
+    batches = list(reader)
+    print(len(batches), batches[-1].reason if isinstance(batches[-1], Unreadable) else "read")
+"""
+
+
+def test_many_small_tensors_are_many_open_files():
+    "112 files a batch, where the usual limit is 1,024 for a process, or fewer here; the system would allow more."
+    done = processes.run("-c", "import torch" + DETECTIONS, "128", "4096", timeout=60)
+    assert done.stdout == "16 read\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("received 0 items of ancdata"), OSError(errno.EMFILE, "Too many")])
+def test_too_many_open_files_are_told_as_that(error):
+    def batches():
+        yield torch.ones(2)
+        raise error
+
+    reader = BatchReader(Squares(), KEYS, torch.stack)
+    reader._batches = batches()
+    found = reader.take(3)
+    assert len(found) == 2 and re.search("too many open files: .*use fewer workers, or allow more", found[1].reason)
+    (batch,) = loader(Squares(at_1=error), [[1]], torch.stack)
+    assert batch.reason == found[1].reason  # not a fault of the file that was to be opened
+
+
+def test_the_data_are_not_blamed_for_the_machine():
+    at = SimpleNamespace(epoch=0, step=3, per_epoch=9)
+    blamed = str(left_early(at, Path("run"), True, 0, ["a.jpg: broken picture"]))
+    assert blamed.endswith("mend it and resume; lesa verify-data names every such file")
+    assert str(left_early(at, Path("run"), True, 0, ["", worker_died(RuntimeError("DataLoader worker (pid 3) was "
+                          "killed"))])).endswith("mend it and resume")
 
 
 @pytest.mark.fault("R1")

@@ -57,12 +57,33 @@ def test_sync_batch_norm_alone_is_a_batch_norm(track, momentum):
     torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
 
 
+def test_sync_batch_norm_in_a_group_of_one_process(tmp_path):
+    "PyTorch's own refuses a CPU as soon as there is a process group."
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        test_sync_batch_norm_alone_is_a_batch_norm(True, .1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_convert_keeps_parameters_and_the_object():
     model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4))
     parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
     assert convert_sync_batchnorm(model) is model
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert model.state_dict().keys() == state.keys() and isinstance(model[1], nn.SyncBatchNorm)
+
+
+def test_a_norm_that_does_more_is_not_replaced():
+    class WithActivation(nn.BatchNorm2d):  # such as timm's BatchNormAct2d
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    model = nn.Sequential(nn.BatchNorm2d(4), WithActivation(4))
+    with pytest.raises(ValueError, match="found 1 with a forward of their own, first 1, a .*WithActivation"):
+        convert_sync_batchnorm(model)
+    assert [type(norm) for norm in model] == [nn.BatchNorm2d, WithActivation]
+    assert isinstance(convert_sync_batchnorm(convert_sync_batchnorm(model[:1]))[0], SyncBatchNorm)
 
 
 @pytest.mark.parametrize("momentum", [.1, None, .7])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lesa_nb.layers import blockwise
 from lesa_nb.layers.lesa import LESA
 from lesa_nb.layers.norms import SyncBatchNorm, convert_sync_batchnorm
 
@@ -114,11 +115,32 @@ CASES = [(name, share, dtype, layout) for name in NORMS for share in SHARES
          for layout in (torch.contiguous_format, torch.channels_last)]
 
 
+#: few scores are written out and many are not: one process has few, the other many; or none at all
+LAYERS = [(position, share) for position in ("flat", "factored") for share in SHARES]
+
+
+def layer_on(own, position):
+    "A whole layer on some of the maps, in float64: output, and gradients of the map and of the parameters."
+    torch.manual_seed(2)
+    layer = convert_sync_batchnorm(LESA(3, 16, 8, heads=2, position=position, local_groups=1).double())
+    x = pictures().double()[own].requires_grad_()
+    y = layer(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+def layers_on(shares):
+    blockwise._SMALL.update(dict.fromkeys(blockwise._SMALL, 2*64**2))
+    return [layer_on(own, position) for (position, _), own in zip(LAYERS, shares)]
+
+
 def _rank(rank, store, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = dict({way: counted(way) for way in ("explicit", "rows")}, compiled=compiled("rows"))
     shares = [shared(SHARES[share][rank], NORMS[name], dtype, layout) for name, share, dtype, layout in CASES]
+    layers = layers_on([SHARES[share][rank] for _, share in LAYERS])
+    torch.save(layers, folder/f"{rank}.layers.pt")
     (folder/f"{rank}.json").write_text(json.dumps(found))
     torch.save(shares, folder/f"{rank}.pt")
     dist.destroy_process_group()
@@ -129,7 +151,8 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     processes.spawn(_rank, (folder/"store", folder), nprocs=2)
     return ([json.loads((folder/f"{r}.json").read_text()) for r in range(2)],
-            [torch.load(folder/f"{r}.pt", weights_only=True) for r in range(2)])
+            [torch.load(folder/f"{r}.pt", weights_only=True) for r in range(2)],
+            [torch.load(folder/f"{r}.layers.pt", weights_only=True) for r in range(2)])
 
 
 @pytest.mark.parametrize("way", ["explicit", "rows"])
@@ -160,3 +183,14 @@ def test_equal_to_one_batch(two, case):
         for mine, theirs in zip([*half["grads"], *half["buffers"]], [*(p.grad for p in norm.parameters()),
                                                                       *norm.buffers()], strict=True):
             torch.testing.assert_close(mine.float(), theirs.float(), rtol=limit["rtol"], atol=10*limit["atol"])
+
+
+@pytest.mark.parametrize("case", range(len(LAYERS)), ids=[f"{position}, {share}" for position, share in LAYERS])
+def test_a_layer_whose_processes_have_unequal_shares(two, case):
+    "One process has few scores, which alone it would write out, or none: both still add up the same sums."
+    halves = [found[case] for found in two[2]]
+    want = layer_on(slice(None), LAYERS[case][0])
+    got = [torch.cat(pair) for pair in zip(*(half[:2] for half in halves))]
+    got += [a + b for a, b in zip(*(half[2:] for half in halves), strict=True)]
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9*max(1, theirs.abs().max().item()))

@@ -2,10 +2,12 @@
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 import torchvision
+from processes import run_ranks
 from small_runs import RECIPE, make_task
 from torch import nn
 
@@ -80,6 +82,42 @@ def test_what_the_scale_is_not_to_blame_for_ends_the_run():
         train_step(net, [torch.ones(1, 1)], lambda m, x: dict(loss=m(x).sum() + 0*m.weight.pow(.5).sum().sub(1).sqrt()),
                    optimizer, HALF, CPU, .1, scaler)
     assert scaler.skipped == 0 and net.weight.item() == 1
+
+
+class _Others(NamedTuple):
+    "The processes of a run, of which another one has a loss that is not finite."
+
+    rank: int = 0
+    size: int = 2
+
+    def all_reduce_max(self, number):
+        return max(number, 1)
+
+
+def test_what_another_process_has_is_not_the_scales_fault_here():
+    "All see the same gradient: if one ended and the others went on, they would wait for it forever."
+    alone, scaler = LossScaler(HALF, CPU), LossScaler(HALF, CPU, _Others())
+    for each in (alone, scaler):
+        each.scale(torch.ones(()))
+    assert not scaler.skip(dict(loss=1.)) and scaler.skipped == 0 and scaler.get_scale() == 65536
+    assert alone.skip(dict(loss=1.)) and alone.get_scale() == 32768
+
+
+POISONED = """
+import sys
+from dataclasses import replace
+from lesa_nb.engine.run import fit
+from small_runs import RECIPE, make_task
+half = replace(RECIPE, precision="float16", epochs=1, sync_norm=False)
+try:
+    for _ in fit(make_task(half, poisoned=(0, 5)), sys.argv[1], device="cpu"): pass
+except FloatingPointError as error: print(error)
+"""
+
+
+def test_a_loss_of_one_process_ends_all(tmp_path):
+    said = run_ranks("-c", POISONED, tmp_path, timeout=60)
+    assert said.count("the gradient is not finite") == 2 and said.count("samples: ") == 2, said
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])

@@ -1,6 +1,10 @@
 """Networks with a term of your choice: wrong calls, one outside, torchvision's blocks, options."""
 
+import functools
+import weakref
+
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
@@ -68,6 +72,19 @@ def test_one_pixel_odd_wide_and_tall(size):
     with torch.no_grad():
         maps = net.features(torch.randn(1, 3, *size))
     assert maps[-1].shape[2:] == strided(size, 16) and all(m.isfinite().all() for m in maps)
+
+
+@pytest.mark.parametrize("make", [lesa_resnet50, functools.partial(timm.create_model, "lesa_resnet50")])
+def test_answering_holds_one_stage_at_a_time(make):
+    "What a stage gives is let go of when the next has made its own: at 800 pixels each is hundreds of megabytes."
+    net, given, alive = make(base=8, num_classes=3).eval(), {}, []
+    for i in range(1, 5):
+        stage = net.get_submodule(f"layer{i}")
+        stage.register_forward_hook(lambda _, args, out, i=i: given.setdefault(i, weakref.ref(out)) and None)
+        stage.register_forward_pre_hook(lambda _, args, i=i: alive.append([j for j in given if given[j]() is not None]))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 64, 64))
+    assert alive == [[], [1], [2], [3]]
 
 
 def test_torchvisions_own_block_takes_our_weights():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import HERE, ended, patient, run, several
+from processes import HERE, ended, patient, run, run_ranks, several
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
@@ -298,6 +299,43 @@ def test_other_data_are_refused_or_accepted(tmp_path):
     train(tmp_path, task=fewer, resume=True)  # from now on these are the run's data
 
 
+def test_what_the_advice_says_can_be_done(tmp_path):
+    "Out of memory, or a rate too high, after days: the same run goes on, and nobody is told to begin again."
+    train(tmp_path, until=1)
+    before = last(tmp_path)["optimizer"]["param_groups"][0]["momentum"]
+    gentler = replace(RECIPE, lr=0.002, accumulate=2, clip=1.0, precision="bfloat16", epochs=3)
+    with pytest.raises(ValueError, match="recipe accumulate: 1 there, 2 now; .*accept_changed_recipe=True"):
+        train(tmp_path, recipe=gentler, resume=True)
+    events = train(tmp_path, recipe=gentler, resume=True, accept_changed_recipe=True)
+    assert events[0]["lr"] == 0.002 and events[0]["local_batch_size"] == 16
+    assert [e["epoch"] for e in events if e["kind"] == "valid"] == [1, 2]
+    assert train(tmp_path, recipe=gentler, resume=True)[0]["resumed"]  # it is this run's recipe now
+    for wrong in (dict(batch_size=16), dict(momentum=0.5), dict(ema=0.0), dict(precision="float16")):
+        other = replace(gentler, lr=1.0, **wrong)
+        with pytest.raises(ValueError, match=f"recipe {next(iter(wrong))}: .* there, ") as caught:
+            train(tmp_path, recipe=other, resume=True, accept_changed_recipe=True)
+        assert "recipe lr" not in str(caught.value) and "accept_changed_recipe" not in str(caught.value)
+    with pytest.raises(ValueError, match="another run .seed: 0 there, 1 now.: ask"):
+        train(tmp_path, recipe=gentler, resume=True, accept_changed_recipe=True, seed=1)
+    assert last(tmp_path)["optimizer"]["param_groups"][0]["momentum"] == before
+
+
+def test_a_log_without_room_is_told_with_its_name(tmp_path):
+    events = fit(make_task(), tmp_path, device="cpu")
+    next(events)
+    limits, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = (tmp_path / "log.jsonl").stat().st_size
+    next(events)  # the checkpoint is there
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 200, limits[1]))
+    try:
+        with pytest.raises(OSError, match="log.jsonl: the log could not be written .*checkpoint is intact. Make room"):
+            list(events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert train(tmp_path, resume=True)[-1]["kind"] == "end"
+
+
 # ---- validation is tried first, and costs no epoch
 
 
@@ -467,6 +505,32 @@ def test_metrics_over_two_processes_equal_one(tmp_path):
         both,
     )
     assert one["top1"] * 10.03 == pytest.approx(round(one["top1"] * 10.03), abs=1e-3)  # a share of 1,003 pictures
+
+
+APART = """
+import os, sys
+from pathlib import Path
+from lesa_nb.engine.run import fit
+from small_runs import make_task
+what, folder = sys.argv[1:]
+rank = int(os.environ["RANK"])
+task = make_task(train=128 - rank) if what == "data" else make_task()
+if what == "folder": folder = Path(folder, str(rank))
+try:
+    for _ in fit(task, folder, device="cpu", resume=True): pass
+except ValueError as error: print(error)
+"""
+
+
+def test_machines_with_other_data_or_another_folder_do_not_train_together(tmp_path):
+    "Each with a copy of its own: an order of samples, and even weights of its own, without a word."
+    said = run_ranks("-c", APART, "data", tmp_path / "data", timeout=60)
+    assert said.count("process 1 on ") == 2 == said.count("finds other data than process 0 (train: 128 samples in "), said
+    assert "127 samples here" not in said and ", 127 here" in said
+    train(tmp_path / "folder" / "0", until=1)
+    said = run_ranks("-c", APART, "folder", tmp_path / "folder", timeout=60)
+    assert said.count("not the same for all: epoch 1, step 0 for process 0 on ") == 2, said
+    assert said.count("none for process 1 on") == 2 and "a folder that all machines share" in said
 
 
 def test_a_process_that_dies_ends_the_other(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lesa_nb.cli._ending import ends_in_order
 from lesa_nb.engine.signals import Stop, Stopped
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -20,6 +21,24 @@ def test_a_signal_is_written_down_and_nothing_else_happens():
         signal.raise_signal(signal.SIGTERM)
         assert stop.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == usual
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without terminals")
+def test_a_terminal_that_closes_asks_to_end_too(monkeypatch):
+    "Unless nohup has seen to it that nobody hears."
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.number == signal.SIGHUP and Stopped("", stop.number).status == 129
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert ends_in_order(lambda: signal.raise_signal(signal.SIGHUP) or 0) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.number == 0
+        assert ends_in_order(lambda: signal.raise_signal(signal.SIGHUP) or 0) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_means_now():

@@ -35,6 +35,7 @@ def prepared(target, image=IMAGE, side=32, **options):
         (dict(labels=torch.tensor([2, 2])), r"expected labels of shape \(1,\), found \(2,\)"),
         (dict(labels=torch.tensor([0])), "expected labels from 1 to 80, found 0"),
         (dict(masks=torch.ones(2, 40, 40)), r"expected masks of shape \(1, 40, 40\), found \(2, 40, 40\)"),
+        (dict(has_mask=torch.ones(3, dtype=torch.bool)), r"expected has_mask of shape \(1,\), found \(3,\)"),
         (dict(boxes=torch.tensor([[3.0, 4, float("inf"), 30]])), "1 boxes have an edge that is no finite number"),
         (dict(boxes=torch.tensor([[-float("inf"), 4, 20, 30]])), "1 boxes have an edge that is no finite number"),
         (dict(boxes=torch.tensor([[3.0, float("nan"), 20, 30]])), "1 boxes have an edge that is no finite number"),
@@ -68,6 +69,32 @@ def test_images_that_are_none_are_refused(image, message):
 def test_images_that_overshoot_a_little_are_taken():
     assert prepare([3*IMAGE - 1], side=32)[0][0].shape == (3, 32, 32)
     assert prepare([], side=32) == ([], []) and prepare([], [], side=32) == ([], [])
+
+
+def test_a_batch_in_one_tensor_is_a_sequence_of_images():
+    "As torchvision's detectors take it."
+    images = torch.rand(2, 3, 40, 40)
+    assert [x.shape for x in prepare(images, [GOOD, GOOD], side=32)[0]] == 2*[(3, 32, 32)]
+    assert [found["masks"].shape[2:] for found in small().eval()(images)] == 2*[(40, 40)]
+
+
+@pytest.mark.parametrize("numbers", [500, dict(training=500), dict(train=9, test=9)])
+def test_numbers_of_proposals_are_asked_for_both_modes(numbers):
+    for name in ("pre_nms_top_n", "post_nms_top_n"):
+        with pytest.raises(ValueError, match=rf"expected {name} as dict\(training=..., testing=...\), found .*"):
+            small(**{name: numbers})
+
+
+def test_training_on_nothing_is_refused():
+    assert small().eval()([]) == []
+    with pytest.raises(ValueError, match="needs an image at least"):
+        small()([], [])
+
+
+def test_a_backbone_with_other_strides_is_refused():
+    "Its maps would not lie where the anchors do."
+    with pytest.raises(ValueError, match=r"strides=\(1, 2, 2, 2\), found strides=\(1, 2, 2, 1\)"):
+        Pyramid(Backbone(stages=("C", "C", "L", "L"), strides=[1, 2, 2, 1], base=8, heads=4, image_size=64))
 
 
 @pytest.mark.fault("C9")

@@ -82,6 +82,16 @@ def environment(venv=None):
     return env
 
 
+def maker(venv):
+    "The Python that makes the environment: not one that lives in it, as that goes when the environment does."
+    if os.path.realpath(sys.prefix) != os.path.realpath(venv):
+        return sys.executable
+    outside = os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])
+    if not os.path.exists(outside):
+        stop("%s is out of date and in use: deactivate it, or name another Python with PYTHON=" % venv)
+    return outside
+
+
 def stamp(venv, text):
     with open(os.path.join(venv, STAMP), "w") as file:
         file.write(text + "\n")
@@ -104,13 +114,14 @@ def create(venv):
             "%s cannot make virtual environments: install its venv package (Debian, Ubuntu: python3-venv)"
             % sys.executable
         )
+    python = maker(venv)
     print("making the environment %s with Python %d.%d" % ((venv,) + sys.version_info[:2]))
     sys.stdout.flush()
     if os.path.isdir(venv):
         shutil.rmtree(venv)
     os.makedirs(venv)
     stamp(venv, "making")  # an interrupted run is recognised and starts again
-    if subprocess.call([sys.executable, "-m", "venv", venv], env=environment()):
+    if subprocess.call([python, "-m", "venv", venv], env=environment()):
         stop("could not make the environment %s (a path with ':' in it is refused by Python)" % venv)
 
 

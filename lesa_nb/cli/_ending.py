@@ -6,27 +6,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from lesa_nb.engine.signals import ending_signals
+
 
 class _Terminated(KeyboardInterrupt):
-    "SIGTERM, taken like Ctrl-C."
+    "SIGTERM or SIGHUP, taken like Ctrl-C; its argument is the signal's number."
 
 
 def _terminate(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough: what is being tidied up is left in peace
-    raise _Terminated
+    raise _Terminated(number)
 
 
 @contextlib.contextmanager
 def _hearing() -> Iterator[None]:
-    "SIGTERM raises an exception, as Ctrl-C does; without a handler it would end Python wherever it is."
+    "SIGTERM and SIGHUP raise an exception, as Ctrl-C does; without a handler they end Python wherever it is."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {n: signal.signal(n, _terminate) for n in ending_signals() if n != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say_last(sentence: str) -> None:
@@ -52,13 +55,17 @@ def _flush(status: int) -> int:
 
 
 def ends_in_order(command: Callable[[], int]) -> int:
-    "Run a command; asked to end, it says so in one line. Returns its exit status: 130 for Ctrl-C, 143 for SIGTERM."
+    """Run a command; asked to end, it says so in one line.
+
+    Returns its exit status: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP (its terminal was closed).
+    """
     try:
         with _hearing():
             return _flush(command())
-    except _Terminated:
-        say_last("\nlesa: ended by SIGTERM")
-        return 128 + signal.SIGTERM
+    except _Terminated as asked:
+        number = signal.Signals(asked.args[0])
+        say_last(f"\nlesa: ended by {number.name}")
+        return 128 + number
     except KeyboardInterrupt:
         say_last("\nlesa: interrupted")
         return 128 + signal.SIGINT
@@ -67,5 +74,5 @@ def ends_in_order(command: Callable[[], int]) -> int:
 def deaf_at_the_end() -> None:
     "The work of this process is done: a signal while Python tidies up would only be a traceback."
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,5 @@
 """`lesa train`: runs that are shown while they go, and that go on where they were stopped."""
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
@@ -19,7 +20,9 @@ from lesa_nb.cli._common import (
     worker_count,
 )
 from lesa_nb.engine.group import is_main_process, world_size
-from lesa_nb.engine.signals import Stop
+from lesa_nb.engine.signals import Stop, Stopped
+
+_NO_READER = 13  # SIGPIPE, which Python ignores and Windows lacks: the exit status is 141, as of other programs
 
 
 class _Display:
@@ -83,20 +86,35 @@ class _Display:
             self.bar.close()
 
 
-def show_progress(events: Iterable[dict], *, speak: Callable[[str], None] = echo) -> dict:
+def show_progress(
+    events: Iterable[dict], *, speak: Callable[[str], None] = echo, stop: Stop | None = None
+) -> dict:
     """Show a run while it goes; returns the last event.
 
     `events` come from `fit`; `speak` gets the lines. The bar counts the steps of the whole run, so its estimate is the
-    end of the run and not of an epoch.
+    end of the run and not of an epoch. `stop` is the run's: it is asked to end, with everything saved, where nobody can
+    be told any more, since a reader has gone or the disk behind `>` is full. Without it the error ends the run.
     """
     display, last = _Display(speak), {}
+    unheard: OSError | None = None
     try:
         for last in events:
             show = {"start": display.start, "step": display.step, "valid": display.valid}.get(last["kind"])
-            if show:
-                show(last)
+            if show and not unheard:
+                try:
+                    show(last)
+                except OSError as error:
+                    if stop is None:
+                        raise
+                    unheard, stop.number = error, stop.number or _NO_READER
+    except Stopped as stopped:
+        if unheard:
+            why = f"what it says could not be written ({unheard.strerror})"
+            raise Stopped(f"{why}, so it {stopped}", _NO_READER) from None
+        raise
     finally:
-        display.close()  # before anybody says what went wrong
+        with contextlib.suppress(OSError):
+            display.close()  # before anybody says what went wrong
     return last
 
 
@@ -105,11 +123,13 @@ def _finish(folder: Path, last: dict, score: str) -> None:
     if not is_main_process():
         return
     from lesa_nb.engine.log import read_log
+    from lesa_nb.io.atomic import atomic_path
     from lesa_nb.look.curves import curves
 
     events = read_log(folder)
     if any(event["kind"] == "step" for event in events):
-        curves(events, folder.name).savefig(folder / "curves.png", dpi=110)
+        with atomic_path(folder / "curves.png", what="the curves") as beside:
+            curves(events, folder.name).savefig(beside, dpi=110, format="png")
     files = f"weights, log, curves and checkpoint are in {folder}"
     print(f"best {score} {last['best']:.2f}; {last['seconds']:.0f} s in this go; {files}")
 
@@ -141,6 +161,9 @@ class RunOptions:
     "auto: go on where the folder's checkpoint stands, if there is one. never: refuse a folder that holds a run."
     accept_changed_data: bool = False
     "With --resume auto: go on although images were added, removed or renamed."
+    accept_changed_recipe: bool = False
+    """With --resume auto: go on with other numbers of the recipe than the run began with, such as --lr, --accumulate,
+    --epochs or --precision; not with another batch size."""
     stop_after: Annotated[int | None, arg(metavar="EPOCHS")] = None
     "End after so many epochs; the learning rate still goes by the recipe's."
     minutes: float = 15.0
@@ -190,6 +213,7 @@ class RunOptions:
             seed=self.seed,
             resume=self.resume == "auto",
             accept_changed_data=self.accept_changed_data,
+            accept_changed_recipe=self.accept_changed_recipe,
             until=self.stop_after,
             workers=self.readers,
             minutes=self.minutes,
@@ -197,7 +221,7 @@ class RunOptions:
             stop=stop,
             tensorboard=board,
         )
-        _finish(out, show_progress(events), task.score)
+        _finish(out, show_progress(events, stop=stop), task.score)
 
 
 def train_imagenet(
@@ -220,9 +244,9 @@ def train_imagenet(
 ) -> int:
     """Train a network on a folder of pictures in ImageNet's layout: train/CLASS/*.jpg and val/CLASS/*.jpg.
 
-    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
-    GPU: with --deterministic).
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train imagenet --data DIR. SIGTERM, Ctrl-C and
+    a closed terminal save everything and end with status 143, 130 and 129; the same command with --resume auto goes on
+    from there, to the bit (on a GPU: with --deterministic).
     A run cut off by force loses at most --minutes.
 
     Args:
@@ -309,9 +333,9 @@ def train_coco(
 ) -> int:
     """Train a detector on a folder of pictures and COCO annotations; for HTC with stuffthingmaps, or --no-semantic.
 
-    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM and Ctrl-C save
-    everything and end with status 143 and 130; the same command with --resume auto goes on from there, to the bit (on a
-    GPU: but for last digits).
+    With several GPUs: torchrun --nproc-per-node 8 -m lesa_nb.cli train coco --data DIR. SIGTERM, Ctrl-C and
+    a closed terminal save everything and end with status 143, 130 and 129; the same command with --resume auto goes on
+    from there, to the bit (on a GPU: but for last digits).
     A run cut off by force loses at most --minutes.
 
     Args:

@@ -1,12 +1,12 @@
 """How many samples a second a `DataLoader` delivers when nobody trains."""
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lesa_nb.io.shared import in_shared_memory
+from lesa_nb.io.shared import NoRoomToShare, in_shared_memory
 
 
 def _key_batches(n: int, batch_size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
@@ -21,13 +21,34 @@ def _key_batches(n: int, batch_size: int, seed: int) -> Iterator[list[tuple[int,
         keys = keys[batch_size:]
 
 
+class _Batches(Dataset):
+    """Makes whole batches. What is wrong with a picture comes as an error, not as a traceback of a worker's."""
+
+    def __init__(self, dataset: Any, collate: Callable):
+        self.dataset, self.collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Any:
+        try:
+            return in_shared_memory(self.collate([self.dataset[key] for key in keys]))
+        except (OSError, ValueError, NoRoomToShare) as error:
+            return type(error)(str(error))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def loader_speed(dataset: Dataset, *, batch_size: int = 64, workers: int = 0, seconds: float = 5.0,
                  collate: Callable | None = None, seed: int = 0) -> float:
     """Samples per second.
 
     dataset: with keys (epoch, index), which come as in training; workers: processes, 0 for none besides this one;
     seconds: to measure for, after the first batch of each worker; collate: samples -> batch, None for torch's own;
-    seed: of the order. Refuses an empty data set and wishes that make no sense with a ValueError.
+    seed: of the order. Refuses an empty data set and wishes that make no sense with a ValueError. A sample that cannot
+    be read raises its own error.
     """
     n = len(dataset)  # type: ignore[arg-type]  # torch's Dataset promises no length; those with keys have one
     if not n:
@@ -36,16 +57,17 @@ def loader_speed(dataset: Dataset, *, batch_size: int = 64, workers: int = 0, se
         raise ValueError("need batch_size >= 1, workers >= 0 and seconds > 0, "
                          f"got {batch_size}, {workers} and {seconds}")
     keys = _key_batches(n, batch_size, seed)
+    made = _Batches(dataset, collate or default_collate)
+    batches = iter(DataLoader(made, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is))
 
-    def together(samples: list) -> Any:
-        return in_shared_memory((collate or default_collate)(samples))
+    def take() -> None:
+        if isinstance(batch := next(batches), Exception):
+            raise batch
 
-    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=together)
-    batches = iter(loader)
     for _ in range(max(1, workers)):
-        next(batches)
+        take()
     samples, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds or not samples:
-        next(batches)
+        take()
         samples += batch_size
     return samples/spent

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import subprocess
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesa_nb.engine.group import Ranks
 from lesa_nb.io.tensors import read_pth, save_pth
 
-__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint", "check_same_run",
-           "commit"]
+__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint",
+           "fingerprints", "check_same_run", "commit"]
 
 
 def save_checkpoint(content: dict[str, Any], path: str | PathLike) -> None:
@@ -65,25 +67,41 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def fingerprint(dataset: Any) -> dict[str, Any]:
     """What tells a data set from another: how many samples, the first names, and a hash of the list of names.
 
-    Names are asked of the data set's `sample_name(index)`; without that only the number is known.
+    Names are asked of the data set's `sample_name(index)`; without that only the number is known. A data set that has
+    `content`, a hash of what is known of its samples, is told by that, too.
     """
     name = getattr(dataset, "sample_name", None)
+    content = dict(content=dataset.content) if hasattr(dataset, "content") else {}
     if name is None:
-        return dict(samples=len(dataset), first=[], names="")
+        return dict(samples=len(dataset), first=[], names="", **content)
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         digest.update(str(name(index)).encode("utf-8", "surrogateescape") + b"\0")
     first = [str(name(index)).encode("utf-8", "backslashreplace").decode() for index in range(min(3, len(dataset)))]
-    return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16])
+    return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16], **content)
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What differs between two runs' metadata, recipe and seed, one sentence for each entry."""
+#: numbers of a recipe that a run cannot change on its way: they lie in the checkpoint, or its step is counted in them
+_FIXED = {"batch_size", "optimizer", "momentum", "nesterov", "weight_decay", "decay_all", "ema"}
+_UNSCALED = ("float32", "bfloat16")  # precisions that a run may change between
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, str]:
+    """What differs between two runs' metadata, recipe and seed: a sentence for each entry; numbers of the recipe are
+    called "recipe NAME"."""
     theirs, mine = (json.loads(json.dumps(dict(state["metadata"], seed=state["seed"])
                                           | {f"recipe {key}": value for key, value in (state["recipe"] or {}).items()}))
                     for state in (theirs, mine))
-    return [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in sorted({*theirs, *mine})
-            if theirs.get(key) != mine.get(key)]
+    return {key: f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} now" for key in sorted({*theirs, *mine})
+            if theirs.get(key) != mine.get(key)}
+
+
+def _may_change(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run can go on with this difference of `_differences`."""
+    kind, _, name = key.rpartition(" ")
+    if name == "precision":
+        return then.get(name) in _UNSCALED and now.get(name) in _UNSCALED
+    return kind == "recipe" and name in then and name not in _FIXED
 
 
 def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, Any]]) -> list[str]:
@@ -91,7 +109,9 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
     found = []
     for half, now in mine.items():
         then = theirs.get(half) or {}
-        if then == now:
+        if then | dict(content=None) == now | dict(content=None):
+            if "content" in then and then["content"] != now.get("content"):
+                found.append(f"{half}: the same samples, but what is known of them, as their boxes, has changed")
             continue
         if then.get("samples") != now["samples"]:
             found.append(f"{half}: {then.get('samples')} samples there, {now['samples']} now")
@@ -103,8 +123,26 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
     return found
 
 
+def fingerprints(train: Any, valid: Any, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """`fingerprint` of both halves of a run's data, which must be the same in all processes: each draws its share of
+    every step from the same order. Machines with copies of their own may have others.
+
+    Raises:
+        ValueError: In all processes, with what differs.
+    """
+    mine = dict(train=fingerprint(train), valid=fingerprint(valid))
+    everyone = ranks.gather((socket.gethostname(), mine))
+    host, first = everyone[0]
+    for rank, (other, data) in enumerate(everyone):
+        if changed := [says.replace(" there, ", f" in process 0 on {host}, ").replace(" now", " here")
+                       for says in _changed_data(first, data)]:
+            raise ValueError(f"process {rank} on {other} finds other data than process 0 ({'; '.join(changed)}): give "
+                             "all machines the same files")
+    return mine
+
+
 def check_same_run(
-    saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, accept_changed_data: bool = False
+    saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, data: bool = False, recipe: bool = False
 ) -> None:
     """Refuse to go on from a checkpoint of another run.
 
@@ -112,20 +150,27 @@ def check_same_run(
         saved: What the checkpoint holds.
         told: What this run was told: its "metadata", "recipe", "seed" and "data", the fingerprints of both halves.
         path: Of the checkpoint, for the sentence.
-        accept_changed_data: Go on although samples were added, removed or renamed.
+        data: Go on although samples were added, removed or renamed, or their annotations have changed.
+        recipe: Go on with other numbers of the recipe, but for those that the checkpoint itself holds.
 
     Raises:
         ValueError: What differs, and what to do.
     """
-    if differ := _differences(saved, told):
-        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(differ)}): ask for the same, or choose "
-                         "another folder; nothing was changed")
+    differ = _differences(saved, told)
+    may = [key for key in differ if _may_change(key, saved["recipe"] or {}, told["recipe"])]
+    if wrong := [sentence for key, sentence in differ.items() if not (recipe and key in may)]:
+        accept = ""
+        if len(may) == len(differ):
+            accept = (", or go on with these numbers from here, with accept_changed_recipe=True "
+                      "(--accept-changed-recipe)")
+        raise ValueError(f"{path}: a checkpoint of another run ({'; '.join(wrong)}): ask for the same, or choose "
+                         f"another folder{accept}; nothing was changed")
     changed = _changed_data(saved.get("data") or {}, told["data"])
-    if changed and not accept_changed_data:
+    if changed and not data:
         raise ValueError(
-            f"{path}: a run on other data ({'; '.join(changed)}), so the order of samples would be another: bring the "
-            "data back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); "
-            "nothing was changed")
+            f"{path}: a run on other data ({'; '.join(changed)}), so it would be another from here: bring the data "
+            "back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); nothing "
+            "was changed")
 
 
 def commit() -> str | None:

@@ -10,12 +10,15 @@ from typing import Protocol
 import torch
 
 from lesa_nb.engine.group import Ranks
-from lesa_nb.engine.loader import worker_died
+from lesa_nb.engine.loader import FEWER_WORKERS, worker_died
 from lesa_nb.engine.loop import NotFinite
 from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.signals import Stopped
 
 __all__ = ["explain_errors", "explain_step", "left_early"]
+
+#: how PyTorch and its libraries say that memory does not suffice, where it is no error of a class of its own
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class _Place(Protocol):
@@ -39,11 +42,11 @@ def left_early(at: _Place, folder: Path, begun: bool, signal: int, reasons: Sequ
     where = f"step {at.step} of {at.per_epoch}; everything is in {folder}"
     if signal:
         return Stopped(f"stopped in epoch {at.epoch + 1} after {where}: resume goes on from here", signal)
-    helps = "lesa verify-data names every such file"
     reason = next(filter(None, reasons))
+    helps = "" if FEWER_WORKERS in reason else "; lesa verify-data names every such file"  # the data are not to blame
     if not begun:
-        return ValueError(f"{reason}. Nothing was trained: mend it and start again; {helps}")
-    return ValueError(f"{reason}. Stopped in epoch {at.epoch + 1} before {where}: mend it and resume; {helps}")
+        return ValueError(f"{reason}. Nothing was trained: mend it and start again{helps}")
+    return ValueError(f"{reason}. Stopped in epoch {at.epoch + 1} before {where}: mend it and resume{helps}")
 
 
 @contextlib.contextmanager
@@ -64,7 +67,7 @@ def explain_errors(device: torch.device, samples: int, advice: str) -> Iterator[
     except RuntimeError as error:
         if died := worker_died(error):
             raise ValueError(f"{died}. The last checkpoint is intact") from None
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
         peak = ""
         if device.type == "cuda":
@@ -104,11 +107,13 @@ def explain_step(
         MemoryError, ValueError: As `explain_errors`.
     """
     advice = (f"accumulate={2*recipe.accumulate} halves that and gives the same steps (but for batch norm's "
-              "statistics); smaller images or bfloat16 help too")
+              "statistics), bfloat16 helps too; a run goes on with both by accept_changed_recipe=True "
+              "(--accept-changed-recipe). So do smaller images, in a new run")
     try:
         with explain_errors(device, recipe.local_batch_size(ranks.size), advice):
             yield
     except NotFinite as error:
         guilty = _name_samples(names(), error.losses, ranks)
         raise FloatingPointError(f"{where}: {error}; samples: {guilty}. The weights were not updated: look at these "
-                                 "samples, or resume with a smaller rate") from None
+                                 "samples, or resume with a smaller rate and accept_changed_recipe=True (--lr, "
+                                 "--accept-changed-recipe)") from None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def _take(folder: Path) -> tuple[FileLock | None, str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        holder.write_text(f"process {os.getpid()}", encoding="utf-8")
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:
         with contextlib.suppress(OSError):
             who = holder.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.recipe import Recipe
 
 __all__ = ["LossScaler"]
@@ -18,19 +19,22 @@ class LossScaler(torch.amp.GradScaler):
     halved; 2,000 good steps double it.
 
     Attributes:
+        ranks: The processes of the run, which all see the same gradient: what they do about it must be the same, too.
         skipped: Steps that were left out.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device):
+    def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks = Ranks()):
         super().__init__(device.type, enabled=recipe.precision == "float16")
-        self.skipped = 0
+        self.ranks, self.skipped = ranks, 0
 
     def skip(self, losses: dict[str, float]) -> bool:
         """After a gradient that is not finite: whether the scale is to blame; then it is halved and the step counted.
 
-        It is not if a loss itself is not finite, or if there is no scale left to take away.
+        It is not if a loss itself is not finite, in any process, or if there is no scale left to take away.
         """
-        if not self.is_enabled() or self.get_scale() <= 1 or not all(map(math.isfinite, losses.values())):
+        if not self.is_enabled() or self.get_scale() <= 1:
+            return False
+        if self.ranks.all_reduce_max(int(not all(map(math.isfinite, losses.values())))):
             return False
         self.update(self.get_scale()*self.get_backoff_factor())
         self.skipped += 1

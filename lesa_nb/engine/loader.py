@@ -1,6 +1,8 @@
 """Batches in a given order, read ahead by processes; what cannot be read comes as a reason that names the sample."""
 from __future__ import annotations
 
+import contextlib
+import errno
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,11 +12,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lesa_nb.engine.signals import _ignore_signals
-from lesa_nb.io.shared import in_shared_memory
+from lesa_nb.io.shared import NoRoomToShare, in_shared_memory
 
-__all__ = ["Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
 
-_DIED = "a process that reads ahead has died ({}): use fewer workers, or free memory"
+__all__ = ["FEWER_WORKERS", "Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
+
+#: advice of sentences about the machine, where the data are not to blame
+FEWER_WORKERS = "use fewer workers"
+_DIED = f"a process that reads ahead has died ({{}}): {FEWER_WORKERS}, or free memory"
+_FILES = (f"too many open files: on its way from a worker each tensor is one: {FEWER_WORKERS}, or allow more files "
+          "(ulimit -n 65536)")
+_MOST_FILES = 65_536
 
 
 class Unreadable(NamedTuple):
@@ -23,8 +35,31 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+def _out_of_files(error: Exception) -> bool:
+    """Whether a process has more files open than the system allows; PyTorch says so in words of its own."""
+    words = str(error)
+    return getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in words or "of ancdata" in words
+
+
+def _allow_open_files() -> None:
+    """Let this process and those that it starts open as many files as the system allows them, not 1,024: a batch of
+    detections that is read ahead holds some hundred."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # a system that allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _told(error: Exception, where: str) -> Unreadable:
     """An error with the sample's name. Errors of reading are sentences; others say where in the code they arose."""
+    if _out_of_files(error):
+        return Unreadable(_FILES)
+    if isinstance(error, NoRoomToShare):
+        return Unreadable(f"{error}: {FEWER_WORKERS} or smaller batches, or make room there (in a container: docker "
+                          "run --shm-size=8g, or --ipc=host)")
     if isinstance(error, (OSError, ValueError)):
         return Unreadable(str(error) or f"{where}: {type(error).__name__}")
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -77,6 +112,8 @@ def loader(
         workers: Processes that read ahead.
         pin: Into memory that a GPU can fetch from.
     """
+    if workers:
+        _allow_open_files()
     return DataLoader(
         _Batches(dataset, collate), batch_sampler=keys, collate_fn=_as_it_is, num_workers=workers, pin_memory=pin,
         worker_init_fn=_ignore_signals, generator=torch.Generator())  # its own: the run's random state is not touched
@@ -110,11 +147,11 @@ class BatchReader:
         try:
             return next(self._batches)
         except RuntimeError as error:
-            reason = worker_died(error)
+            reason = _FILES if _out_of_files(error) else worker_died(error)
             if not reason:
                 raise
         except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
-            reason = _DIED.format(str(error) or type(error).__name__)
+            reason = _FILES if _out_of_files(error) else _DIED.format(str(error) or type(error).__name__)
         self.close()  # or PyTorch's signal handler would go on about the same worker, wherever the process is by then
         return Unreadable(reason)
 

@@ -62,18 +62,29 @@ class RunLog:
             self._board = SummaryWriter(folder/"tensorboard", purge_step=epoch*per_epoch + step + 1)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Write an event; of the steps, each hundredth of an epoch and its last one."""
+        """Write an event; of the steps, each hundredth of an epoch and its last one.
+
+        Raises:
+            OSError: The log cannot be written to.
+        """
         step = event["step"]
         if event["kind"] == "step" and step % self._every and step != self._per_epoch:
             return
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+        except OSError as error:
+            told = OSError(f"{self._file.name}: the log could not be written ({error.strerror}); the last checkpoint "
+                           "is intact. Make room, and resume")
+            told.errno = error.errno
+            raise told from None
         if self._board:
             for name, value in _numbers(event).items():
                 self._board.add_scalar(f"{event['kind']}/{name}", value, event["epoch"]*self._per_epoch + step)
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that found no room was told when it was written
+            self._file.close()
         if self._board:
             self._board.close()

@@ -19,9 +19,8 @@ from torch import nn
 
 from lesa_nb.engine._checkpoint import (
     check_same_run,
-    fingerprint,
+    fingerprints,
     random_state,
-    read_checkpoint,
     set_random_state,
 )
 from ._errors import explain_errors, explain_step, left_early
@@ -79,7 +78,7 @@ class Training:
         self.per_epoch, self.epoch, self.step = _steps_per_epoch(task), 0, 0
         self.best = [-float("inf")]*2 # the score, minus the loss
         self.scores = dict[str, float]()
-        self.data = dict(train=fingerprint(task.train), valid=fingerprint(task.valid))
+        self.data = fingerprints(task.train, task.valid, ranks)
         seed_everything(seed) # the same first weights everywhere
         dtype = torch.float64 if recipe.precision == "float64" else None
         self.model = task.build().to(device, dtype)
@@ -87,7 +86,7 @@ class Training:
             self.model.to(memory_format=torch.channels_last)
         self.average = ema(self.model, recipe.ema) if recipe.ema else None
         self.optimizer = build_optimizer(self.model, recipe)
-        self.scaler = LossScaler(recipe, device)
+        self.scaler = LossScaler(recipe, device, ranks)
         self.trained = averaging_gradients(self.model, recipe, device, ranks)
         if recipe.compile:
             self.trained = torch.compile(self.trained) # type: ignore[assignment] # is a module
@@ -163,8 +162,7 @@ def _update(training, micro_batches):
     "One step and its place; returns the rate and the losses, mean over the processes."
     task, step = training.task, training.epoch*training.per_epoch + training.step
     lr = task.recipe.peak_lr*lr_factor(task.recipe, step, training.per_epoch)               # (16.2)
-    def names():
-        return [name for batch in micro_batches for name in task.batch_names(batch)]
+    def names(): return [name for batch in micro_batches for name in task.batch_names(batch)]
     where = f"epoch {training.epoch}, step {training.step}"
     with explain_step(task.recipe, training.ranks, training.device, where=where, names=names):
         found = train_step(training.trained, micro_batches, task.losses, training.optimizer,
@@ -253,6 +251,7 @@ def fit(
     seed: int = 0,
     resume: bool = False, # go on from the folder's checkpoint; without it, one is refused
     accept_changed_data: bool = False, # go on although samples were added, removed or renamed
+    accept_changed_recipe: bool = False, # go on at another rate, in other micro-batches, ...
     until: int | None = None, # stop after so many epochs; the rate goes by the recipe's
     workers: int = 0, # processes that read ahead, for each process that trains
     minutes: float = 15., # between two checkpoints; each epoch ends with one
@@ -265,16 +264,14 @@ def fit(
     check_recipe(task.recipe, on, world_size()) # speaks up before anything is written
     with (process_group(on) as ranks, run_lock(path, ranks),
           contextlib.closing(RunFolder(path, ranks)) as home):
-        saved = home.checkpoint.exists()
-        if saved and not resume:
+        if home.checkpoint.exists() and not resume:
             raise ValueError(f"{folder}: holds a run already: resume it, or choose another folder; "
                              "nothing was changed")
         training = Training(task, seed=seed, device=on, ranks=ranks)
-        if saved:
-            content = read_checkpoint(home.checkpoint)
-            check_same_run(content, training.told(), home.checkpoint,
-                           accept_changed_data=accept_changed_data)
-            training.load_state_dict(content)
+        if saved := home.read():
+            check_same_run(saved, training.told(), home.checkpoint,
+                           data=accept_changed_data, recipe=accept_changed_recipe)
+            training.load_state_dict(saved)
         home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch,
                       tensorboard=tensorboard)
         run = _Run(training, home, stop or Stop(), workers=workers, minutes=minutes)

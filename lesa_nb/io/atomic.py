@@ -6,6 +6,7 @@ makes in one go. A crash, a full disk or an exception leaves the old content as 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -18,16 +19,23 @@ from typing import IO, Any, cast
 
 __all__ = ["atomic_path", "atomic_write", "errors_at_the_end", "atomic_text", "atomic_json", "atomic_folder"]
 
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what was written has not arrived
 
 def _flush(path: str | PathLike) -> None:
-    """Push a file, or the names in a folder, from the system's memory to the disk."""
+    """Push a file, or the names in a folder, from the system's memory to the disk.
+
+    Raises:
+        OSError: The disk did not take the content of the file: a network's file system says so only now.
+    """
     try:
         number = os.open(path, os.O_RDONLY)
     except OSError:
         return  # a system that does not open folders
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(number)
+        os.fsync(number)
+    except OSError as error:
+        if error.errno in _LOST and not os.path.isdir(path):
+            raise  # others: a file system that cannot be asked
     finally:
         os.close(number)
 

@@ -23,6 +23,8 @@ from lesa_nb.io.atomic import atomic_path, atomic_write, errors_at_the_end
 
 __all__ = ["save_tensors", "read_metadata", "read_tensors", "save_pth", "read_pth", "identical"]
 
+#: the disk or the network failed, whatever the file holds
+_OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
     """SHA-256 of what a file holds: metadata, names, types, shapes and numbers."""
@@ -130,6 +132,7 @@ def read_pth(path: str | PathLike) -> Any:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no file of torch.save, or reading it would run code; the sentence says which.
+        OSError, MemoryError: The disk, the network or the memory failed: nothing is known of the file.
     """
     path = Path(path)
     kind = f"a {path.suffix if path.suffix in ('.pt', '.pth') else '.pth'} file"
@@ -148,6 +151,11 @@ def read_pth(path: str | PathLike) -> Any:
     except PermissionError:
         raise  # the system's own message says it all
     except Exception as error:  # foreign bytes make the reader stumble in a dozen ways
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise OSError(error.errno, f"could not be read ({error.strerror}); the file may be whole: try again when "
+                                       "its disk or network answers", str(path)) from None
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise MemoryError(f"{path}: not enough memory to read its {path.stat().st_size/2**20:,.0f} MiB") from None
         called = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if called:
             raise ValueError(

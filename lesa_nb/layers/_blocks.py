@@ -31,8 +31,10 @@ def blocks(pairs: int, positions: int, unit: int, budget: int, lanes: int) -> li
     """Cut (pairs, rows of scores) into blocks: slices of image-head pairs and of rows, as (pairs, rows).
 
     A row has `positions` scores; a block holds at most `budget` scores, but at least `unit` rows of one pair; its rows
-    are a multiple of `unit`, and it has `lanes` pairs if they fit.
+    are a multiple of `unit`, and it has `lanes` pairs if they fit. Without pairs there are no blocks.
     """
+    if not pairs:
+        return []
     rows = _even(positions//unit, budget//(positions*unit*min(pairs, lanes)))*unit
     some = _even(pairs, budget//(rows*positions))
     return [(slice(p, min(p + some, pairs)), slice(i, min(i + rows, positions)))
@@ -110,6 +112,10 @@ class _DifferentiableAgain(torch.autograd.Function):
     def forward(ctx: Any, fused: Callable[..., Tensor], written_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
         ctx.fused, ctx.written_out = fused, written_out
+        ctx.inner = ctx.out = None
+        # Whoever saves tensors another way, as a checkpoint does, would keep these beside: backward makes them again.
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return fused(*inputs)
         ctx.inner, ctx.out = _DifferentiableAgain._call(ctx, inputs)
         return ctx.out.detach()
 

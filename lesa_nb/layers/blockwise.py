@@ -26,6 +26,7 @@ from lesa_nb.layers.moments import (
     needs_moments,
     score_scale,
 )
+from .norms import counts_together
 from .position import FactoredTable, FlatTable
 from .ways import OffsetTable, find_way, register_way
 
@@ -144,7 +145,7 @@ def _pick(q, position, norm, size):
     name, reason, numbers = _kernel(q, position, size)
     if torch.compiler.is_exporting(): return name, reason, numbers # the graph holds for every size
     scores = q.shape[0]*q.shape[1]*q.shape[3]**2
-    if scores > _SMALL[name]: return name, reason, numbers
+    if scores > _SMALL[name] or counts_together(norm): return name, reason, numbers
     reason = "{:,} scores in all, at most {:,}: writing them out is fastest"
     return "explicit", reason, (scores, _SMALL[name])
 

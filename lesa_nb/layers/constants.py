@@ -6,11 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_INFRA = torch._C._TorchDispatchModeKey
+#: PyTorch's own modes in which tensors are stand-ins: FakeTensorMode, make_fx, functionalization
+_STAND_INS = (_INFRA.FAKE, _INFRA.PROXY, _INFRA.FUNCTIONAL)
+
+
+def _followed() -> bool:
+    """Whether somebody follows this call without numbers, so that what it makes is no tensor for others."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in _STAND_INS)
+
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a function of hashable arguments to make each tensor once, not at every step. Do not write into them.
 
-    What an exporter makes is not kept: it is part of a graph.
+    What is made for an exporter, or in a mode of stand-ins (FakeTensorMode), is not kept: it is of no use to others.
     """
     @lru_cache(maxsize=80)
     def remembered(*arguments: Any) -> Tensor:
@@ -19,7 +30,7 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(make)
     def made(*arguments: Any) -> Tensor:
-        return make(*arguments) if torch.compiler.is_exporting() else remembered(*arguments)
+        return make(*arguments) if _followed() else remembered(*arguments)
 
     return made
 

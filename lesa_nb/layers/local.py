@@ -82,12 +82,15 @@ class DeformableConv2d(nn.Conv2d):
             raise ValueError(f"expected a map of shape (B, {self.in_channels}, H, W), "
                              f"found {tuple(x_BCHW.shape)}")
         delta_BTHW = self.conv_offset(x_BCHW)             # two for each tap: down, right, down, ...
-        shape = self.stride, self.padding, self.dilation
-        x_BCHW, delta_BTHW = (t.to(self.weight.dtype) for t in (x_BCHW, delta_BTHW)) # for autocast
+        shape, own = (self.stride, self.padding, self.dilation), self.weight.dtype
+        wide = torch.promote_types(own, torch.float32)    # a half has no room for places
+        x_BCHW, delta_BTHW, weight_DCAB = (t.to(wide) for t in (x_BCHW, delta_BTHW, self.weight))
         if x_BCHW.is_cuda or torch.compiler.is_exporting(): # one kernel, and one node of a graph
-            return deform_conv2d(x_BCHW, delta_BTHW, self.weight, None, *shape)     # (3.3)
-        return checkpoint(_read_and_weigh, x_BCHW, delta_BTHW, self.weight, *shape,
-                          use_reentrant=False, preserve_rng_state=False)            # (3.3)
+            out_BDHW = deform_conv2d(x_BCHW, delta_BTHW, weight_DCAB, None, *shape) # (3.3)
+        else:
+            out_BDHW = checkpoint(_read_and_weigh, x_BCHW, delta_BTHW, weight_DCAB, *shape,
+                                  use_reentrant=False, preserve_rng_state=False)    # (3.3)
+        return out_BDHW if own == wide else out_BDHW.to(own)
 
 # %% ../../nbs/1_layer/03_local.ipynb #cell-21
 class Local(nn.Module):

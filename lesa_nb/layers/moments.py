@@ -18,7 +18,7 @@ from ._unknown_sizes import windows
 from lesa_nb.layers.norms import (
     SyncBatchNorm,
     all_reduce_sum,
-    several_processes,
+    counts_together,
     update_running_stats,
 )
 
@@ -95,15 +95,15 @@ def factored_moments(
     size: tuple[int, int], # (H, W) of the map
 ) -> Moments: # of q_i . (h + w)
     "The moments of all N x N scores of a factored table, eq. (6.2) with (6.4)."
-    (H, W), (B, G) = size, q_BGKN.shape[:2]
+    (H, W), (B, G, K, _) = size, q_BGKN.shape
     q_BGKHW = q_BGKN.unflatten(-1, (H, W))
     (h_KH, hh_KKH), (w_KW, ww_KKW) = (
         [_window_sums(t, n).flip(-1) for t in (axis_KR, _outer(axis_KR))] # (6.3), turned round
         for axis_KR, n in zip((axis_KR.double() for axis_KR in axes), size))
     h_BGHW = einsum("bgkyx,ky->bgyx", q_BGKHW, h_KH.to(q_BGKN.dtype))            # q . m^h
     w_BGHW = einsum("bgkyx,kx->bgyx", q_BGKHW, w_KW.to(q_BGKN.dtype))            # q . m^w
-    q_HXK = q_BGKHW.permute(3, 0, 1, 4, 2).reshape(H, B*G*W, -1).contiguous()
-    q_WXK = q_BGKHW.permute(4, 0, 1, 3, 2).reshape(W, B*G*H, -1).contiguous()
+    q_HXK = q_BGKHW.permute(3, 0, 1, 4, 2).reshape(H, B*G*W, K).contiguous()
+    q_WXK = q_BGKHW.permute(4, 0, 1, 3, 2).reshape(W, B*G*H, K).contiguous()
     hh_HBGW = _squares(q_HXK, hh_KKH.movedim(-1, 0)).view(H, B, G, W)            # q M^h q
     ww_WBGH = _squares(q_WXK, ww_KKW.movedim(-1, 0)).view(W, B, G, H)            # q M^w q
     first = _total(W*h_BGHW + H*w_BGHW, (0, 2, 3))                               # (6.4) m
@@ -127,8 +127,8 @@ def needs_moments(
     return isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
 
 def _over_processes(norm, sums, count):
-    "Add the sums of all processes if the norm was converted to a SyncBatchNorm."
-    if not isinstance(norm, nn.SyncBatchNorm): return sums, count
+    "Add the sums of all processes if the norm counts their samples together."
+    if not counts_together(norm): return sums, count
     total = all_reduce_sum(torch.cat([sums, sums.new_full((1,), count)]), norm.process_group)
     return total[:-1], total[-1].detach()
 
@@ -140,8 +140,7 @@ def score_scale(
     "All that a batch norm of scores leaves behind in a softmax, eq. (6.5)."
     if needs_moments(norm):
         sums = torch.cat([*(m.first for m in moments), *(m.second for m in moments)])
-        each_has_a_pair = isinstance(norm, nn.SyncBatchNorm) and several_processes()
-        if count < 2 and not each_has_a_pair:
+        if count < 2 and not counts_together(norm):
             raise ValueError("batch statistics need at least 2 pairs of pixels: "
                              "use a larger map or batch, or eval mode")
         sums, count = _over_processes(norm, sums, count)
@@ -153,4 +152,5 @@ def score_scale(
         var = norm.running_var
     scale = (var + norm.eps).rsqrt()                                 # (6.5)
     if norm.weight is None: return scale
-    return scale*norm.weight + 0*norm.bias                           # the bias: a gradient of zero
+    scale = scale*norm.weight
+    return scale if norm.bias is None else scale + 0*norm.bias       # the bias: a gradient of zero

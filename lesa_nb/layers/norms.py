@@ -39,6 +39,15 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def counts_together(norm: nn.Module) -> bool:
+    """Whether a norm would take its statistics from the samples of several processes now.
+
+    It then adds up sums over all processes, forward and backward: each of them has to take part, in the same order and
+    with tensors of the same size, however many samples of its own it has.
+    """
+    return isinstance(norm, nn.SyncBatchNorm) and norm.training and several_processes()
+
+
 def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
     """Add `x` over all processes of `group` (None: all there are), differentiably; in a single process, `x` itself.
 
@@ -47,6 +56,15 @@ def all_reduce_sum(x: Tensor, group: Any = None) -> Tensor:
     if not several_processes():
         return x
     return _AllReduceSum.apply(x, group or dist.group.WORLD)
+
+
+def only_normalizes(norm: nn.Module) -> bool:
+    """Whether a module is a batch norm of PyTorch or of this library and no more.
+
+    A subclass with a `forward` of its own may do more: timm's BatchNormAct2d holds the activation, too.
+    """
+    known = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+    return isinstance(norm, _BatchNorm) and type(norm).forward in known
 
 
 @torch.no_grad()
@@ -138,13 +156,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     """Batch norm over the samples of all processes, on any device, for inputs (B, C, ...).
 
     In training, one all-reduce forward and one backward; a process may have no samples at all. In eval mode and in a
-    single process PyTorch's own batch norm does the work. With `create_graph=True` its gradient can be differentiated
+    single process it is PyTorch's batch norm. With `create_graph=True` its gradient can be differentiated
     again, for which every process must ask.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and several_processes()):
-            return super().forward(input)
+        if not counts_together(self):
+            return _BatchNorm.forward(self, input)  # nn.SyncBatchNorm's own refuses CPUs where a process group is open
         y, mean, var, count = _Normalize.apply(input, self.weight, self.bias, self.eps,
                                                self.process_group or dist.group.WORLD)
         if self.track_running_stats:
@@ -157,9 +175,17 @@ def convert_sync_batchnorm(model: _Module) -> _Module:
 
     The modules stay the same objects with the same parameters and buffers, so optimizers and averages made before the
     conversion keep working. Returns `model`.
+
+    A subclass of PyTorch's batch norms with a `forward` of its own, which would be lost, is a ValueError; then nothing
+    has changed.
     """
-    for norm in model.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.__class__ = SyncBatchNorm
-            setattr(norm, "process_group", None)  # SyncBatchNorm's: all processes
+    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
+    if others := [name for name, norm in norms.items() if not only_normalizes(norm)]:
+        kind = type(norms[others[0]])
+        raise ValueError(f"expected batch norms of PyTorch, found {len(others)} with a forward of their own, first "
+                         f"{others[0] or 'the network itself'}, a {kind.__module__}.{kind.__name__}, which may do "
+                         "more: convert them with the function of the library they are from")
+    for norm in norms.values():
+        norm.__class__ = SyncBatchNorm
+        setattr(norm, "process_group", None)  # SyncBatchNorm's: all processes
     return model

@@ -61,6 +61,9 @@ class Detector(nn.Module):
         self.resize_in_training, self.sampler, self.masks = resize_in_training, sampler, masks
         wanted = dict(pre_nms_top_n=pre_nms_top_n, post_nms_top_n=post_nms_top_n)
         given = {name: numbers for name, numbers in wanted.items() if numbers is not None}
+        for name, numbers in given.items():  # or a missing one would end the first validation
+            if not isinstance(numbers, Mapping) or set(numbers) != {"training", "testing"}:
+                raise ValueError(f"expected {name} as dict(training=..., testing=...), found {numbers}")
         self.rpn = RPN(pyramid.channels, **{**self.rpn_options, **given})
 
     def extract(self, x: Tensor) -> list[ImageFeatures]:
@@ -119,6 +122,8 @@ class Detector(nn.Module):
         """
         if self.training and targets is None:
             raise ValueError("a detector in training mode needs targets; call .eval() to detect")
+        if self.training and not len(images):
+            raise ValueError("a detector in training mode needs an image at least, found none")
         inputs, fitted = prepare(
             images,
             targets if self.training else None,

@@ -35,12 +35,13 @@ def check_images(images: Sequence[Tensor], names: Sequence[str]) -> None:
 def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *, semantic: bool) -> None:
     """Refuse with ValueError a target that lacks something or does not fit an image of `size` (H, W).
 
-    Expected are `boxes` (n, 4), `labels` (n,) of type int64, optionally `masks` (n, H, W) and, if `semantic`, a map
-    `semantic` (H, W). Values are judged by `check_values`, once the boxes are as they will be used.
+    Expected are `boxes` (n, 4), `labels` (n,) of type int64, optionally `masks` (n, H, W) and `has_mask` (n,), which
+    says whose masks are true, and, if `semantic`, a map `semantic` (H, W). Values are judged by `check_values`, once
+    the boxes are as they will be used.
     """
     if missing := [key for key in ("boxes", "labels") if key not in target]:
         raise ValueError(f"{name}: its target has no {', '.join(missing)}")
-    for key in ("boxes", "labels", "masks"):
+    for key in ("boxes", "labels", "masks", "has_mask"):
         if key in target and not isinstance(target[key], Tensor):
             raise ValueError(f"{name}: expected target {key} to be of type Tensor, found {type(target[key]).__name__}")
     boxes, labels = target["boxes"], target["labels"]
@@ -51,7 +52,7 @@ def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *,
         raise ValueError(f"{name}: expected target labels of type int64, found {labels.dtype}; "
                          "convert them with .long()")
     n, (H, W) = len(boxes), size
-    for key, shape in dict(labels=(n,), masks=(n, H, W)).items():
+    for key, shape in dict(labels=(n,), masks=(n, H, W), has_mask=(n,)).items():
         if key in target and tuple(target[key].shape) != shape:
             raise ValueError(f"{name}: expected {key} of shape {shape}, found {tuple(target[key].shape)}")
     if semantic and "semantic" not in target:
@@ -86,7 +87,7 @@ def check_values(
     `fitted` are the targets as they will be used: boxes in float32, cut at the edges, of the network's size. Labels run
     from 1 to `classes`; stuff values are judged if `semantic`. However many images there are, the device is asked once.
     """
-    if not images:
+    if not len(images):  # they may be one tensor (B, 3, H, W)
         return
     faults = [_unusable(target, fit, classes, semantic) for target, fit in zip(targets, fitted)]
     numbers = [image.detach().amax().float() for image in images]

@@ -106,6 +106,7 @@ class Backbone(ResNet):
                          image_size=image_size,
                          num_classes=1, **dict(position="factored") | options)
         del self.avgpool, self.fc
+        self.strides = tuple(strides)
         self.channels = [4*base*2**i for i in range(self.depth)]
         stem = [self.conv1, self.bn1] if frozen >= 0 else []
         for part in stem + [self.get_submodule(f"layer{i}") for i in range(1, frozen + 1)]:
@@ -135,6 +136,9 @@ class Pyramid(nn.Module):
         channels: int = 256, # C, width of every map
     ):
         super().__init__()
+        if backbone.strides != (1, 2, 2, 2): # anchors and boxes count on the maps' strides
+            raise ValueError("expected a backbone with maps at strides 4, 8, 16 and 32, "
+                             f"strides=(1, 2, 2, 2), found strides={backbone.strides}")
         self.backbone, self.channels = backbone, channels
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, LastLevelMaxPool())
 

@@ -123,10 +123,19 @@ def _as_pair(image_size):
     return size
 
 
-# %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-stages
 #: blocks of LESA-ResNet-50 and LESA-WRN-50, by stage: C keeps its convolution, L gets the term
 STAGES = ("CCC", "CCCC", "CLLLLL", "LLL")
 
+def _check_plan(stages, strides):
+    "One stride for each stage, and only the two letters."
+    if len(stages) != len(strides):
+        raise ValueError(f"need one stride per stage, got {len(stages)} stages "
+                         f"and {len(strides)} strides")
+    if extra := set("".join(stages)) - set("CL"):
+        raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
+
+# %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
 class ResNet(nn.Module):
     "A ResNet whose architecture is data: stem, stages, pool, linear, eqs. (10.3) to (10.5)."
     def __init__(
@@ -143,11 +152,7 @@ class ResNet(nn.Module):
         **term_options: Any, # for the L blocks: position, heads and the other options of `LESA`
     ):
         super().__init__()
-        if len(stages) != len(strides):
-            raise ValueError(f"need one stride per stage, got {len(stages)} stages "
-                             f"and {len(strides)} strides")
-        if extra := set("".join(stages)) - set("CL"):
-            raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
+        _check_plan(stages, strides)
         size, term_options = _as_pair(image_size), settle(term_options, known=_OPTIONS)
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
@@ -168,20 +173,26 @@ class ResNet(nn.Module):
             if isinstance(part, nn.Conv2d) and not name.endswith("conv_offset"):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")   # (10.5)
 
+    def _maps(self, x_BCHW):
+        "The output of every stage, one at a time."
+        x_BCHW = self.conv1(check_batch(x_BCHW, self.conv1.weight))
+        x_BCHW = self.maxpool(self.relu(self.bn1(x_BCHW)))
+        for i in range(1, self.depth + 1):
+            x_BCHW = self.get_submodule(f"layer{i}")(x_BCHW)
+            yield x_BCHW
+
     def features(
         self,
         x_BCHW: Float[Tensor, "B 3 H W"], # normalised RGB images of any size
     ) -> list[Float[Tensor, "B D h w"]]: # the output of every stage
         "The maps after each stage, for whoever needs more than a class."
-        x_BCHW = self.conv1(check_batch(x_BCHW, self.conv1.weight))
-        maps = [self.maxpool(self.relu(self.bn1(x_BCHW)))]
-        for i in range(1, self.depth + 1):
-            maps.append(self.get_submodule(f"layer{i}")(maps[-1]))
-        return maps[1:]
+        return list(self._maps(x_BCHW))
 
     def forward(self, x_BCHW: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B classes"]:
-        "Logits of images as in `features`."
-        return self.fc(self.avgpool(self.features(x_BCHW)[-1]).flatten(1))
+        "Logits of images as in `features`; holds one stage's map at a time."
+        for x_BCHW in self._maps(x_BCHW):
+            pass
+        return self.fc(self.avgpool(x_BCHW).flatten(1))
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-37
 def lesa_resnet50(

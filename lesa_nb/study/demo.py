@@ -96,10 +96,10 @@ def _no_bar(losses: Iterator[float], name: str, steps: int) -> Iterator[float]:
 def train_demo(
     out: str | PathLike,
     *,
-    steps: int = 400,
+    steps: int = 600,
     seed: int = 0,
     batch_size: int = 64,
-    lr: float = 3e-3,
+    lr: float = 2e-3,
     valid: int = 1024,
     fashion: str | PathLike | None = None,
     watch: Callable[[Iterator[float], str, int], Iterable[float]] = _no_bar,
@@ -107,7 +107,7 @@ def train_demo(
     """Train the three networks on both problems; write weights, metrics, curves, and figures of what LESA looks at.
 
     out: folder for everything that is written; made if it does not exist. steps: of every network on every problem.
-    batch_size, lr: with these LESA learned the twins from every seed that was tried (nb 30). valid: twin pictures
+    batch_size, lr: the recipe of larger batches of nb 30. valid: twin pictures
     kept for validation. fashion: folder that holds FashionMNIST/raw as torchvision keeps it; then 100 steps of each
     network on Fashion-MNIST too, counted on 2,000 pictures. watch: gets the losses, the name and the steps of every
     run; a progress bar, for instance.

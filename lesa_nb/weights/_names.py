@@ -9,6 +9,9 @@ __all__ = ["LAYER_NAMES", "TABLES_OF_NAMES", "translate", "unwrap", "in_our_name
 
 _T = TypeVar("_T")
 
+#: what stands in front of all names: of DataParallel, and usually of a LightningModule
+_WRAPPERS = ("module", "model")
+
 #: one LESA layer: our name -> the authors'
 LAYER_NAMES = {
     "local.spatial": "x_transform.0",
@@ -89,7 +92,7 @@ def translate(path: str, table: Mapping[str, str]) -> str:
 
 
 def unwrap(tensors: Mapping[str, _T], what: str | PathLike) -> tuple[dict[str, _T], tuple[str, ...]]:
-    """Names without what wrappers have put in: `module.` in front, `_orig_mod.` anywhere; and which of both there were.
+    """Names without what wrappers have put in, `module.` or `model.` in front, `_orig_mod.` anywhere; and which it was.
 
     Args:
         tensors: Names as they are stored.
@@ -102,12 +105,12 @@ def unwrap(tensors: Mapping[str, _T], what: str | PathLike) -> tuple[dict[str, _
     for key, tensor in tensors.items():
         words = [word for word in key.split(".") if word != "_orig_mod"]
         stripped |= {"_orig_mod."} if len(words) < len(key.split(".")) else set()
-        while words[:1] == ["module"]:
-            stripped.add("module.")
-            del words[0]
+        while len(words) > 1 and words[0] in _WRAPPERS:
+            stripped.add(f"{words.pop(0)}.")
         renamed[".".join(words)] = tensor
     if len(renamed) < len(tensors):
-        raise ValueError(f"{what} holds some names twice, with and without 'module.' or '_orig_mod.': which are meant?")
+        raise ValueError(f"{what} holds some names twice, with and without {' or '.join(map(repr, sorted(stripped)))}: "
+                         "which are meant?")
     return renamed, tuple(sorted(stripped, reverse=True))
 
 

@@ -99,12 +99,13 @@ class TimmResNet(ResNet):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         taken = self._taken(indices)
         x = self.relu(self.bn1(self.conv1(check_batch(x))))
-        maps = [x]
+        maps = {0: x} if 0 in taken else {}
         x = self.maxpool(x)
         for i in range(1, (max(taken) if stop_early else self.depth) + 1):
             x = self._stage(i, x)
-            maps.append(x)
-        found = [map_ for i, map_ in enumerate(maps) if i in taken]
+            if i in taken:
+                maps[i] = x
+        found = list(maps.values())
         return found if intermediates_only else (x, found)
 
     def prune_intermediate_layers(

@@ -17,13 +17,20 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..layers.context import Context
 from ..layers.local import DeformableConv2d, Local
+from ..layers.norms import only_normalizes
 from ..models.resnet import Bottleneck, ResNet
 
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-08
-_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)  # what can be folded
+def _is_norm(part: nn.Module) -> bool:
+    "Whether a part is a batch norm and no more: a subclass may hold an activation, too."
+    return only_normalizes(part) or type(part) is FrozenBatchNorm2d
+
+def _folds(conv: nn.Module, *norms: nn.Module) -> bool:
+    "Whether the norms can move into a convolution, which must not compute its weight itself."
+    return "weight" in conv._parameters and all(map(_is_norm, norms))
 
 def _scale_and_shift(
-    norm: Any, # one of `_NORMS`, in eval mode
+    norm: Any, # one for which `_is_norm` holds, in eval mode
 ) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]: # s and t, in float64
     "The two numbers per channel that a batch norm comes down to."
     if norm.running_mean is None:
@@ -59,7 +66,7 @@ def _fold(
     norm: nn.Module, # batch norm that follows it; anything else is left alone
 ) -> nn.Module: # what to put in the norm's place
     "Fold a batch norm into the convolution before it."
-    if not isinstance(norm, _NORMS): return norm
+    if not _folds(conv, norm): return norm
     scale_C, shift_C = _scale_and_shift(norm)
     if conv.bias is not None:
         shift_C = shift_C + scale_C*conv.bias.double()                           # (13.2) s b + t
@@ -112,8 +119,8 @@ def _fold_context(
     context: Context, # context term in eval mode, changed in place
 ) -> Context: # the same one
     "Fold the three norms of a context term."
-    if not isinstance(context.norm_scores, _NORMS): return context                # folded before
     G, S, qkv = context.heads, 1 + context.position.n_values, context.qkv
+    if not _folds(qkv, context.norm_qkv, context.norm_scores, context.norm_out): return context
     q_G, k_G, left_PG = _share(_scale_and_shift(context.norm_scores)[0].unflatten(0, (-1, G)))
     scale_GVS, shift_GVS = (t.unflatten(0, (G, -1, S)) for t in _scale_and_shift(context.norm_out))
     V = scale_GVS.shape[1]

@@ -62,7 +62,8 @@ def to_published(
     return tensors | {key: _flatten_index(N) for key, N in _index_buffers(module).items()}
 
 # %% ../../nbs/2_networks/11_published.ipynb #cell-23
-_LAYERS = ("net", "state_dict", "model") # where a checkpoint keeps its tensors, eq. (11.3)
+# where a checkpoint keeps its tensors, eq. (11.3)
+_LAYERS = "net", "state_dict", "model_state_dict", "model"
 
 def tensors_in(
     found: Any, # what a file of weights holds

@@ -69,7 +69,7 @@ def draw_explorer_image(steps):
         page.screenshot(path=f"{folder}/page.png", full_page=True)
         chromium.close()
         with Image.open(f"{folder}/page.png") as picture:  # few colours: the source archive stays below 2 MB
-            reduced(picture.convert("RGB")).save(IMAGES / "explorer.png", optimize=True)
+            reduced(picture.convert("RGB"), "inferno").save(IMAGES / "explorer.png", optimize=True)
 
 
 DRAW = {"map": draw_map_image, "triptych": draw_triptych_image, "explorer": draw_explorer_image}

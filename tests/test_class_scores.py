@@ -15,6 +15,7 @@ from lesa_nb.cli import main
 from lesa_nb.look.confusion import _label, _pooled, _shares, confusion_figure
 from lesa_nb.look.figures import save_png
 from lesa_nb.models.registry import build_classifier
+from lesa_nb.tasks.classify import score_folder
 from lesa_nb.tasks.confusion import ClassScores, score_by_class, write_class_scores
 from lesa_nb.tasks.predict import predict
 from lesa_nb.weights.files import save_weights
@@ -52,6 +53,13 @@ def by_hand(loaded, folder):
         for answer in predict(loaded, sorted((folder / name).iterdir()), top=1):
             counts[row, loaded.classes.index(answer["classes"][0]["name"])] += 1
     return counts
+
+
+@pytest.mark.parametrize("score", [score_folder, score_by_class])
+def test_a_size_at_which_nothing_is_left_to_attend_to_is_refused(home, score):
+    with pytest.raises(ValueError, match="image_size must be at least 9 for small, .*got 8"):
+        score(load(home / "two.safetensors"), home / "two", image_size=8)
+    assert score(load(home / "two.safetensors"), home / "two", image_size=16)
 
 
 @pytest.mark.parametrize("task", ["ten", "two"])

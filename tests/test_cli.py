@@ -267,6 +267,23 @@ def test_explain_with_the_demos_weights(photo, weights, capsys):
     assert Image.open(out).format == "PNG"
 
 
+def test_a_figure_that_finds_no_room_leaves_the_old_one(photo, weights, tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    out = tmp_path / "f.PNG"
+    assert run(capsys, "explain", photo, "--weights", weights, "--size", "50", "--out", out)[0] == 0
+    before = out.read_bytes()
+
+    def torn(self, path, **_):
+        Path(path).write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", torn)
+    status, _, err = run(capsys, "explain", photo, "--weights", weights, "--size", "50", "--out", out)
+    assert status == 1 and f"{out}: the figure could not be written" in err and "the one before it is intact" in err
+    assert out.read_bytes() == before and not [*tmp_path.glob("*.part")]
+
+
 def test_explain_without_weights_says_untrained(photo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     titles = []

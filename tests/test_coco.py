@@ -476,7 +476,8 @@ def test_a_turned_picture_is_explained(folder):
     "image, message",
     [
         (dict(id="000123"), r'must have id: expected a whole number, found "000123" \(text\)'),
-        (dict(file_name="part\\x.jpg"), "has a backslash"),
+        (dict(file_name="C:\\part\\x.jpg"), "leads out of the folder; write where the file lies below the folder"),
+        (dict(file_name="..\\upload\\1\\x.jpg"), "leads out of the folder"),
     ],
 )
 def test_messages_name_the_true_cause(folder, image, message):

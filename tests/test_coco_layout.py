@@ -94,12 +94,17 @@ def as_label_studio(source, folder):
     as_one_set(source, folder, file="result.json", prefix="images/")
 
 
+def as_label_studio_on_windows(source, folder):
+    as_one_set(source, folder, file="result.json", prefix="images\\")
+
+
 def as_labelme(source, folder):
     as_one_set(source, folder, images="JPEGImages", file="annotations.json", prefix="JPEGImages/")
 
 
 TWO = dict(coco=as_coco, roboflow=as_roboflow, cvat_subsets=as_cvat_subsets)
-ONE = dict(cvat=as_one_set, cvat_parts=as_cvat_parts, label_studio=as_label_studio, labelme=as_labelme)
+ONE = dict(cvat=as_one_set, cvat_parts=as_cvat_parts, label_studio=as_label_studio, labelme=as_labelme,
+           windows=as_label_studio_on_windows)
 
 
 def names(dataset):
@@ -144,7 +149,7 @@ def test_one_set_is_split_by_the_names_of_its_pictures(source, tmp_path, layout)
     train, val = CocoFolder(found), CocoFolder(found, "val")
     assert len(train) + len(val) == 12 and len(train) and len(val) and not names(train) & names(val)
     assert objects(train, val) == objects(CocoFolder(source, "train2017"), CocoFolder(source, "val2017"))
-    stored = [image["file_name"] for image in json.loads(train.path.read_text())["images"]]
+    stored = [image["file_name"].replace("\\", "/") for image in json.loads(train.path.read_text())["images"]]
     assert names(val) == {Path(name).name for name, held in zip(stored, held_out(stored, 0.3)) if held}
     report = verify_coco(found, progress=False)
     assert report.ok and "a hash of each file's name puts 30 %" in str(report)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import run_ranks
+from small_runs import RECIPE, make_task
 
 from lesa_nb.cli import _common, check, export, see
 from lesa_nb.cli._common import UsageError
@@ -151,6 +152,31 @@ def test_a_run_is_shown_while_it_goes():
     events[0] = {**events[0], "epoch": 1, "step": 0}
     show_progress(iter(events[:1] + events[2:]), speak=lines.append)
     assert lines[4].startswith("finished already: 4 images")
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_a_run_that_nobody_hears_any_more_is_saved(error, tmp_path):
+    "`| tee log` whose terminal has gone, `> log` on a full disk: it ended with the work since the last checkpoint lost."
+    from lesa_nb.engine._checkpoint import read_checkpoint
+    from lesa_nb.engine.run import fit
+    from lesa_nb.engine.signals import Stop, Stopped
+
+    lines = []
+
+    def speak(line):
+        if lines:
+            raise error
+        lines.append(line)
+
+    def events(stop):
+        for event in fit(make_task(replace(RECIPE, ema=0.0)), tmp_path, device="cpu", stop=stop):
+            yield dict(event, scores={}) | dict.fromkeys(["skipped"], int(event["step"] >= 2)) | dict(loss_scale=1.0)
+
+    with Stop() as stop, pytest.raises(Stopped, match="could not be written .*so it stopped in epoch 1 after step 2 of"):
+        show_progress(events(stop), speak=speak, stop=stop)
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 2 and len(lines) == 1
+    with pytest.raises(OSError):  # who cannot ask a run to end gets the error itself
+        show_progress(fit(make_task(), tmp_path / "other", device="cpu"), speak=speak)
 
 
 def test_what_a_gpu_cannot_do_and_steps_left_out_are_said():

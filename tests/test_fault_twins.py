@@ -21,6 +21,7 @@ from lesa_nb.data.drawn_coco import make_coco
 from lesa_nb.data.folders import ClassFolder
 from lesa_nb.data.verify import verify_image_folder
 from lesa_nb.data.verify_coco import verify_coco
+from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
 from lesa_nb.engine.run import fit
 from lesa_nb.io.tensors import read_metadata
 from lesa_nb.layers.lesa import LESA, POSITIONS
@@ -114,6 +115,23 @@ def test_a_run_goes_on_with_its_own_data_only(folder, tmp_path, name):
     with pytest.raises(ValueError, match="a run on other data .*train: .* samples there, .* now.*accept_changed_data"):
         list(fit(task_of(folder, name), tmp_path / "run", device="cpu", resume=True))
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("split, half", [("train", "train"), ("val", "valid")])
+def test_a_run_goes_on_with_its_own_annotations_only(folder, tmp_path, split, half):
+    "The pictures are the same, and what is known of them is not: scores before and after would not compare."
+    list(fit(task_of(folder, "coco"), tmp_path / "run", device="cpu"))
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.pt")
+    path = folder["coco"] / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"a run on other data .{half}: the same samples, but what is known of them"):
+        list(fit(task_of(folder, "coco"), tmp_path / "run", device="cpu", resume=True))
+    list(fit(task_of(folder, "coco"), tmp_path / "run", device="cpu", resume=True, accept_changed_data=True))
+    del checkpoint["data"][half]["content"]  # of a run before there was such a hash
+    save_checkpoint(checkpoint, tmp_path / "run" / "last.pt")
+    list(fit(task_of(folder, "coco"), tmp_path / "run", device="cpu", resume=True))
 
 
 @pytest.mark.fault("R4")

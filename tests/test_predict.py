@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lesa_nb.cli import main
+from lesa_nb.data.photos import open_image
 from lesa_nb.models.registry import build_classifier, build_detector
 from lesa_nb.tasks.predict import find_images, iter_predictions, predict
 from lesa_nb.weights.files import save_weights
@@ -205,6 +206,41 @@ def test_command_for_a_classifier(classifier, photos, tmp_path, capsys, monkeypa
     (photos/"broken.jpg").unlink()
     assert main(["predict", str(photos), "--weights", str(classifier)]) == 0
     assert not (tmp_path/"lesa_predictions").exists()
+
+
+@pytest.mark.parametrize("ends, status", [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
+def test_answers_that_were_found_are_kept(classifier, photos, tmp_path, capsys, monkeypatch, ends, status):
+    "Whatever ends a command after hours: Ctrl-C, or a disk that is full of other things."
+    asked = iter_predictions
+
+    def some(*words, **options):
+        yield next(asked(*words, **options))
+        raise ends
+
+    monkeypatch.setattr("lesa_nb.tasks.predict.iter_predictions", some)
+    out = tmp_path/"out.json"
+    assert main(["predict", str(photos), "--weights", str(classifier), "--json", str(out)]) == status
+    assert [answer["file"] for answer in json.loads(out.read_text())] == [str(photos/"a b.jpg")]
+    assert f"answers  {out}, of 1 of 3 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+def test_an_open_picture_is_answered_like_its_file(kind, request, tmp_path):
+    "16 bits are scaled and transparent pixels lie on white, whoever opened the file."
+    loaded = load(request.getfixturevalue(kind))
+    grey = np.random.default_rng(0).integers(0, 2**16, (64, 64), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path/"deep.png")
+    inks = np.random.default_rng(1).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    Image.fromarray(inks, "RGBA").save(tmp_path/"clear.png")
+    for name in ("deep.png", "clear.png"):
+        with Image.open(tmp_path/name) as opened:
+            seen = loaded.transform(opened)
+            of_opened, of_file = predict(loaded, [opened, tmp_path/name], threshold=0)
+        assert seen.equal(loaded.transform(open_image(tmp_path/name))) and seen.std() > .1
+        assert of_opened == of_file | dict(file=None)
+    odd = Image.fromarray(np.full((64, 64), 1e6, np.float32))
+    (answer,) = predict(loaded, odd)
+    assert "the picture: unclear range (values 1e+06" in answer["error"]
 
 
 def test_command_for_a_detector_draws(detector, photos, tmp_path, capsys):

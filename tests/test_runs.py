@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import HERE, ended, patient, run, several
+from processes import HERE, ended, patient, run, run_ranks, several
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
@@ -505,6 +505,32 @@ def test_metrics_over_two_processes_equal_one(tmp_path):
         both,
     )
     assert one["top1"] * 10.03 == pytest.approx(round(one["top1"] * 10.03), abs=1e-3)  # a share of 1,003 pictures
+
+
+APART = """
+import os, sys
+from pathlib import Path
+from lesa_nb.engine.run import fit
+from small_runs import make_task
+what, folder = sys.argv[1:]
+rank = int(os.environ["RANK"])
+task = make_task(train=128 - rank) if what == "data" else make_task()
+if what == "folder": folder = Path(folder, str(rank))
+try:
+    for _ in fit(task, folder, device="cpu", resume=True): pass
+except ValueError as error: print(error)
+"""
+
+
+def test_machines_with_other_data_or_another_folder_do_not_train_together(tmp_path):
+    "Each with a copy of its own: an order of samples, and even weights of its own, without a word."
+    said = run_ranks("-c", APART, "data", tmp_path / "data", timeout=60)
+    assert said.count("process 1 on ") == 2 == said.count("finds other data than process 0 (train: 128 samples in "), said
+    assert "127 samples here" not in said and ", 127 here" in said
+    train(tmp_path / "folder" / "0", until=1)
+    said = run_ranks("-c", APART, "folder", tmp_path / "folder", timeout=60)
+    assert said.count("not the same for all: epoch 1, step 0 for process 0 on ") == 2, said
+    assert said.count("none for process 1 on") == 2 and "a folder that all machines share" in said
 
 
 def test_a_process_that_dies_ends_the_other(tmp_path):

@@ -471,6 +471,45 @@ def test_two_processes_score_what_one_scores_and_train(source, tmp_path):
     )
 
 
+SHARED = """
+import json, sys
+from lesa_nb.cli.app import main
+from lesa_nb.tasks.detect_eval import evaluate_detector
+data, weights, out = sys.argv[1:]
+seen = []
+def watch(found):
+    for image_id, results in found:
+        seen.append(image_id)
+        yield image_id, results
+scores = evaluate_detector(data, weights, batch_size=2, watch=watch)
+print(json.dumps(dict(seen=seen, box=scores.box, detections=scores.detections)))
+words = [data, "--weights", weights, "--workers", "0", "--split", "test-dev2017", "--out", out]
+sys.exit(main(["export-testdev", "--data", *words]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_that_are_scored_and_sent(source, tmp_path):
+    "They did all of them, each of them, before."
+    torch.manual_seed(0)
+    net = dict(model="mask_rcnn", network="small", num_classes=3, image_size=64)
+    plain = CocoFolder(source, "val")
+    save_weights(build_detector(**net), tmp_path / "w.safetensors", arch="detector", net=net,
+                 classes=plain.categories.names, category_ids=plain.categories.ids)
+    found = {}
+    for ranks in 1, 2:
+        out = tmp_path / f"by {ranks}.json"
+        said = run_ranks("-c", SHARED, source, tmp_path / "w.safetensors", out, ranks=ranks).splitlines()
+        of_ranks = [json.loads(line) for line in said if line.startswith("{")]
+        assert len(of_ranks) == ranks and sum("test-dev2017" in line or "MB, in the original" in line
+                                              for line in said) == 1
+        assert sorted(sum((one["seen"] for one in of_ranks), [])) == sorted(plain.image_ids)
+        sent = sorted(json.loads(out.read_text()), key=lambda r: (r["image_id"], -r["score"], r["bbox"]))
+        found[ranks] = [{k: v for k, v in one.items() if k != "seen"} for one in of_ranks], sent
+    (alone,), sent = found[1]
+    assert found[2][0] == [alone, alone] and alone["detections"] and found[2][1] == sent
+
+
 # ---- by heart
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from lesa_nb.cli._common import LARGEST_SIDE, ScoreOptions, UsageError, check_new_file
+from lesa_nb.cli._common import LARGEST_SIDE, ScoreOptions, UsageError, check_new_file, echo
 
 
 def _check_sizes(image_size: tuple[int, ...], min_size: int | None, max_size: int | None) -> None:
@@ -108,5 +108,5 @@ def testdev_file(
         **options.words("image"),
     )
     size = path.stat().st_size / 1e6
-    print(f"{path}: {size:.1f} MB, in the original category numbers, at most 100 detections for each picture")
+    echo(f"{path}: {size:.1f} MB, in the original category numbers, at most 100 detections for each picture")
     return 0

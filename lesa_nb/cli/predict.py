@@ -100,7 +100,7 @@ def predict_images(
         paths: Pictures, folders of pictures, or patterns in quotes ("photos/*.jpg"). Folders are searched below.
         weights: Any file of weights: of lesa train or lesa demo, a checkpoint of a run, or a .pth of the authors.
         out: Folder for the pictures with boxes and names drawn in (detectors). Default: lesa_predictions.
-        json: Also write all answers there, as lesa_nb.predict returns them.
+        json: Also write all answers there, as lesa_nb.predict returns them; those found so far, if it is ended early.
         top: Classes that a classifier names, best first.
         threshold: Least score of an object that a detector names.
         batch_size: Pictures at once. Default: 16 for classifiers, 1 for detectors.
@@ -131,15 +131,19 @@ def predict_images(
     taken: set[str] = set()
     found = iter_predictions(loaded, files, top=top, threshold=threshold, batch_size=batch_size, device=where)
     bar = progress(found, unit="picture", total=len(files))
-    for answer in bar:
-        answers.append(answer)
-        with bar.external_write_mode(file=sys.stdout):
-            print(_sentence(answer), file=sys.stderr if "error" in answer else sys.stdout)
-        if answer.get("objects") is not None:
-            _draw(answer, loaded.classes, folder / _figure_name(Path(answer["file"]), taken))
-    if json is not None:
-        write_json(json, answers, "the answers")
-        print(f"answers  {json}")
+    try:
+        for answer in bar:
+            answers.append(answer)
+            with bar.external_write_mode(file=sys.stdout):
+                print(_sentence(answer), file=sys.stderr if "error" in answer else sys.stdout)
+            if answer.get("objects") is not None:
+                _draw(answer, loaded.classes, folder / _figure_name(Path(answer["file"]), taken))
+    finally:  # whatever ended it: hours of answers are kept
+        bar.close()
+        if json is not None and answers:
+            write_json(json, answers, "the answers")
+            only = f", of {len(answers):,} of {len(files):,} pictures" * (len(answers) < len(files))
+            print(f"answers  {json}{only}")
     if loaded.kind == "detector":
         print(f"pictures {folder}{os.sep}")
     broken = sum("error" in answer for answer in answers)

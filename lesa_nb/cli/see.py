@@ -147,6 +147,7 @@ def explain_photo(
     positive(size=size)
     check_threshold(threshold)
     from lesa_nb.data.photos import open_photo, photo_tensor
+    from lesa_nb.io.atomic import atomic_path
     from lesa_nb.look import capture, maps
 
     opened = open_photo(photo, max_pixels=_MOST_PIXELS, stretch=True)
@@ -165,7 +166,8 @@ def explain_photo(
     pixel_seen, says = _reduced_pixel((row, column), opened), drawn_answer(answers)
     fig = maps.explain_figure(photo_tensor(picture), seen, pixel_seen, title, answer=says)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out, dpi=110, bbox_inches="tight")  # a title may be wider than a narrow picture
+    with atomic_path(out, what="the figure") as beside:
+        fig.savefig(beside, dpi=110, bbox_inches="tight", format=out.suffix[1:])  # a title may be wider than a picture
     plt.close(fig)
     layers = ", ".join(capture.attention_layers(network.model))
     print(f"network  {network.title}")

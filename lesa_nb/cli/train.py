@@ -1,4 +1,5 @@
 """`lesa train`: runs that are shown while they go, and that go on where they were stopped."""
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
@@ -19,7 +20,9 @@ from lesa_nb.cli._common import (
     worker_count,
 )
 from lesa_nb.engine.group import is_main_process, world_size
-from lesa_nb.engine.signals import Stop
+from lesa_nb.engine.signals import Stop, Stopped
+
+_NO_READER = 13  # SIGPIPE, which Python ignores and Windows lacks: the exit status is 141, as of other programs
 
 
 class _Display:
@@ -83,20 +86,35 @@ class _Display:
             self.bar.close()
 
 
-def show_progress(events: Iterable[dict], *, speak: Callable[[str], None] = echo) -> dict:
+def show_progress(
+    events: Iterable[dict], *, speak: Callable[[str], None] = echo, stop: Stop | None = None
+) -> dict:
     """Show a run while it goes; returns the last event.
 
     `events` come from `fit`; `speak` gets the lines. The bar counts the steps of the whole run, so its estimate is the
-    end of the run and not of an epoch.
+    end of the run and not of an epoch. `stop` is the run's: it is asked to end, with everything saved, where nobody can
+    be told any more, since a reader has gone or the disk behind `>` is full. Without it the error ends the run.
     """
     display, last = _Display(speak), {}
+    unheard: OSError | None = None
     try:
         for last in events:
             show = {"start": display.start, "step": display.step, "valid": display.valid}.get(last["kind"])
-            if show:
-                show(last)
+            if show and not unheard:
+                try:
+                    show(last)
+                except OSError as error:
+                    if stop is None:
+                        raise
+                    unheard, stop.number = error, stop.number or _NO_READER
+    except Stopped as stopped:
+        if unheard:
+            why = f"what it says could not be written ({unheard.strerror})"
+            raise Stopped(f"{why}, so it {stopped}", _NO_READER) from None
+        raise
     finally:
-        display.close()  # before anybody says what went wrong
+        with contextlib.suppress(OSError):
+            display.close()  # before anybody says what went wrong
     return last
 
 
@@ -105,11 +123,13 @@ def _finish(folder: Path, last: dict, score: str) -> None:
     if not is_main_process():
         return
     from lesa_nb.engine.log import read_log
+    from lesa_nb.io.atomic import atomic_path
     from lesa_nb.look.curves import curves
 
     events = read_log(folder)
     if any(event["kind"] == "step" for event in events):
-        curves(events, folder.name).savefig(folder / "curves.png", dpi=110)
+        with atomic_path(folder / "curves.png", what="the curves") as beside:
+            curves(events, folder.name).savefig(beside, dpi=110, format="png")
     files = f"weights, log, curves and checkpoint are in {folder}"
     print(f"best {score} {last['best']:.2f}; {last['seconds']:.0f} s in this go; {files}")
 
@@ -201,7 +221,7 @@ class RunOptions:
             stop=stop,
             tensorboard=board,
         )
-        _finish(out, show_progress(events), task.score)
+        _finish(out, show_progress(events, stop=stop), task.score)
 
 
 def train_imagenet(

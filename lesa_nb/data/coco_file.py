@@ -1,4 +1,5 @@
 """The files of a COCO folder: whether they can be read, and what is wrong if not; where they are: `coco_layout`."""
+import hashlib
 import importlib
 import itertools
 import json
@@ -6,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
@@ -254,14 +255,15 @@ def _load_json(path: str | PathLike) -> dict:
 
 
 def _inner_name(path: str | PathLike, image: dict) -> str:
-    """The name of an image's file below the folder of its split, without detours."""
+    """The name of an image's file below the folder of its split, without detours.
+
+    Tools on Windows, label-studio among them, write a backslash between folder and file.
+    """
     name = image["file_name"]
-    if "\\" in name:
-        raise ValueError(f"{path}: image {image['id']}: file_name {name!r} has a backslash; "
-                         "write a slash between folder and file, as COCO does on every system")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"{path}: image {image['id']}: file_name {name!r} leads out of the folder")
+    pure = PurePosixPath(name.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or PureWindowsPath(name).drive:
+        raise ValueError(f"{path}: image {image['id']}: file_name {name!r} leads out of the folder; write where the "
+                         "file lies below the folder of the pictures, as COCO does")
     return pure.as_posix()
 
 
@@ -302,6 +304,10 @@ class _PackedLists(Sequence[list]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def digest(self) -> str:
+        """A hash of all lists."""
+        return hashlib.sha256(self._bytes.data).hexdigest()[:16]
 
     def __getitem__(self, place):
         return json.loads(self._bytes[self._ends[place]:self._ends[place + 1]].tobytes())

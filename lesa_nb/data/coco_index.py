@@ -76,7 +76,7 @@ class CocoIndex:
 
     Attributes: `files`; `split`, its name; `path` of the annotation file; `categories`; `image_ids`, sorted; `dropped`:
     kind of fault -> how often something was left out for it; `has_masks`: whether there is anything to learn or to find
-    but boxes; `pictures`: the folder of the images.
+    but boxes; `pictures`: the folder of the images; `content`: a hash of all that is left of the annotations.
     """
 
     def __init__(self, files: SplitFiles, content: CocoSplit, *, training: bool,
@@ -112,6 +112,7 @@ class CocoIndex:
         self._names = np.array([images[i]["file_name"] for i in self.image_ids])
         self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in self.image_ids])
         self._annotations = _PackedLists(content.annotations[i] for i in self.image_ids)
+        self.content = self._annotations.digest()
         every = [a.get("segmentation") is not None for i in self.image_ids for a in content.annotations[i]]
         self.has_masks = any(every) or not every
 

@@ -242,12 +242,25 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
     raise FileNotFoundError(f"{printable(missing)}: no such folder; {_expected_layout(folder)}")
 
 
+def require_held_out(folder: str | os.PathLike, val_fraction: float | None, trained: float | None) -> None:
+    """Refuse to score a part of a folder that holds pictures which the network was trained on.
+
+    val_fraction: the part that is scored; trained: the part that validated when it was trained. None: no part.
+    """
+    if val_fraction and trained and val_fraction > trained:
+        raise ValueError(
+            f"{printable(folder)}: the network was trained on all but val_fraction={trained} of such a folder, and of "
+            f"{val_fraction} it knows some: score {trained} or less, or put other pictures into test/")
+
+
 def find_scored(folder: str | os.PathLike, val_fraction: float | None = None, trained: float | None = None) -> str:
     """The folder of class folders to score a network on: validation where it is apart, else the folder itself.
 
     val_fraction: as for `find_layout`. trained: the fraction that validated when the network was trained, None where
-    validation lay apart. A folder without a split would then count pictures that were trained on: a ValueError.
+    validation lay apart. A folder without a split, or a larger part of it, would then count pictures that were trained
+    on: a ValueError.
     """
+    require_held_out(folder, val_fraction, trained)
     if val_fraction:
         return find_layout(folder, val_fraction).val
     apart = _validation_folder(folder)

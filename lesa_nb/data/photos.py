@@ -338,6 +338,20 @@ def open_image(path: str | os.PathLike, *, exif: bool = True, max_pixels: int | 
     return open_photo(path, exif=exif, max_pixels=max_pixels, stretch=stretch).image
 
 
+def picture_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
+    """A picture that is open already as RGB of 8 bits, by the rules of `open_image`: transparent pixels on white, more
+    than 8 bits scaled. Its pixels stay as they are stored; `name` is for the sentence.
+
+    Raises ValueError where it cannot be decoded, or nothing says which value is white.
+    """
+    try:
+        if _MODES.get(picture.mode.partition(";")[0]) == "deep colour":
+            picture, _ = _eight_bits(picture, b"", stretch=False)
+        return picture if picture.mode == "RGB" else _to_rgb(picture)
+    except Exception as error:  # Pillow's decoders fail in many ways
+        raise ValueError(str(_photo_fault(name, error))) from None
+
+
 def _sklearn_datasets() -> ModuleType:
     """scikit-learn's data sets, or one sentence on how to get them."""
     try:

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from lesa_nb.data.photos import picture_rgb
 from lesa_nb.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 _LONGEST_RATIO = 16  # of the sides of a picture; what is longer loses its ends before it is resized
@@ -61,6 +62,11 @@ def _standardised() -> list[v2.Transform]:
     """From a Pillow picture to a standardised tensor, eq. (15.3)."""
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True)]
+
+
+def any_mode(picture: Image.Image) -> Image.Image:
+    """A Pillow picture of any mode as RGB, by the rules that files are read by; a ValueError says why it cannot be."""
+    return picture_rgb(picture)
 
 
 def train_transform(size: int = 224, augment: str = "published") -> v2.Compose:

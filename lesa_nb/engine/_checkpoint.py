@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import subprocess
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lesa_nb.engine.group import Ranks
 from lesa_nb.io.tensors import read_pth, save_pth
 
-__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint", "check_same_run",
-           "commit"]
+__all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint",
+           "fingerprints", "check_same_run", "commit"]
 
 
 def save_checkpoint(content: dict[str, Any], path: str | PathLike) -> None:
@@ -65,16 +67,18 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def fingerprint(dataset: Any) -> dict[str, Any]:
     """What tells a data set from another: how many samples, the first names, and a hash of the list of names.
 
-    Names are asked of the data set's `sample_name(index)`; without that only the number is known.
+    Names are asked of the data set's `sample_name(index)`; without that only the number is known. A data set that has
+    `content`, a hash of what is known of its samples, is told by that, too.
     """
     name = getattr(dataset, "sample_name", None)
+    content = dict(content=dataset.content) if hasattr(dataset, "content") else {}
     if name is None:
-        return dict(samples=len(dataset), first=[], names="")
+        return dict(samples=len(dataset), first=[], names="", **content)
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         digest.update(str(name(index)).encode("utf-8", "surrogateescape") + b"\0")
     first = [str(name(index)).encode("utf-8", "backslashreplace").decode() for index in range(min(3, len(dataset)))]
-    return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16])
+    return dict(samples=len(dataset), first=first, names=digest.hexdigest()[:16], **content)
 
 
 #: numbers of a recipe that a run cannot change on its way: they lie in the checkpoint, or its step is counted in them
@@ -105,7 +109,9 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
     found = []
     for half, now in mine.items():
         then = theirs.get(half) or {}
-        if then == now:
+        if then | dict(content=None) == now | dict(content=None):
+            if "content" in then and then["content"] != now.get("content"):
+                found.append(f"{half}: the same samples, but what is known of them, as their boxes, has changed")
             continue
         if then.get("samples") != now["samples"]:
             found.append(f"{half}: {then.get('samples')} samples there, {now['samples']} now")
@@ -117,6 +123,24 @@ def _changed_data(theirs: dict[str, dict[str, Any]], mine: dict[str, dict[str, A
     return found
 
 
+def fingerprints(train: Any, valid: Any, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """`fingerprint` of both halves of a run's data, which must be the same in all processes: each draws its share of
+    every step from the same order. Machines with copies of their own may have others.
+
+    Raises:
+        ValueError: In all processes, with what differs.
+    """
+    mine = dict(train=fingerprint(train), valid=fingerprint(valid))
+    everyone = ranks.gather((socket.gethostname(), mine))
+    host, first = everyone[0]
+    for rank, (other, data) in enumerate(everyone):
+        if changed := [says.replace(" there, ", f" in process 0 on {host}, ").replace(" now", " here")
+                       for says in _changed_data(first, data)]:
+            raise ValueError(f"process {rank} on {other} finds other data than process 0 ({'; '.join(changed)}): give "
+                             "all machines the same files")
+    return mine
+
+
 def check_same_run(
     saved: dict[str, Any], told: dict[str, Any], path: str | PathLike, *, data: bool = False, recipe: bool = False
 ) -> None:
@@ -126,7 +150,7 @@ def check_same_run(
         saved: What the checkpoint holds.
         told: What this run was told: its "metadata", "recipe", "seed" and "data", the fingerprints of both halves.
         path: Of the checkpoint, for the sentence.
-        data: Go on although samples were added, removed or renamed.
+        data: Go on although samples were added, removed or renamed, or their annotations have changed.
         recipe: Go on with other numbers of the recipe, but for those that the checkpoint itself holds.
 
     Raises:
@@ -144,9 +168,9 @@ def check_same_run(
     changed = _changed_data(saved.get("data") or {}, told["data"])
     if changed and not data:
         raise ValueError(
-            f"{path}: a run on other data ({'; '.join(changed)}), so the order of samples would be another: bring the "
-            "data back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); "
-            "nothing was changed")
+            f"{path}: a run on other data ({'; '.join(changed)}), so it would be another from here: bring the data "
+            "back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); nothing "
+            "was changed")
 
 
 def commit() -> str | None:

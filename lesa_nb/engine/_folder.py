@@ -1,6 +1,7 @@
 """The folder of a run: its log, its checkpoint, and weights to hand on."""
 from __future__ import annotations
 
+import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lesa_nb.engine._checkpoint import commit, save_checkpoint
+from lesa_nb.engine._checkpoint import commit, read_checkpoint, save_checkpoint
 from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.log import RunLog
 from lesa_nb.io.atomic import atomic_json
@@ -35,6 +36,22 @@ class RunFolder:
         self.path, self.ranks, self.checkpoint = path, ranks, path/"last.pt"
         self.saved = time.perf_counter()
         self._log: RunLog | None = None
+
+    def read(self) -> dict[str, Any] | None:
+        """The checkpoint that a run goes on from, the same in all processes; None if there is none.
+
+        Raises:
+            ValueError: It is no checkpoint of a run, or some processes find another one, or none: in all processes.
+        """
+        content = read_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+        found = "none" if content is None else f"epoch {content['epoch']}, step {content['step']}"
+        everyone = self.ranks.gather((socket.gethostname(), found))
+        for rank, (host, other) in enumerate(everyone):
+            if other != everyone[0][1]:
+                raise ValueError(f"{self.checkpoint}: not the same for all: {everyone[0][1]} for process 0 on "
+                                 f"{everyone[0][0]}, {other} for process {rank} on {host}: choose a folder that all "
+                                 "machines share; if they do, wait a minute until they see the same")
+        return content
 
     def open_log(self, *, epoch: int, step: int, per_epoch: int, tensorboard: bool) -> None:
         """Go on with the log where the run stands; see `RunLog`."""

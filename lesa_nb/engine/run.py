@@ -19,9 +19,8 @@ from torch import nn
 
 from lesa_nb.engine._checkpoint import (
     check_same_run,
-    fingerprint,
+    fingerprints,
     random_state,
-    read_checkpoint,
     set_random_state,
 )
 from ._errors import explain_errors, explain_step, left_early
@@ -79,7 +78,7 @@ class Training:
         self.per_epoch, self.epoch, self.step = _steps_per_epoch(task), 0, 0
         self.best = [-float("inf")]*2 # the score, minus the loss
         self.scores = dict[str, float]()
-        self.data = dict(train=fingerprint(task.train), valid=fingerprint(task.valid))
+        self.data = fingerprints(task.train, task.valid, ranks)
         seed_everything(seed) # the same first weights everywhere
         dtype = torch.float64 if recipe.precision == "float64" else None
         self.model = task.build().to(device, dtype)
@@ -265,16 +264,14 @@ def fit(
     check_recipe(task.recipe, on, world_size()) # speaks up before anything is written
     with (process_group(on) as ranks, run_lock(path, ranks),
           contextlib.closing(RunFolder(path, ranks)) as home):
-        saved = home.checkpoint.exists()
-        if saved and not resume:
+        if home.checkpoint.exists() and not resume:
             raise ValueError(f"{folder}: holds a run already: resume it, or choose another folder; "
                              "nothing was changed")
         training = Training(task, seed=seed, device=on, ranks=ranks)
-        if saved:
-            content = read_checkpoint(home.checkpoint)
-            check_same_run(content, training.told(), home.checkpoint,
+        if saved := home.read():
+            check_same_run(saved, training.told(), home.checkpoint,
                            data=accept_changed_data, recipe=accept_changed_recipe)
-            training.load_state_dict(content)
+            training.load_state_dict(saved)
         home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch,
                       tensorboard=tensorboard)
         run = _Run(training, home, stop or Stop(), workers=workers, minutes=minutes)

@@ -19,7 +19,8 @@ class Task(NamedTuple):
         recipe: How it is trained; a run has no other one.
         build: Makes the network.
         train: `train[(epoch, index)]` is a sample that seed, epoch and index decide. A method `sample_name(index)`, of
-            this and of `valid`, names the samples in messages, and tells a run that its data have changed.
+            this and of `valid`, names the samples in messages, and tells a run that its data have changed; so does
+            `content`, a hash of what is known of them, if they have one.
         valid: `valid[index]` is a sample.
         collate: Samples -> a batch.
         losses: Of a network and a batch, by name; their sum is trained. The batch lies on the network's device, in its

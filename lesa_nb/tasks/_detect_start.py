@@ -11,7 +11,15 @@ from lesa_nb.data.coco import CocoFolder
 from lesa_nb.models.mask_rcnn import MaskRCNN
 from lesa_nb.weights.start import start_detector
 
-__all__ = ["detection_losses", "start_run"]
+__all__ = ["data_metadata", "detection_losses", "start_run"]
+
+
+def data_metadata(pictures: CocoFolder) -> dict[str, Any]:
+    """What a run notes of its data: names and ids of the categories and, where the names of the pictures split one set,
+    the part that validates."""
+    fraction = pictures.files.val_fraction
+    found: dict[str, Any] = dict(classes=pictures.categories.names, category_ids=pictures.categories.ids)
+    return found | (dict(val_fraction=fraction) if fraction else {})
 
 
 def detection_losses(model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:

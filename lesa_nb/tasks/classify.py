@@ -20,7 +20,6 @@ from torchvision.transforms import v2
 
 from ..data.folders import ClassFolder, class_folders, class_names, held_out
 from ..data.listing import find_scored
-from ..data.transforms import eval_transform
 from ..engine.group import pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
 from ..engine.loop import evaluate
@@ -191,7 +190,7 @@ def score_folder(
     place = find_scored(folder, val_fraction, classifier.metadata.get("val_fraction"))
     names = class_names(place)
     _check_classes(names, classifier.metadata, place)
-    images = ClassFolder(place, eval_transform(image_size) if image_size else classifier.transform,
+    images = ClassFolder(place, classifier.transform_at(image_size),
                          chosen=partial(held_out, fraction=val_fraction) if val_fraction else None)
     on = pick_device(device)
     as_it_is = Recipe("score", epochs=1, batch_size=batch_size, lr=1., lr_batch=1)

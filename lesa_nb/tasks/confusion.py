@@ -14,7 +14,6 @@ from lesa_nb.data.listing import find_scored
 from lesa_nb.data.report import printable
 from lesa_nb.engine.group import pick_device, process_group
 from lesa_nb.io.atomic import atomic_path, atomic_text
-from lesa_nb.models.registry import CLASSIFIERS, require_image_size
 from lesa_nb.tasks._tables import cell_text, format_rows
 from lesa_nb.tasks.classify import score_folder
 from lesa_nb.weights.load import Loaded
@@ -95,8 +94,6 @@ def score_by_class(
     from torchmetrics.classification import MulticlassConfusionMatrix
 
     known, on = classifier.classes, pick_device(device)
-    if options.get("image_size") is not None and classifier.metadata.get("network") in CLASSIFIERS:
-        require_image_size(options["image_size"], classifier.metadata["network"])
     if len(known) > MOST_CLASSES:
         return score_folder(classifier, folder, val_fraction=val_fraction, device=device, **options), None
     counts = MulticlassConfusionMatrix(max(2, len(known))).to(on)  # of one class the scorer itself complains

@@ -31,7 +31,7 @@ from ..engine.task import Task
 from ..models.mask_rcnn import MaskRCNN
 from ..models.pyramid import prepare
 from ..models.registry import build_detector
-from ._detect_start import detection_losses, start_run
+from ._detect_start import data_metadata, detection_losses, start_run
 from .coco_eval import score_results
 from .coco_results import _gather_results, _predict_results
 from .detect_eval import _percent_scores, _ValidSamples
@@ -84,6 +84,7 @@ class TrainSamples(Dataset):
         repeat: int = 1, # so often an epoch goes through the folder: for small ones
     ):
         self.folder, self.seed, self.repeat = folder, seed, repeat
+        self.content = folder.content # runs tell by it whether annotations have changed
 
     def __len__(self) -> int: return self.repeat*len(self.folder)
 
@@ -192,8 +193,7 @@ def detection_task(
         results = _gather_results(dict(_predict_results(detector, batches, held)))
         return from_main_process(lambda: _percent_scores(score_results(held, results)))
     def batch_names(batch): return [f"{t['file']} (image {t['image_id']})" for t in batch[1]]
-    metadata = dict(arch="detector", net=net, classes=pictures.categories.names,
-                    category_ids=pictures.categories.ids, **start_metadata(start))
+    metadata = dict(arch="detector", net=net, **data_metadata(pictures), **start_metadata(start))
     score = "mask AP" if held.has_masks and pictures.has_masks else "box AP"
     return Task(metadata, recipe, build, train, _ValidSamples(held), collate_detection,
                 detection_losses, validate, batch_names, score, 8 if network == "small" else 1)

@@ -4,6 +4,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -11,11 +12,12 @@ from ..data.coco import Categories, CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
 from ..data.coco_index import require_scorable
 from ..data.coco_layout import CocoLayout, require_splits
-from ..engine.group import pick_device
+from ..data.listing import require_held_out
+from ..engine.group import Ranks, from_main_process, pick_device, process_group, shard
 from ..engine.loader import checked_batches, loader
 from ..weights.load import Loaded, load
 from .coco_eval import Scores, score_results
-from .coco_results import _predict_results, write_testdev
+from .coco_results import _gather_results, _predict_results, write_testdev
 
 _Found = tuple[int, list[dict]]
 _Watch = Callable[[Iterator[_Found]], Iterable[_Found]]
@@ -26,7 +28,7 @@ class _ValidSamples(Dataset):
     """Images to be searched: nothing is known of them but their id and file."""
 
     def __init__(self, folder: CocoFolder):
-        self.folder = folder
+        self.folder, self.content = folder, folder.content
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -56,10 +58,10 @@ def _trained_categories(loaded: Loaded, source: str | PathLike) -> Categories | 
     return Categories(named, str(source))
 
 
-def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split: str, device: str | None,
+def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split: str, on: torch.device, ranks: Ranks,
             batch_size: int, workers: int, watch: _Watch, say: _Say | None = None,
             ) -> tuple[CocoFolder, Iterable[_Found]]:
-    """The folder's split and, image by image, what the detector in a file finds."""
+    """The folder's split and, image by image, what the detector in a file finds in this process's share of it."""
     coco_tools("faster_coco_eval")  # speaks up before anything is read, and not after hours
     folder = require_splits(folder, split)  # speaks up before weights are read
     loaded = load(weights, kind="detector")
@@ -67,14 +69,14 @@ def _search(folder: str | PathLike | CocoLayout, weights: str | PathLike, split:
     if len(loaded.classes) != len(dataset.categories):
         raise ValueError(f"{weights}: the detector knows {len(loaded.classes)} classes; {dataset.path} has "
                          f"{len(dataset.categories)}, {dataset.categories.ids}: choose the folder it was trained on")
+    if dataset.files.validates:
+        require_held_out(folder.folder, dataset.files.val_fraction, loaded.metadata.get("val_fraction"))
     if say and not loaded.metadata["net"].get("masks", True):
         say(f"boxes only: {weights} was trained without masks")
     elif say and not dataset.has_masks:
         say(f"boxes only: no object in {dataset.path} has a mask")
-    on = pick_device(device)
-    keys = [list(range(first, min(first + batch_size, len(dataset)))) for first in range(0, len(dataset), batch_size)]
-    batches = checked_batches(loader(_ValidSamples(dataset), keys, collate_detection, workers=workers,
-                                     pin=on.type == "cuda"))
+    batches = checked_batches(loader(_ValidSamples(dataset), shard(len(dataset), batch_size, ranks), collate_detection,
+                                     workers=workers, pin=on.type == "cuda"))
     return dataset, watch(_predict_results(loaded.model.to(on), batches, dataset))
 
 
@@ -82,23 +84,33 @@ def evaluate_detector(
     folder: str | PathLike | CocoLayout, weights: str | PathLike, *, split: str = "val", device: str | None = None,
     batch_size: int = 1, workers: int = 0, watch: _Watch = iter, say: _Say | None = None,
 ) -> Scores:
-    """COCO's scores of a detector on a split.
+    """COCO's scores of a detector on a split; under torchrun the processes share the images, and all get the scores.
 
     `weights`: any file that `weights.load` reads. `device`: None for a GPU if there is one. `watch`: gets the results
     as they come, a progress bar for instance. `say`: gets a sentence where only boxes are scored. Classes are matched
     by name; a ValueError names what does not match.
     """
-    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch, say)
-    require_scorable(dataset)  # speaks up before the images are searched
-    return score_results(dataset, dict(found))
+    on = pick_device(device)
+    with process_group(on) as ranks:
+        dataset, found = _search(folder, weights, split, on, ranks, batch_size, workers, watch, say)
+        require_scorable(dataset)  # speaks up before the images are searched
+        results = _gather_results(dict(found))
+        return from_main_process(lambda: score_results(dataset, results))
 
 
 def export_testdev(
     folder: str | PathLike | CocoLayout, weights: str | PathLike, out: str | PathLike, *, split: str = "test-dev2017",
     device: str | None = None, batch_size: int = 1, workers: int = 0, watch: _Watch = iter,
 ) -> Path:
-    """Search the test images and write what COCO's server wants to the JSON file `out`; see `evaluate_detector`."""
+    """Search the test images and write what COCO's server wants to the JSON file `out`; see `evaluate_detector`.
+
+    Under torchrun the main process writes what all have found.
+    """
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f"{out}: its folder does not exist")
-    dataset, found = _search(folder, weights, split, device, batch_size, workers, watch)
-    return write_testdev(out, dataset, found)
+    on = pick_device(device)
+    with process_group(on) as ranks:
+        dataset, found = _search(folder, weights, split, on, ranks, batch_size, workers, watch)
+        if ranks.size > 1:
+            found = _gather_results(dict(found)).items()
+        return from_main_process(lambda: write_testdev(out, dataset, found))

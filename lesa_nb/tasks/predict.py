@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lesa_nb.data.listing import is_litter, is_picture, is_unread_picture, list_files
-from lesa_nb.data.photos import open_image
+from lesa_nb.data.photos import open_image, picture_rgb
 from lesa_nb.data.report import printable
 from lesa_nb.tasks.coco_results import pack_masks
 from lesa_nb.weights.load import Loaded, load
@@ -67,7 +67,7 @@ def _read(picture: _Picture, kind: str) -> Image.Image:
     """A picture upright and in RGB, as a person sees it; masks of detectors need every pixel, classifiers do not."""
     if not isinstance(picture, Image.Image):
         return open_image(picture, max_pixels=_CLASSIFIER_PIXELS if kind == "classifier" else None)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return picture_rgb(picture)
 
 
 @torch.inference_mode()
@@ -147,7 +147,7 @@ def predict(
     Args:
         source: A file of weights that `lesa_nb.load` reads, or what it returned.
         pictures: Paths or PIL pictures, or one of them. Pictures from files are turned upright as their EXIF note says;
-            PIL pictures are taken as they are.
+            PIL pictures are taken as they lie.
         top: Classes that a classifier names.
         threshold: Least score of an object that a detector names.
         batch_size: Pictures at once; None for 16 (classifiers) or 1 (detectors).

@@ -14,8 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from lesa_nb.data.transforms import eval_transform
-from lesa_nb.models.registry import CLASSIFIERS, DETECTOR_NETWORKS, build_classifier, build_detector
+from lesa_nb.data.transforms import any_mode, eval_transform
+from lesa_nb.models.registry import (
+    CLASSIFIERS,
+    DETECTOR_NETWORKS,
+    build_classifier,
+    build_detector,
+    require_image_size,
+)
 from lesa_nb.weights._grafted import PREFIX, build_grafted, graft_metadata
 from lesa_nb.weights.files import _load_tensors, _read_weights
 
@@ -44,6 +50,18 @@ class Loaded(NamedTuple):
     transform: _Transform
     metadata: dict[str, Any]
     kind: str
+
+    def transform_at(self, image_size: int | None) -> _Transform:
+        """A classifier's `transform` for images of another size than it was made for; None: of its own.
+
+        Raises:
+            ValueError: So small an image would come to a single position.
+        """
+        if image_size is None:
+            return self.transform
+        if (network := self.metadata.get("network")) in CLASSIFIERS:  # of a network of one's own nothing is known
+            require_image_size(image_size, network)
+        return eval_transform(image_size)
 
 
 class Kind(NamedTuple):
@@ -201,11 +219,6 @@ def _build_detector(metadata: _Metadata) -> nn.Module:
     return build_detector(**metadata["net"])
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB."""
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
 def _to_unit(image: Tensor) -> Tensor:
     """Bytes as numbers from 0 to 1, divided as the reader of COCO folders does: the same picture, the same bits."""
     return image/255
@@ -214,12 +227,12 @@ def _to_unit(image: Tensor) -> Tensor:
 def _classifier_transform(metadata: _Metadata) -> _Transform:
     """Shorter side to 256/224 of the image size, middle, standardised."""
     size = _pair(metadata["image_size"])
-    return v2.Compose([v2.Lambda(_as_rgb), eval_transform(size if isinstance(size, int) else max(size))])
+    return v2.Compose([v2.Lambda(any_mode), eval_transform(size if isinstance(size, int) else max(size))])
 
 
 def _detector_transform(metadata: _Metadata) -> _Transform:
     """RGB from 0 to 1: a detector standardises and resizes by itself."""
-    return v2.Compose([v2.Lambda(_as_rgb), v2.PILToTensor(), v2.Lambda(_to_unit)])
+    return v2.Compose([v2.Lambda(any_mode), v2.PILToTensor(), v2.Lambda(_to_unit)])
 
 
 def _classes_of_detector(metadata: _Metadata) -> Iterable[Any]:

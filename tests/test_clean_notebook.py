@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "tools"))
 
 import clean_notebook  # noqa: E402
 import lab  # noqa: E402
+import project  # noqa: E402
 
 
 def png(pixels, **words):
@@ -96,6 +97,24 @@ def test_a_picture_within_rounding_keeps_its_bytes(committed, pixels):
     nearly = pixels.copy()
     nearly[::7, ::5] ^= 7  # the last digits, here and there
     assert cleaned(saved_by_lab(committed, png(nearly)), committed) == as_file(committed)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_words_for_a_picture_stay_with_it(committed, pixels, measured):
+    "As `IPython.display.Image(..., alt=...)` has them; those of a measured figure are what was measured then."
+    nb = saved_by_lab(committed, png(pixels, Software="another"))
+    nb["cells"][2]["outputs"][0]["metadata"] = {"image/png": {"alt": "two bars", "width": 7}, "needs_background": "x"}
+    if measured:
+        for page in (nb, committed):
+            page["cells"][2]["source"] = "#| measured\ndraw(x)"
+    clean_notebook.clean(nb, before=committed)
+    figure = {"data": {"image/png": png(pixels)}, "metadata": {"image/png": {"alt": "two bars"}},
+              "output_type": "display_data"}
+    assert nb["cells"][2]["outputs"] == [figure]
+    now = saved_by_lab(nb, png(pixels))
+    now["cells"][2]["outputs"][0]["metadata"] = {"image/png": {"alt": ["two ", "balks"]}}
+    clean_notebook.clean(now, before=nb)
+    assert project.alternative_text(now["cells"][2]["outputs"][0]) == ("two bars" if measured else "two balks")
 
 
 @pytest.mark.parametrize("change", ["a bar", "a size", "a colour", "a letter"])

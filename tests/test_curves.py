@@ -30,6 +30,10 @@ def test_losses_and_scores_are_drawn_against_epochs():
     assert [line.get_label() for line in right.lines] == ["top1", "top5"]  # the loss has a panel of its own
     assert list(right.lines[0].get_xdata()) == [1, 2] and list(right.lines[0].get_ydata()) == [50, 51]
     assert right.lines[0].get_color() != right.lines[1].get_color()
+    fig.canvas.draw()
+    assert right.get_legend().get_window_extent().y0 >= right.get_window_extent().y1 - 1  # on no curve
+    right = curves([dict(e, scores=dict(top1=1.)) if "scores" in e else e for e in events()]).axes[1]
+    assert right.get_ylabel() == "top1 on validation images" and right.get_legend() is None
 
 
 def test_the_name_of_a_runs_folder_starts_no_formula():

@@ -10,7 +10,7 @@ from test_faults import ROWS
 
 @pytest.fixture(scope="module")
 def answers(root):
-    return json.loads((root / "nbs" / "faults_before.json").read_text(encoding="utf-8"))
+    return json.loads((root / "tools" / "results" / "faults_before.json").read_text(encoding="utf-8"))
 
 
 def test_every_row_was_asked(answers, root):

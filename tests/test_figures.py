@@ -17,16 +17,21 @@ from PIL import Image
 from lesa_nb.look import figures
 from lesa_nb.look.figures import (
     COLORS,
+    OTHERS,
     _png,
+    as_image,
     draw_map,
     draw_tall_map,
     mark,
     new_figure,
     overlay,
+    reduced,
     save_png,
+    scale_bar,
     show_bars,
     show_curves,
     show_maps,
+    words_of,
 )
 
 # Machado, Oliveira and Fernandes (2009): what eyes without one of the three cones make of red, green and blue light.
@@ -71,12 +76,15 @@ def drawn(fig, i=0):
 def test_every_hue_is_readable_as_a_word():
     assert contrast("white") == pytest.approx(1, abs=1e-6)
     assert min(contrast(hue) for hue in COLORS.values()) >= 4.5
+    assert min(contrast(hue) for hue in OTHERS) >= 3  # of lines
 
 
 @pytest.mark.parametrize("eye", EYES)
 def test_hues_stay_apart_for_every_kind_of_eye(eye):
     "About 2 is the smallest step that a person notices."
-    seen = {name: lab(np.clip(np.array(EYES[eye]) @ linear(hue), 0, 1)) for name, hue in COLORS.items()}
+    assert OTHERS[0] == COLORS["neutral"] and len({*OTHERS, *COLORS.values()}) == 10
+    every = COLORS | {hue: hue for hue in OTHERS[1:]}
+    seen = {name: lab(np.clip(np.array(EYES[eye]) @ linear(hue), 0, 1)) for name, hue in every.items()}
     for a, b in itertools.combinations(seen, 2):
         assert np.linalg.norm(seen[a] - seen[b]) > 15, (a, b)
 
@@ -102,6 +110,29 @@ def test_a_figure_is_shown_once_in_a_notebook(monkeypatch):
     fig = show_bars({"gate": 1})
     fig._ipython_display_()
     assert [image.data for image in shown] == [_png(fig)] and not plt.get_fignums()
+
+
+def test_a_shown_figure_says_in_words_what_it_shows():
+    "In the place where IPython, and what reads notebooks, look for alternative text."
+    from IPython.core.formatters import DisplayFormatter
+    fig = show_maps(torch.eye(3), title="ones on the diagonal, " + "and nothing anywhere else "*4)
+    assert "\n" in fig.get_suptitle()
+    _, metadata = DisplayFormatter().format(as_image(fig))
+    assert metadata["image/png"] == dict(alt="ones on the diagonal, " + " ".join(["and nothing anywhere else"]*4))
+    assert not plt.get_fignums()
+
+
+def test_words_of_a_figure_without_a_title_are_those_of_its_panels_and_axes():
+    fig, (left, right) = new_figure(1, 2, size=(4, 2))
+    assert words_of(fig) == ""
+    left.set(xlabel="epoch", ylabel="loss")
+    assert words_of(fig) == "loss against epoch"
+    right.set_title("the gate", loc="left")
+    left.set_title("the local\nterm")
+    assert words_of(fig) == "the local term; the gate"
+    here = "You are here: 03 local, on the map of LESA and what this library builds from it"
+    assert words_of(draw_map("local")) == here
+    assert words_of(draw_map()) == "LESA, and what this library builds from it"
 
 
 def test_new_figure_is_laid_out_as_asked():
@@ -215,6 +246,18 @@ def test_curves_of_known_slope():
     assert (other.get_color(), other.get_linestyle()) == (COLORS["context"], "--")
     with pytest.raises(ValueError, match="as many xs as ys"):
         show_curves({"loss": ([1, 2, 3], [1, 2])})
+
+
+def test_curves_of_no_term_differ_by_hue_and_by_dashes():
+    lines = show_curves({f"loss {name}": [1, 2] for name in "abcd"} | {"gate": [3, 2]}).axes[0].lines
+    assert [line.get_color() for line in lines] == [*OTHERS, COLORS["gate"]]
+    assert len({line.get_linestyle() for line in lines[:4]}) == 4 and lines[4].get_linestyle() == "-"
+
+
+def test_there_is_no_level_one_and_a_half():
+    for levels, whole in (([0, 1, 2], True), ([0, 1.5, 2], False)):
+        ax = show_curves({"level": levels}).axes[0]
+        assert all(tick == int(tick) for tick in ax.get_yticks()) == whole
 
 
 def test_curves_without_xs_are_counted_from_zero():
@@ -368,6 +411,33 @@ def test_every_map_says_which_number_a_colour_stands_for_and_a_photograph_does_n
     assert len(bars(show_maps(ramp, cmap="gray", colorbar=True))) == 1
 
 
+def tips(fig):
+    "Of each scale that the figure draws: at which end it goes on."
+    return [ax._colorbar.extend for one in fig.axes for ax in (one, *one.child_axes) if hasattr(ax, "_colorbar")]
+
+
+def test_a_scale_has_a_tip_where_maps_go_beyond_it():
+    ramp = torch.arange(9.).view(3, 3)
+    assert tips(show_maps(ramp)) == tips(show_maps(ramp, vmin=0, vmax=8)) == ["neither"]
+    assert tips(show_maps(ramp, vmax=7)) == ["max"] and tips(show_maps(ramp, vmin=1, vmax=7)) == ["both"]
+    assert tips(show_maps([ramp/8, ramp + 1], vmin=1, shared=False)) == ["min", "neither"]
+
+
+def test_a_map_over_a_picture_has_its_scale_beside_it():
+    field = torch.tensor([[0., 1], [2, .5]])
+    assert [bar[:2] for bar in bars(overlay(torch.rand(3, 8, 8), field))] == [(0, 2)]
+    fig = overlay(torch.rand(3, 8, 8), field, vmin=0, vmax=1)
+    assert [bar[:2] for bar in bars(fig)] == [(0, 1)] and tips(fig) == ["max"]
+    fig, axes = new_figure(1, 3, size=(6, 2))
+    for ax in axes:
+        overlay(torch.rand(3, 8, 8), field, ax=ax, vmin=0, vmax=3)
+    assert not bars(fig)
+    scale_bar(axes, (0, 3), label="weight")
+    assert [bar[:2] for bar in bars(fig)] == [(0, 3)] and fig.axes[-1].get_ylabel() == "weight"
+    dark = fig.axes[-1]._colorbar.cmap(0.)
+    assert dark == plt.get_cmap("inferno")(0.)  # as `overlay` colours them
+
+
 def test_scales_of_their_own_are_as_high_as_their_maps():
     fig = show_maps([torch.rand(8, 4), torch.rand(2, 8)], shared=False, size=2, titles=["tall", "flat"])
     fig.canvas.draw()
@@ -390,7 +460,8 @@ def test_pictures_of_an_ordinary_size_are_150_pixels_wide():
     "Also under a title of two lines."
     long = "a finding that takes more letters than a line of this figure has, and goes on and on and on and on and on"
     for fig in (show_maps(torch.rand(4, 8, 8)), show_maps(torch.rand(3, 8, 8), shared=False, title=long),
-                show_maps(torch.rand(2, 8, 8), axes=("query", "key")), show_maps(torch.rand(2, 8, 8), title=long)):
+                show_maps(torch.rand(2, 8, 8), axes=("query", "key")), show_maps(torch.rand(2, 8, 8), title=long),
+                show_maps(torch.rand(8, 3, 3), size=.9, cols=4), overlay(torch.rand(3, 9, 9), torch.rand(3, 3))):
         fig.canvas.draw()
         assert all(ax.get_window_extent().width >= 148 for ax in fig.axes if ax.images)
 
@@ -405,15 +476,23 @@ def test_a_photograph_leaves_the_hues_as_they_are():
     assert kept >= {tuple(round(255*part) for part in to_rgb(hue)) for hue in COLORS.values()}
 
 
+def test_a_photograph_under_a_map_leaves_the_scale_beside_it_as_it_is():
+    photo = torch.rand(3, 90, 90, generator=torch.Generator().manual_seed(0))
+    saved = Image.open(io.BytesIO(_png(overlay(photo, torch.rand(9, 9))))).convert("RGB")
+    kept = np.array([color for _, color in saved.getcolors(256)])
+    wanted = 255*plt.get_cmap("inferno")(np.linspace(0, 1, 32))[:, :3]
+    assert np.abs(wanted[:, None] - kept).max(-1).min(1).max() <= 1
+
+
 def test_a_reduced_picture_has_the_nearest_of_its_colours():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    small = figures._reduced(image)
+    small = reduced(image)
     assert small.size == image.size and small.mode == "P"
     palette = np.reshape(small.getpalette(), (-1, 3))
     off = np.square(np.reshape(image, (-1, 1, 3)).astype(int) - palette).sum(-1)
     assert (np.take_along_axis(off, np.reshape(small, (-1, 1)), 1)[:, 0] == off.min(1)).all()
     few = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
-    assert np.array_equal(figures._reduced(few).convert("RGB"), few)
+    assert np.array_equal(reduced(few).convert("RGB"), few)
 
 
 @pytest.mark.parametrize("groups, series, least", [(10, 2, .45), (6, 3, .125), (4, 4, .0315), (2, 2, 79.554)])

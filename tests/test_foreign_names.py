@@ -64,6 +64,8 @@ def test_channels():
         (lesa_nb.htc_lesa_wrn50, dict(n_classes=3), "n_classes is called num_classes here"),
         (lesa_nb.htc_lesa_wrn50, dict(trainable_backbone_layers=3), r"no trainable_backbone_layers here: .*frozen="),
         (lesa_nb.mask_rcnn_lesa_resnet50, dict(colour=3), "no option colour here"),
+        (lesa_nb.mask_rcnn_lesa_resnet50, dict(box_score_thresh=.3), r"no box_score_thresh here: .*threshold = 0.5"),
+        (lesa_nb.htc_lesa_wrn50, dict(rpn_post_nms_top_n_test=9), r"_test here: post_nms_top_n=dict\("),
         (lesa_nb.lesa_resnet50, dict(num_clases=3), r"no option num_clases here: did you mean num_classes\?"),
         (lesa_nb.lesa_wrn50, dict(gate_kernel=(1, 1)), r"did you mean gate_kernels\?"),
         (lesa_nb.htc_lesa_wrn50, dict(num_clases=3), r"did you mean num_classes\?"),

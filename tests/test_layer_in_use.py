@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lesa_nb.layers._blocks import differentiable_again
 from lesa_nb.layers.blockwise import choose
+from lesa_nb.layers.context import explicit
 from lesa_nb.layers.inputs import normalize
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
@@ -289,6 +290,20 @@ def test_deformable_taps_in_half_precision_stay_where_they_are(half):
     torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
     out.sum().backward()
     assert got.dtype == out.dtype == x.grad.dtype == conv.weight.grad.dtype == half
+
+
+@pytest.mark.parametrize("table", POSITIONS)
+def test_factors_of_logits_are_no_bfloat16(table):
+    "Weights and maps may be: 8 bits of a factor would move a logit of 10 by 0.04, and its weight by 4 %."
+    one = LESA(64, 64, LARGE, heads=8, position=table).context.eval()
+    nn.init.uniform_(one.norm_scores.weight, 1, 4)
+    nn.init.uniform_(one.norm_scores.running_var, 5, 20)
+    one.bfloat16()
+    tensors = [part.detach() for part in one._split(torch.randn(2, 64, *LARGE).bfloat16())]
+    out = one.attend(*tensors, one.position, one.norm_scores, LARGE)
+    one.double()
+    want = explicit(*(part.double() for part in tensors), one.position, one.norm_scores, LARGE)
+    assert (out.double() - want).norm() < 2**-9*want.norm()  # what rounds the output
 
 
 @pytest.mark.parametrize(("table", "way"), [("factored", "rows"), ("factored", "channels"), ("flat", "flat")])

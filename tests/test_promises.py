@@ -22,6 +22,7 @@ def test_every_row_has_tests_that_exist():
 
 def test_a_run_is_written_down(tmp_path):
     (tmp_path / "nbs").mkdir()
+    (tmp_path / promises.project.RESULTS).mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_faults.py").write_text('ROWS = {"C1": "right"}\n')
     marked = 'import pytest\n@pytest.mark.fault("C1")\ndef test_one(): ...\n'
@@ -29,7 +30,7 @@ def test_a_run_is_written_down(tmp_path):
     ended = [("tests/test_some.py::test_one[a]", True, {"kills": 50}), ("tests/test_some.py::test_one[b]", True, {})]
     promises.record(ended, tmp_path)
     assert not (tmp_path / "nbs" / "promises.md").exists()  # a project without such a page
-    (tmp_path / "nbs" / "promises.json").write_text("{}")
+    (tmp_path / promises.project.RESULTS / "promises.json").write_text("{}")
     promises.record([*ended, ("tests/test_some.py::test_other", False, {})], tmp_path)
     page = (tmp_path / "nbs" / "promises.md").read_text()
     assert "| C1 | right |  | 2 passed, 20" in page and "kills 50" in page

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-MAPS = ("viridis", "BrBG", "RdBu", "magma")  # the colour scales of maps in notebooks
+MAPS = ("viridis", "BrBG", "RdBu", "magma", "inferno")  # the colour scales of maps in notebooks
+DRAW_MAPS = ("show_maps", "overlay", "explain_figure", "show_contexts", "show_gallery")
 
 
 def figures(path):
@@ -23,7 +24,7 @@ def figures(path):
 def maps_drawn(source):
     "How many times a cell draws maps, photographs (grey) not counted."
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    return sum(getattr(call.func, "id", "") == "show_maps"
+    return sum(getattr(call.func, "id", "") in DRAW_MAPS
                and not any(word.arg == "cmap" and getattr(word.value, "value", "") == "gray" for word in call.keywords)
                for call in calls)
 
@@ -43,6 +44,28 @@ def has_scale(picture):
                 if len(run) >= 30 and run[0] - run[-1] >= 200 and len(np.unique(run)) >= 10:
                     return True
     return False
+
+
+def narrow(source):
+    """Drawings of a cell whose pictures are less than 1.5 inches wide: 150 pixels.
+
+    Where a row of pictures is as wide as its figure, as in all cells that draw them by hand. `show_maps` and
+    `show_batch` see to it themselves.
+    """
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = {getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls}
+    for call in calls:
+        if getattr(call.func, "id", "") == "new_figure" and names & {"imshow", "overlay"}:
+            size = next(word.value for word in call.keywords if word.arg == "size")
+            columns = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else 1
+            if isinstance(size.elts[0], ast.Constant) and size.elts[0].value/columns < 1.5:
+                yield ast.unparse(call)
+
+
+def test_no_picture_is_narrower_than_150_pixels(root):
+    assert [*narrow("fig, axes = new_figure(2, 4, size=(5.9, 3))\naxes[0, 0].imshow(x)")]
+    found = [(path.name, call) for path in notebooks(root) for source, _ in figures(path) for call in narrow(source)]
+    assert not found
 
 
 def notebooks(root):

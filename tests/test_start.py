@@ -90,6 +90,13 @@ def test_every_file_of_ours_and_the_authors_to_the_bit(sources, name):
     assert "fresh (not in the checkpoint, as built): 2: fc.weight, fc.bias" in started.format()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_network_is_a_source(wrap):
+    source, model = small(), small(seed=1)
+    report = start_classifier(model, wrap(source))
+    assert same(model, source) and report.stripped in (("module.",), ("_orig_mod.",)) and not report.fresh
+
+
 def test_a_head_goes_by_the_names_of_its_classes(sources):
     folder, source = sources
     for classes, kept in (["a", "b", "c"], True), (["a", "c", "b"], False), (["x", "y", "z"], False):

@@ -3,7 +3,8 @@
 `make notebooks` and JupyterLab's save (lab.py) both write by this rule, so running a notebook and saving it leaves git
 clean:
 
-* figures (PNG) stay, every other output goes, and so do counters, widgets and the editor's own notes (`nbdev_clean`);
+* figures (PNG) stay with their alternative text, every other output goes, and so do counters, widgets and the editor's
+  own notes (`nbdev_clean`);
 * a figure that looks as it did keeps the bytes that it had: another machine rounds, compresses and signs differently;
   and so does one that was measured (`#| measured`), whatever the clock says this time.
 """
@@ -15,6 +16,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import project
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from PIL import Image
@@ -37,16 +39,21 @@ def _png(output):
 
 
 def _figures(cell):
-    return [png for output in cell.get("outputs", []) if (png := _png(output)) is not None]
+    "Pictures of a cell: (base64 text, alternative text)."
+    drawn = [(_png(output), project.alternative_text(output)) for output in cell.get("outputs", [])]
+    return [(png, words) for png, words in drawn if png is not None]
+
+
+def _output(png, words):
+    metadata = {"image/png": {"alt": words}} if words else {}
+    return {"output_type": "display_data", "metadata": metadata, "data": {"image/png": png}}
 
 
 def keep_figures(nb):
-    "Drop every output but PNG figures."
+    "Drop every output but PNG figures, and of these all but picture and words."
     for cell in nb["cells"]:
         if cell["cell_type"] == "code":
-            cell["outputs"] = [
-                {"output_type": "display_data", "metadata": {}, "data": {"image/png": png}} for png in _figures(cell)
-            ]
+            cell["outputs"] = [_output(png, words) for png, words in _figures(cell)]
 
 
 def _pixels(png):
@@ -93,9 +100,10 @@ def keep_unchanged(nb, before):
             continue
         source = _joined(cell["source"])
         measured = _measured.search(source) and source == _joined(old["source"])
-        for output, figure in zip(cell["outputs"], figures):
-            if measured or same_picture(figure, output["data"]["image/png"]):
-                output["data"]["image/png"] = figure
+        for i, (figure, words) in enumerate(figures):
+            png, now = _figures(cell)[i]
+            if measured or same_picture(figure, png):
+                cell["outputs"][i] = _output(figure, words if measured and words else now)
 
 
 def clean(nb, before=None):

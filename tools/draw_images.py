@@ -56,6 +56,7 @@ def draw_explorer_image(steps):
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
+    from lesa_nb.look.figures import reduced
     from lesa_nb.study.photographs import explore_crop
 
     program = os.environ.get("LESA_CHROMIUM", "/usr/bin/chromium")
@@ -67,9 +68,8 @@ def draw_explorer_image(steps):
         page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'")
         page.screenshot(path=f"{folder}/page.png", full_page=True)
         chromium.close()
-        with Image.open(f"{folder}/page.png") as picture:  # 256 colours: the source archive stays below 2 MB
-            few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=0)
-        few.save(IMAGES / "explorer.png", optimize=True)
+        with Image.open(f"{folder}/page.png") as picture:  # few colours: the source archive stays below 2 MB
+            reduced(picture.convert("RGB"), "inferno").save(IMAGES / "explorer.png", optimize=True)
 
 
 DRAW = {"map": draw_map_image, "triptych": draw_triptych_image, "explorer": draw_explorer_image}

@@ -1,6 +1,6 @@
 """What the first version of the package answered where the list of faults says what is right: proof that a row bites.
 
-    python tools/faults_before.py           # every row, each in a process of its own; writes nbs/faults_before.json
+    python tools/faults_before.py           # every row, each in a process of its own; written down
     python tools/faults_before.py C1 L2     # only these
 
 The rows are in tests/faults_before/rows.py, in the names of that version, which git keeps. The page of promises shows
@@ -25,7 +25,7 @@ import promises
 
 BEFORE = "fffc1b5082269de49a41a6b13887b3bdd3a24070"
 ROWS = Path("tests") / "faults_before" / "rows.py"
-RESULTS = Path("nbs") / "faults_before.json"
+RESULTS = project.RESULTS / "faults_before.json"
 
 
 def checkout(folder, root=project.ROOT):

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("tools") / "results"  # what tools have measured, and others read
 
 # Where there is no git (an unpacked archive), these are what .gitignore would have kept out.
 _IGNORED_FOLDERS = {"out", "build", "dist", "__pycache__", "_docs", "_proc", "runs", "node_modules"}
@@ -61,3 +62,9 @@ def snapshot(folder):
         for path in sorted(Path(folder).rglob("*"))
         if path.is_file() and not caches & set(path.relative_to(folder).parts) and path.name != ".last_checked"
     }
+
+
+def alternative_text(output):
+    "What the picture of a notebook's output says to who does not see it, or nothing."
+    said = output.get("metadata", {}).get("image/png", {})
+    return "".join(said.get("alt", "")) if isinstance(said, dict) else ""

@@ -1,8 +1,8 @@
 """The page of promises: what must hold when things go wrong, the tests that prove it, and how they ended last.
 
-    python tools/promises.py        # write nbs/promises.md from the table below and nbs/promises.json
+    python tools/promises.py        # write nbs/promises.md from the table below and tools/results/promises.json
 
-`make test-all` writes how the tests ended into nbs/promises.json, and the page; nobody writes either by hand.
+`make test-all` writes how the tests ended into tools/results/promises.json, and the page; nobody writes either by hand.
 """
 
 import ast
@@ -178,7 +178,7 @@ def faults(root=project.ROOT):
 
 def _before(root):
     "What the first version answered to a row of the list of faults, as tools/faults_before.py wrote it down."
-    file = root / "nbs" / "faults_before.json"
+    file = root / project.RESULTS / "faults_before.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     told = {}
     for name, one in found.items():
@@ -227,7 +227,7 @@ def record(ended, root=project.ROOT):
 
     ended: (node id, whether it passed, what it measured) of every test that was run.
     """
-    file = root / "nbs" / "promises.json"
+    file = root / project.RESULTS / "promises.json"
     if not file.exists():
         return
     named, results, now = tests(root), json.loads(file.read_text(encoding="utf-8")), {}

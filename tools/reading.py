@@ -3,7 +3,7 @@
     python tools/reading.py        # the table
 
 `make test` measures each notebook, and fails where the page and the run are too far apart. What `make test-all`, or
-`python tools/test.py --only notebooks --note-times`, measured last is nbs/times.json; `make sync` writes both times
+`python tools/test.py --only notebooks --note-times`, measured last is tools/results/times.json; `make sync` writes both
 into the table at the top of each page (tools/course.py). Nobody writes either by hand.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import project
 
-TIMES = Path("nbs") / "times.json"
+TIMES = project.RESULTS / "times.json"
 WORDS_A_MINUTE = 180  # of prose and tables; a formula is read like ten words
 LINES_A_MINUTE = 18  # of code
 FORMULA = 10

@@ -6,8 +6,8 @@
     python tools/test.py nbs/1_layer tests/test_cli.py    # only these folders and files
 
 1. pytest runs every notebook (proof.py, on a copy of the project) and tests/, side by side (pytest-xdist).
-   With --slow, how they ended is written into nbs/promises.json and nbs/promises.md, how long notebooks ran into
-   nbs/times.json; without, it is compared with that file.
+   With --slow, how they ended is written into promises.json of tools/results, and into nbs/promises.md, how long
+   notebooks ran into times.json; without, it is compared with that file.
 2. nbdev_export, nbdev_clean and the README change nothing (tried on a copy).
 
 The last line is `N passed, N failed`; the exit status is 1 if anything failed, and 130 if it was interrupted.
@@ -186,7 +186,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one notebook or one test may take")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="how many at a time")
     parser.add_argument("--slow", action="store_true", help="run the slow tests too; one may take half an hour")
-    parser.add_argument("--note-times", action="store_true", help="write down how long notebooks ran (nbs/times.json)")
+    parser.add_argument("--note-times", action="store_true", help="write down how long notebooks ran (times.json)")
     parser.add_argument("--only", choices=["notebooks", "pytest", "sync"], help="one part")
     args = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):

@@ -127,8 +127,8 @@ def needs_moments(
     return isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None)
 
 def _over_processes(norm, sums, count):
-    "Add the sums of all processes if the norm counts their samples together."
-    if not counts_together(norm): return sums, count
+    "Add the sums of all processes if the norm is a SyncBatchNorm in training."
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training): return sums, count
     total = all_reduce_sum(torch.cat([sums, sums.new_full((1,), count)]), norm.process_group)
     return total[:-1], total[-1].detach()
 
@@ -149,7 +149,8 @@ def score_scale(
         if norm.training and norm.track_running_stats:
             update_running_stats(norm, mean, var, count)
     else:
-        var = norm.running_var
+        own = norm.running_var
+        var = own.to(torch.promote_types(own.dtype, torch.float32))  # a half would turn every logit
     scale = (var + norm.eps).rsqrt()                                 # (6.5)
     if norm.weight is None: return scale
     scale = scale*norm.weight

@@ -34,7 +34,8 @@ def _draw_objects(ax, image: Tensor, target: dict, names: Sequence[str] | None, 
         sides = box[2] - box[0], box[3] - box[1]
         ax.add_patch(plt.Rectangle(box[:2], *sides, fill=False, ec=hue, lw=1.4, hatch="//" if crowds[i] else None))
         name, end = names[label - 1] if names else str(label), "" if scores[i] is None else f"{scores[i]:.2f}"
-        texts.append((box, name, end, hue))
+        if name or end:
+            texts.append((box, name, end, hue))
     ax.imshow(canvas)
     for text in texts:
         name_box(ax, *text)
@@ -47,8 +48,8 @@ def show_batch(
     """Draw boxes, masks and names on images; crowds are hatched.
 
     `images`: (3, H, W) in [0, 1]. `targets`: targets, or what a detector returns: boxes, labels and, if there are any,
-    masks and scores. `names`: of the labels 1, 2, ... `threshold`: draw what scores at least this. `cols`: images in a
-    row, each `size` inches wide, 1.6 at least: 160 pixels.
+    masks and scores. `names`: of the labels 1, 2, ...; "" is not written. `threshold`: draw what scores at least this.
+    `cols`: images in a row, each `size` inches wide, 1.6 at least: 160 pixels.
     """
     from .figures import new_figure, title_height
     size, cols = max(size, 1.6), min(cols, len(images))
@@ -113,21 +114,23 @@ def context_maps(backbone: nn.Module, x: Tensor, boxes: Tensor, size: tuple[int,
 
 def show_contexts(image: Tensor, boxes: Tensor, maps: Tensor, names: Sequence[str], *,
                   title: str | None = None) -> "Figure":
-    """Objects of an image (3, H, W) and what the middle of each attends to.
+    """Objects of an image (3, H, W) and what the middle of each attends to, on one colour scale from zero.
 
     `boxes`: corners (n, 4); `maps`: (n, h, w) from `context_maps`; `names`: what is written above each. A ValueError
     says so if there are no boxes.
     """
     import matplotlib.pyplot as plt  # here, so that training needs no plotting
 
-    from .figures import new_figure, overlay, title_height
+    from .figures import new_figure, overlay, scale_bar, title_height
     if not len(boxes):
         raise ValueError("no boxes to look from: the detector found nothing on this picture")
     size = (image.shape[1], image.shape[2])
-    height = 1.7*size[0]/size[1] + .3 + title_height(title, 1.7*len(boxes))
-    fig, axes = new_figure(1, len(boxes), size=(1.7*len(boxes), height), title=title, squeeze=False)
+    width, top = 1.7*len(boxes) + .75, float(maps.max())
+    height = 1.7*size[0]/size[1] + .3 + title_height(title, width)
+    fig, axes = new_figure(1, len(boxes), size=(width, height), title=title, squeeze=False)
     for ax, box, name, values, middle in zip(axes[0], boxes.tolist(), names, maps, _box_middles(boxes, size)):
         cell = cell_of(middle, size, (values.shape[0], values.shape[1]))
-        overlay(image.cpu(), values.cpu(), cell, no_formulas(name), ax)
+        overlay(image.cpu(), values.cpu(), cell, no_formulas(name), ax, vmin=0, vmax=top)
         ax.add_patch(plt.Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=1.2))
+    scale_bar(axes, (0, top), label="weight")
     return fig

@@ -24,7 +24,7 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     """
     import matplotlib.pyplot as plt
 
-    from lesa_nb.look.figures import COLORS, new_figure
+    from lesa_nb.look.figures import OTHERS, new_figure
 
     events = list(events)
     steps, valid = ([e for e in events if e["kind"] == kind] for kind in ("step", "valid"))
@@ -33,27 +33,26 @@ def curves(events: Iterable[dict[str, Any]], title: str | None = None) -> Figure
     per_epoch = next(e["steps"] for e in events if e["kind"] == "start")
     fig, (left, right) = new_figure(1, 2, size=(7.6, 2.8), title=no_formulas(title or ""))
     places = [e["epoch"] + e["step"]/per_epoch for e in steps]
-    left.plot(places, [e["loss"] for e in steps], color=COLORS["lesa"], lw=1.2)
+    left.plot(places, [e["loss"] for e in steps], color=OTHERS[0], lw=1.2)
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     names = [name for name in (valid[0]["scores"] if valid else ()) if "loss" not in name]
-    hues = [COLORS["lesa"], COLORS["neutral"], *plt.get_cmap("tab10").colors[1:9]]  # type: ignore[attr-defined]
+    hues = [*OTHERS, *plt.get_cmap("tab10").colors[:6]]  # type: ignore[attr-defined]
     for n, name in enumerate(names):
         scores = [e["scores"].get(name) for e in valid]
         epochs, style = [e["epoch"] + 1 for e in valid], ("-", "--", ":")[n // 10 % 3]
         right.plot(epochs, scores, style, color=hues[n % 10], marker="o", ms=3, label=name)
-    right.set(xlabel="epochs", ylabel="scores on validation images")
+    right.set(xlabel="epochs", ylabel=f"{names[0] if len(names) == 1 else 'scores'} on validation images")
     right.locator_params(axis="x", integer=True)
-    if valid:
-        right.legend(frameon=False, fontsize=8)
+    if len(names) > 1:
+        right.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))  # not on a curve
     return fig
 
 
 def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """In a notebook: passes the events of `fit` on, and draws the curves so far anew after each epoch."""
-    import matplotlib.pyplot as plt
-    from IPython.display import Image, display
+    from IPython.display import display
 
-    from lesa_nb.look.figures import _png
+    from lesa_nb.look.figures import as_image
 
     handle, seen = None, []
     for event in events:
@@ -62,9 +61,7 @@ def live(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if event["kind"] != "valid":
             continue
         scores = ", ".join(f"{name} {value:.1f}" for name, value in event["scores"].items())
-        fig = curves(seen, f"epoch {event['epoch'] + 1}: {scores}")
-        picture = Image(_png(fig))  # a figure would show itself once more each time
-        plt.close(fig)
+        picture = as_image(curves(seen, f"epoch {event['epoch'] + 1}: {scores}"))  # a figure would show itself again
         if handle:
             handle.update(picture)
         else:

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -22,16 +23,21 @@ from PIL import Image
 
 __all__ = [
     "COLORS",
+    "OTHERS",
+    "as_image",
     "draw_map",
     "draw_tall_map",
     "mark",
     "new_figure",
     "overlay",
+    "reduced",
     "save_png",
+    "scale_bar",
     "show_bars",
     "show_curves",
     "show_maps",
     "title_height",
+    "words_of",
 ]
 
 #: One hue for one idea, the same in every figure: the parts of the formula, the networks to compare, everything else.
@@ -45,6 +51,9 @@ COLORS = dict(
     neutral="#6F7581",
 )
 
+#: For what is none of these, where several lie in one plot: the neutral hue, then three that are like no other.
+OTHERS = (COLORS["neutral"], "#8B18FF", "#1FA673", "#AF7CBF")
+
 _WORDS = dict(COLORS, convolution=COLORS["conv"])  # words of a name that decide its hue
 _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 
@@ -52,14 +61,19 @@ _NAN = "#FF5CA8"  # a pink that neither colour scale contains
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
-def _reduced(image: Image.Image) -> Image.Image:
-    """The picture in at most 256 colours: its own, or the nearest of 247 and the hues of `COLORS`, which stay exact."""
+def reduced(image: Image.Image, scale: str | None = None) -> Image.Image:
+    """A picture (RGB) in at most 256 colours: its own, or the nearest of 244 and the hues of figures, which stay.
+
+    scale: a colour scale of which 32 colours shall stay too, because a narrow bar has them all.
+    """
     if image.getcolors(256):
         return image.quantize(256, dither=Image.Dither.NONE)
-    fixed = [*COLORS.values(), "white", "black"]
+    fixed = [*COLORS.values(), *OTHERS[1:], "white", "black"]
+    if scale is not None:
+        fixed += [to_hex(color) for color in plt.get_cmap(scale)(np.linspace(0, 1, 32))]
     pixels = np.asarray(image).reshape(-1, 3)
     kept = np.array([to_rgb(hue) for hue in fixed])*255
-    few = image.quantize(256 - len(fixed), dither=Image.Dither.NONE).getpalette()
+    few = image.quantize(256 - len(fixed), kmeans=2, dither=Image.Dither.NONE).getpalette()
     palette = np.concatenate([np.array(few).reshape(-1, 3), kept.round()]).astype(np.int32)
     keys = pixels.astype(np.int32)@np.array([65536, 256, 1], dtype=np.int32)  # one number for each colour
     found, where = np.unique(keys, return_inverse=True)
@@ -76,7 +90,8 @@ def _png(fig: Figure) -> bytes:
     full, small = io.BytesIO(), io.BytesIO()
     fit = "tight" if fig.get_layout_engine() else None  # a long title widens a plot; the map keeps its size
     fig.savefig(full, dpi=100, bbox_inches=fit, facecolor="white")
-    _reduced(Image.open(full).convert("RGB")).save(small, "png", optimize=True)
+    over = any(image.get_cmap().name == "inferno" for ax in fig.axes for image in ax.images)
+    reduced(Image.open(full).convert("RGB"), "inferno" if over else None).save(small, "png", optimize=True)
     return small.getvalue()
 
 
@@ -89,14 +104,33 @@ def save_png(fig: Figure, path: str | PathLike) -> Path:
     return path
 
 
+def words_of(fig: Figure) -> str:
+    """A figure for who does not see it: its label, else its title, else titles of its panels, else names of its axes.
+
+    A formula stands there as it was written.
+    """
+    panels = [ax.get_title(loc) for ax in fig.axes for loc in ("left", "center", "right")]
+    names = [name for ax in fig.axes for name in (ax.get_ylabel(), ax.get_xlabel())]
+    said = [str(fig.get_label()), fig.get_suptitle()]
+    said += ["; ".join(filter(None, panels)), " against ".join(filter(None, names))]
+    return " ".join(next(filter(None, said), "").split())
+
+
+def as_image(fig: Figure) -> Any:
+    """Close a figure and return it as an `IPython.display.Image`, with `words_of` it as alternative text."""
+    from IPython.display import Image as Shown  # only a notebook gets here
+
+    plt.close(fig)  # or the end of the cell would show it again
+    return Shown(_png(fig), alt=words_of(fig) or None)
+
+
 class _ShownOnce(Figure):
     """A figure that a notebook shows once, also when it is the last value of a cell."""
 
     def _ipython_display_(self) -> None:
-        from IPython import display  # only a notebook gets here
+        from IPython import display
 
-        plt.close(self)  # or the end of the cell would show it again
-        display.display(display.Image(_png(self)))
+        display.display(as_image(self))
 
 
 def new_figure(
@@ -126,7 +160,7 @@ def _set_title(fig: Figure, title: str | None) -> None:
 
 def _on_lines(title: str, width: float) -> str:
     """A title, wrapped for a figure of that many inches."""
-    return _balanced(title, max(48, int(13.5*width)))
+    return _balanced(title, max(36, int(13.5*width)))
 
 
 def title_height(title: str | None, width: float) -> float:
@@ -189,9 +223,9 @@ def show_maps(
 
     maps: tensor, array or list, (H, W) or (n, H, W); a list may mix sizes. title: the finding, above all maps.
     titles: one short title for each map. cmap: colour scale; None: chosen by the signs of the numbers.
-    cols: maps in a row; None: as many as fit into 8 inches. size: width of one map in inches.
-    vmin, vmax: ends of the colour scale. colorbar: say beside the maps which number a colour stands for; None: of all
-    but photographs, which have cmap="gray".
+    cols: maps in a row; None: as many as fit into 8 inches. size: width of one map in inches, 1.6 at least: 150 pixels.
+    vmin, vmax: ends of the colour scale; the bar has a tip where maps go beyond.
+    colorbar: which number a colour stands for, beside the maps; None: of all but photographs, which have cmap="gray".
     shared: one colour scale for all maps, or one for each.
     axes: what rows and columns are, of matrices; then both get ticks, which pictures go without.
     Returns a figure with one axis for each map, then the colour bar of all. ValueError: no maps, or other shapes.
@@ -203,7 +237,7 @@ def show_maps(
         raise ValueError(f"axes names rows and columns, as in ('query', 'key'); got {axes!r}")
     if colorbar is None:
         colorbar = cmap != "gray"
-    own = colorbar and not shared
+    size, own = max(size, 1.6), colorbar and not shared
     room = .45*bool(axes)  # for ticks and names
     wide = size + room + .55*own
     if cols is None:
@@ -211,7 +245,7 @@ def show_maps(
         cols = -(-n // rows)                 # then equally long ones
     rows = -(-n // cols)
     height = max(size*max(a.shape[0]/a.shape[1] for a in arrays), .7*colorbar) + .25*(titles is not None)
-    across = wide*cols + .65*(colorbar and shared)
+    across = wide*cols + (.57 + .08*rows)*(colorbar and shared)  # a taller bar is broader
     inches = (across, (height + room)*rows + title_height(title, across))
     fig, axs = new_figure(rows, cols, size=inches, title=title, squeeze=False)
     for ax in axs.flat[n:]:
@@ -231,15 +265,51 @@ def show_maps(
         if titles is not None:
             ax.set_title(titles[i], fontsize=9)
         if own:
-            _finish(fig.colorbar(drawn, cax=ax.inset_axes((1.04, 0, .06, 1))), size*a.shape[0]/a.shape[1], [a])
+            beside = fig.colorbar(drawn, cax=ax.inset_axes((1.04, 0, .06, 1)), extend=_beyond([a], vmin, vmax))
+            _finish(beside, size*a.shape[0]/a.shape[1], [a])
     if colorbar and shared:
-        _finish(fig.colorbar(drawn, ax=list(axs.flat[:n]), shrink=.85, aspect=16), fig.get_figheight() - .5, arrays)
+        scale_bar(axs.flat[:n], drawn, arrays, extend=_beyond(arrays, vmin, vmax))
     return fig
 
 
-def _finish(bar: Colorbar, tall: float, arrays: Sequence[np.ndarray]) -> None:
+def _beyond(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> str:
+    """At which end of a colour scale there are numbers that it has no colour of their own for."""
+    finite = np.concatenate([a[np.isfinite(a)] for a in arrays] + [np.zeros(0)])
+    below = vmin is not None and finite.size > 0 and finite.min() < vmin - 1e-6*abs(vmin)
+    above = vmax is not None and finite.size > 0 and finite.max() > vmax + 1e-6*abs(vmax)
+    return "both" if below and above else "min" if below else "max" if above else "neither"
+
+
+def scale_bar(
+    axes: Any,
+    drawn: Any,
+    arrays: Sequence[Any] | None = None,
+    *,
+    label: str | None = None,
+    extend: str = "neither",
+) -> Colorbar:
+    """Say beside axes which number a colour stands for.
+
+    axes: one axis, or several that share the scale. drawn: an image of one of them, or two numbers: the ends of the
+    scale that `overlay` was given as vmin and vmax. arrays: the maps; if all hold whole numbers, the bar does.
+    label: what the numbers are. extend: "min", "max" or "both", where maps go beyond the scale. Returns the bar.
+    """
+    places = list(np.ravel(axes))
+    fig = places[0].get_figure()
+    if not isinstance(drawn, ScalarMappable):
+        low, high = drawn
+        drawn = ScalarMappable(Normalize(low, high), "inferno")
+    bar = fig.colorbar(drawn, ax=places, shrink=.85, aspect=16, extend=extend)
+    _finish(bar, fig.get_figheight() - .5, arrays or ())
+    if label:
+        bar.set_label(label, fontsize=9)
+    return bar
+
+
+def _finish(bar: Colorbar, tall: float, arrays: Sequence[Any]) -> None:
     """The numbers of a colour bar `tall` inches high: few enough not to touch, whole beside maps of whole numbers."""
-    whole = all(np.isfinite(a).any() and (a[np.isfinite(a)] % 1 == 0).all() for a in arrays)
+    finite = [a[np.isfinite(a)] for a in map(_array, arrays)]
+    whole = bool(finite) and all(a.size and (a % 1 == 0).all() for a in finite)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.set_ticks(MaxNLocator(max(1, min(4, int(4*tall - .6))), steps=[1, 2, 2.5, 5, 10], integer=whole))
     bar.outline.set_visible(False)
@@ -268,23 +338,25 @@ def overlay(
     whole image. pixel: row and column *of the map* to ring; cell r of an h-row map has its middle at
     (r + 1/2) H/h - 1/2 on the image, because whole numbers are the centres of pixels.
     ax: an axis of yours to draw on. vmin, vmax: ends of the colour scale; None: those of the map.
-    Returns the figure; None if it is your axis.
+    Returns the figure, with the scale beside the picture; None if it is your axis: `scale_bar` draws yours.
     """
     picture, field = _array(image), _array(values)
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or field.ndim != 2:
         raise ValueError(f"expected an image (3, H, W) and a map (H, W), got {picture.shape} and {field.shape}")
     (H, W), (h, w), fig = picture.shape[1:], field.shape, None
     if ax is None:
-        fig, ax = new_figure(size=(2.6, 2.6*H/W + title_height(title, 2.6)), title=title)
+        fig, ax = new_figure(size=(3.3, 2.6*H/W + title_height(title, 3.3)), title=title)
     elif title:
         ax.set_title(title, fontsize=9)
     low, high = min(0, picture.min()), max(1, picture.max())
     ax.imshow((picture.mean(0) - low)/(high - low), "gray", vmin=0, vmax=1)
-    ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="nearest",
-              vmin=vmin, vmax=vmax)
+    drawn = ax.imshow(field, "inferno", alpha=.5, extent=(-.5, W - .5, H - .5, -.5), interpolation="nearest",
+                      vmin=vmin, vmax=vmax)
     if pixel is not None:
         mark(ax, ((pixel[0] + .5)*H/h - .5, (pixel[1] + .5)*W/w - .5))
     ax.axis("off")
+    if fig is not None:
+        scale_bar(ax, drawn.get_clim(), [field], extend=_beyond([field], vmin, vmax))
     return fig
 
 
@@ -381,7 +453,8 @@ def show_curves(
     """Draw a line for each name; without xs the points are counted from 0.
 
     curves: name -> ys, or name -> (xs, ys) as a tuple. A name that contains a word of `COLORS` gets its hue, the
-    second one of the same hue is dashed. title: the finding. logx, logy: logarithmic axes.
+    second one of the same hue is dashed; the others get `OTHERS`, and are dashed too. title: the finding.
+    logx, logy: logarithmic axes. Axes of whole numbers have no others beside them.
     """
     if not curves: raise ValueError("show_curves needs at least one name -> ys")
     pairs = {name: c if isinstance(c, tuple) else (range(len(c)), c) for name, c in curves.items()}
@@ -391,7 +464,8 @@ def show_curves(
             raise ValueError(f"{name}: expected as many xs as ys, got shapes {xs.shape} and {ys.shape}")
     fig, ax = _axes(5.6, title, xlabel, ylabel)
     for (name, (xs, ys)), (hue, nth) in zip(lines.items(), _styles(list(lines))):
-        ax.plot(xs, ys, color=hue, lw=1.8, ls=("-", "--", ":", "-.")[nth % 4], label=name,
+        ax.plot(xs, ys, color=OTHERS[nth % 4] if hue == OTHERS[0] else hue, lw=1.8,
+                ls=("-", "--", ":", "-.")[nth % 4], label=name,
                 marker="o" if len(ys) <= 12 else None, ms=3.5)
     ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     for axis in [ax.xaxis]*logx + [ax.yaxis]*logy:
@@ -400,9 +474,11 @@ def show_curves(
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
-    whole = all((xs % 1 == 0).all() for xs, _ in lines.values())
-    if whole and not logx:
-        ax.locator_params(axis="x", integer=True)  # there is no epoch 1.5
+    whole = [all((numbers % 1 == 0).all() for numbers in each) for each in zip(*lines.values())]
+    if whole[0] and not logx:
+        ax.locator_params(axis="x", integer=True)  # there is no epoch 1.5,
+    if whole[1] and not logy:
+        ax.locator_params(axis="y", integer=True)  # and no level
     ax.grid(color="#E5E7EB", lw=.7)
     _legend(ax)
     return fig
@@ -538,6 +614,7 @@ def draw_map(lit: str | None = None) -> Figure:
     for x, y, word in ((14, 153, "x"), (746, 127, "out"), (340, 162, "content q·k")):
         ax.text(x, y, word, color=ink, fontsize=8.5, ha="center", va="center")
     here = "LESA, and what this library builds from it" if lit is None else f"You are here: {_BOXES[lit][4]} {lit}"
+    fig.set_label(here if lit is None else f"{here}, on the map of LESA and what this library builds from it")
     ax.text(44, 19, here, color=COLORS[_BOXES[lit or "lesa"][6]], fontsize=10, weight="bold", va="center")
     return fig
 

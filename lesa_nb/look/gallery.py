@@ -64,7 +64,7 @@ def show_gallery(
     title: str | None = None, # the finding
 ) -> "Figure": # axes: the upper row, then the lower one
     "The same picture and position before several networks: dependence above, attention below."
-    from lesa_nb.look.figures import new_figure, overlay  # here, so that training needs no plotting
+    from lesa_nb.look.figures import new_figure, overlay, scale_bar  # not needed to train
     n, tall = len(networks), shown_CHW.shape[1]/shown_CHW.shape[2]
     with torch.no_grad():
         sizes = {name: network(x_1CHW).shape[2:] for name, network in networks.items()}
@@ -72,7 +72,7 @@ def show_gallery(
     cells = {name: cell_of(pixel, (height, width), (h, w)) for name, (h, w) in sizes.items()}
     attends = {name: _attended(network, x_1CHW, cells[name]) for name, network in networks.items()}
     peaks = [float(map_hw.max()) for map_hw in attends.values() if map_hw is not None]
-    fig, axes = new_figure(2, n, size=(2.1*n, 4.2*tall + .7 + .3*bool(title)), title=title,
+    fig, axes = new_figure(2, n, size=(2.1*n + .7, 4.2*tall + .7 + .3*bool(title)), title=title,
                            squeeze=False)
     for (top, bottom), (name, network) in zip(axes.T, networks.items()):
         cell, (h, w) = cells[name], sizes[name]
@@ -93,4 +93,6 @@ def show_gallery(
             overlay(shown_CHW, attends_hw, cell, f"attends to\n{most}", bottom, vmin=0,
                     vmax=max(peaks))
         bottom.axis("off")
+    if peaks:
+        scale_bar(axes[1], (0, max(peaks)), label="equal shares")
     return fig

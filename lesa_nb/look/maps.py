@@ -60,7 +60,7 @@ def explain_figure(
     "A photograph, one of its pixels, what one layer makes of it, and the network's answer."
     from matplotlib.ticker import ScalarFormatter  # here, so that training needs no plotting
 
-    from lesa_nb.look.figures import COLORS, mark, new_figure, overlay
+    from lesa_nb.look.figures import COLORS, mark, new_figure, overlay, scale_bar
     cell = cell_of(pixel, (photo.shape[1], photo.shape[2]), seen.size)
     attention_GHW = seen.attention(*cell)[0]
     head, N = decided_head(attention_GHW), seen.size[0]*seen.size[1]
@@ -72,7 +72,7 @@ def explain_figure(
                  ("context", strength(seen.let_through)[0], "context through the gate, strength")]
     tall = min(max(photo.shape[1]/photo.shape[2], 0.4), 2.5)
     columns = (len(parts) + 3)//2
-    fig, axes = new_figure(2, columns, size=(3*columns, 5.2*tall + 1.2),
+    fig, axes = new_figure(2, columns, size=(3*columns + .8, 5.2*tall + 1.2),
                            title=no_formulas(title or ""))
     axes = axes.T.flatten() # column by column: the picture, the terms, both sides of the attention
     axes[0].imshow(photo.permute(1, 2, 0).clamp(0, 1).numpy())
@@ -90,6 +90,7 @@ def explain_figure(
         most = f"at most {N*map_HW.max():.1f} equal shares"
         overlay(photo, map_HW, cell, f"attends to ({name}):\n{most}", ax,
                 vmin=0, vmax=float(attention_GHW[head].max()))
+    scale_bar(axes[-2:], (0, N*float(attention_GHW[head].max())), label="equal shares")
     for ax in axes:
         ax.axis("off")
     return fig

@@ -25,6 +25,11 @@ _NONE = {
     "replace_stride_with_dilation": "lesa_nb.models.resnet.ResNet(strides=...) chooses where the map shrinks",
     "output_stride": "lesa_nb.models.resnet.ResNet(strides=...) chooses where the map shrinks",
     "norm_layer": "lesa_nb.layers.norms.convert_sync_batchnorm(network) exchanges the norms",
+    "box_score_thresh": "set it after building, detector.threshold = 0.5",
+    "box_detections_per_img": "a detector answers with the best 100 objects; take the first of them",
+    **{f"rpn_{when}_nms_top_n_{mode}": f"{when}_nms_top_n=dict(training=..., testing=...) says both numbers"
+       for when in ("pre", "post") for mode in ("train", "test")},
+    **dict.fromkeys(("image_mean", "image_std"), "images are normalised as lesa_nb.layers.inputs.normalize does it"),
     "zero_init_residual": "set it after building, torch.nn.init.zeros_(block.bn3.weight)",
 }
 

@@ -91,7 +91,8 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
     """
     from lesa_nb.look.figures import COLORS, new_figure, show_bars
 
-    hues = dict(zip(TERM_NAMES.values(), (COLORS[key] for key in ("conv", "attention", "lesa", "gate", "local"))))
+    drawn = zip(TERM_NAMES.values(), ("conv", "attention", "lesa", "lesa", "conv"), ("-", "-", "-", "--", "--"))
+    lines = {name: (COLORS[key], dashes) for name, key, dashes in drawn}  # as bars of the same names have them
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     if not variants:
         return show_bars({"not run": None}, title=title and f"{title}: not run", ylabel="accuracy")
@@ -99,12 +100,13 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
     fig, axes = new_figure(1, len(variants), size=(width, 2.9), title=title, sharey=True, squeeze=False)
     for ax, variant in zip(axes[0], variants):
         for name in scores(rows, variant):
-            if name not in hues:
+            if name not in lines:
                 continue
+            hue, dashes = lines[name]
             runs = torch.tensor([row["curve"] for row in _rows_of(rows, variant, name)])
             steps, accuracies = runs[0, :, 0], runs[..., 1]
-            ax.plot(steps, accuracies.mean(0), color=hues[name], lw=1.6, label=name)
-            ax.fill_between(steps, accuracies.amin(0), accuracies.amax(0), color=hues[name], alpha=.2, lw=0)
+            ax.plot(steps, accuracies.mean(0), color=hue, ls=dashes, lw=1.6, label=name)
+            ax.fill_between(steps, accuracies.amin(0), accuracies.amax(0), color=hue, alpha=.2, lw=0)
         chance = next(row["chance"] for row in rows if row["variant"] == variant)
         ax.axhline(chance, color=COLORS["neutral"], ls=":", label="guessing")
         ax.set_title(variant, fontsize=9)

@@ -16,6 +16,7 @@ from lesa_nb.models.registry import CLASSIFIERS, build_classifier
 from lesa_nb.models.resnet import ResNet
 from lesa_nb.weights._grafted import PREFIX
 from lesa_nb.weights._matching import Match, is_table, middles_of, table_kind
+from lesa_nb.weights._names import unwrap
 from lesa_nb.weights._resnets import RESNETS, resnet_name
 from lesa_nb.weights.files import _load_tensors, _read_weights, _weights_file
 
@@ -103,7 +104,9 @@ def _sliced(key: str, tensor: Tensor) -> Tensor:
 def _stored(source: _Source) -> tuple[str, dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
     """What a source is called, its tensors in our names, its metadata, and what was taken out of the names."""
     if isinstance(source, nn.Module):
-        return f"the given {type(source).__name__}", source.state_dict(), {}, ()
+        what = f"the given {type(source).__name__}"
+        tensors, stripped = unwrap(source.state_dict(), what)
+        return what, tensors, {}, stripped
     stored = _read_weights(source)
     what = "the given state dict" if isinstance(source, Mapping) else os.fspath(source)
     return what, stored.tensors, stored.metadata, stored.stripped

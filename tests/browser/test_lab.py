@@ -58,6 +58,7 @@ def test_it_opens_at_the_start_of_the_course(lab, open_page, unclean):
     assert page.url.split("?")[0] == f"{lab.url}/lab/tree/nbs/index.ipynb"
     listed, cut = names(page)
     assert listed[: len(PARTS)] == PARTS and "index.ipynb" in listed and not cut
+    assert not [name for name in listed if name.endswith(".json")]
     assert page.locator(".jp-Dialog").count() == 0 and page.locator(".Toastify__toast").count() == 0
     assert page.locator(f"{READY} >> nth=0").bounding_box()["y"] < 200
     assert page.evaluate("() => [...document.querySelectorAll('.jp-MarkdownOutput img')].every(i => i.naturalWidth)")

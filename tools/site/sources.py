@@ -159,7 +159,8 @@ def notebook(path, root=ROOT):
         if kind == "code":
             if marks & {"export", "exports", "exporti"}:
                 metadata["tags"] = ["export"]
-            metadata["mystnb"] = {"image": {"alt": alternative(source, title)}}
+            said = [words for output in outputs if (words := project.alternative_text(output))]
+            metadata["mystnb"] = {"image": {"alt": "; ".join(said) or alternative(source, title)}}
         else:
             source = relink(contents(source, root), path.parent, root)
         cell = {"cell_type": kind, "id": f"site-{i}", "metadata": metadata, "source": source}

@@ -233,12 +233,14 @@ def test_check_names_what_is_missing_or_too_old(monkeypatch, capsys):
     def version(name):
         if name in ("einops", "scikit-learn"):
             raise PackageNotFoundError(name)
-        return "2.9.1+cpu" if name == "torch" else "99.0"
+        return {"torch": "2.9.1+cpu", "timm": "0.1"}.get(name, "99.0")
 
     monkeypatch.setattr(check, "version", version)
     status, out, err = run(capsys, "check")
     assert status == 1 and out.splitlines()[-1] == "to be mended: torch, einops"
     assert "pip install einops" in out and "need 2.10 or newer" in out and "pip install 'lesa_nb[demo]'" in out
+    (timm,) = (line for line in out.splitlines() if line.startswith("timm"))
+    assert "optional" in timm and "too old for `timm.create_model" in timm and "pip install -U 'timm>=" in timm
 
 
 def test_check_finds_a_torchvision_made_for_another_torch(monkeypatch, capsys):

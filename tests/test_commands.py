@@ -156,7 +156,7 @@ def test_a_run_is_shown_while_it_goes():
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
 def test_a_run_that_nobody_hears_any_more_is_saved(error, tmp_path):
-    "`| tee log` whose terminal has gone, `> log` on a full disk: it ended with the work since the last checkpoint lost."
+    "`| tee log` whose terminal has gone, `> log` on a full disk: the work since the last checkpoint was lost."
     from lesa_nb.engine._checkpoint import read_checkpoint
     from lesa_nb.engine.run import fit
     from lesa_nb.engine.signals import Stop, Stopped
@@ -172,7 +172,7 @@ def test_a_run_that_nobody_hears_any_more_is_saved(error, tmp_path):
         for event in fit(make_task(replace(RECIPE, ema=0.0)), tmp_path, device="cpu", stop=stop):
             yield dict(event, scores={}) | dict.fromkeys(["skipped"], int(event["step"] >= 2)) | dict(loss_scale=1.0)
 
-    with Stop() as stop, pytest.raises(Stopped, match="could not be written .*so it stopped in epoch 1 after step 2 of"):
+    with Stop() as stop, pytest.raises(Stopped, match="could not be written .*stopped in epoch 1 after step 2 of"):
         show_progress(events(stop), speak=speak, stop=stop)
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 2 and len(lines) == 1
     with pytest.raises(OSError):  # who cannot ask a run to end gets the error itself

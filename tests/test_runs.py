@@ -14,6 +14,7 @@ from processes import HERE, ended, patient, run, run_ranks, several
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
+from lesa_nb.cli.train import RunOptions
 from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
@@ -320,6 +321,22 @@ def test_what_the_advice_says_can_be_done(tmp_path):
     assert last(tmp_path)["optimizer"]["param_groups"][0]["momentum"] == before
 
 
+def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path):
+    "A week later scratch has been swept; the weights that it held have been learned on."
+    began = dict(arch="tiny", classes=10, start=dict(file="resnet50.pth", sha256="0"))
+    train(tmp_path, task=make_task(metadata=began), until=1)
+    with pytest.raises(ValueError, match="start: {'file': 'resnet50.pth', .*} there, {'file': 'other.pth'} now"):
+        train(tmp_path, task=make_task(metadata=began | dict(start=dict(file="other.pth"))), resume=True)
+    train(tmp_path, resume=True, until=2)
+    assert read_metadata(tmp_path / "last.safetensors")["start"] == began["start"]  # and still says so
+    train(tmp_path, task=make_task(metadata=began), resume=True, until=3)
+    run = RunOptions(resume="auto")
+    with pytest.raises(FileNotFoundError, match="resnet50.pth: no such file; the run in .* leave --start out"):
+        run.check_start(tmp_path / "resnet50.pth", tmp_path)
+    run.check_start(None, tmp_path)
+    run.check_start(tmp_path / "resnet50.pth", tmp_path / "new")  # a new run says it in its own words
+
+
 def test_a_log_without_room_is_told_with_its_name(tmp_path):
     events = fit(make_task(), tmp_path, device="cpu")
     next(events)
@@ -525,7 +542,7 @@ except ValueError as error: print(error)
 def test_machines_with_other_data_or_another_folder_do_not_train_together(tmp_path):
     "Each with a copy of its own: an order of samples, and even weights of its own, without a word."
     said = run_ranks("-c", APART, "data", tmp_path / "data", timeout=60)
-    assert said.count("process 1 on ") == 2 == said.count("finds other data than process 0 (train: 128 samples in "), said
+    assert said.count("process 1 on ") == 2 == said.count("than process 0 (train: 128 samples in "), said
     assert "127 samples here" not in said and ", 127 here" in said
     train(tmp_path / "folder" / "0", until=1)
     said = run_ranks("-c", APART, "folder", tmp_path / "folder", timeout=60)

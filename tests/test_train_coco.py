@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lesa_nb.data.coco import CocoFolder
 from lesa_nb.data.drawn_coco import make_coco
+from lesa_nb.data.verify_coco import verify_coco
 from lesa_nb.engine.loader import loader
 from lesa_nb.engine.run import fit
 from lesa_nb.models.mask_rcnn import _mask_targets, _paste, sample_rois
@@ -201,6 +202,17 @@ def test_htc_without_stuff_maps_is_refused_with_the_way_out(folder):
         task_of(folder, "htc")
     assert not task_of(folder, "htc", semantic=False).metadata["net"]["semantic"]
     assert task_of(folder).metadata["net"]["model"] == "mask_rcnn"
+
+
+def test_a_split_without_objects_does_not_validate(folder):
+    "AP would be 0 in every epoch, and the first one's weights the best."
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    for keep in (lambda a: False, lambda a: a["iscrowd"]):
+        path.write_text(json.dumps(content | dict(annotations=[a for a in content["annotations"] if keep(a)])))
+        with pytest.raises(ValueError, match="instances_val2017.json: nothing to score by: 4 images and no object"):
+            task_of(folder)
+        assert not verify_coco(folder, progress=False).ok
 
 
 @pytest.mark.fault("C2")

@@ -1,6 +1,7 @@
 """What several commands share: who talks, wrong use, workers, weights in a file. Nothing heavy is imported here."""
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def progress(items: Iterable, unit: str, total: int | None = None, *, name: str 
 
     Work.begun = True
     quiet = not is_main_process() or (None if watched else False)  # None: tqdm asks whether there is a terminal
-    return tqdm(items, desc=name or None, unit=unit, total=total, disable=quiet)
+    is_file = sys.stderr is not None and not sys.stderr.isatty()  # a file gets a line now and then instead of a bar
+    return tqdm(items, desc=name or None, unit=unit, total=total, disable=quiet, mininterval=20 if is_file else 0.1)
 
 
 def check_new_file(flag: str, path: Path | None, *inputs: Path, replaces: str | None = None) -> None:

@@ -74,8 +74,10 @@ def _package(need: _Requirement) -> _Part:
         if need.extra:
             return _Part(need.name, "missing", "optional", f"{purpose}: pip install 'lesa_nb[{need.extra}]'")
         return _Part(need.name, "missing", "broken", f"pip install {wanted}")
-    if not need.extra and _numbers(found) < _numbers(need.floor):
-        return _Part(need.name, found, "broken", f"need {need.floor} or newer: pip install -U {wanted}")
+    if _numbers(found) < _numbers(need.floor):
+        what = f"too old for {purpose}" if need.extra else "too old"
+        state = "optional" if need.extra else "broken"
+        return _Part(need.name, found, state, f"{what}, need {need.floor} or newer: pip install -U {wanted}")
     return _Part(need.name, found, "ok", purpose)
 
 

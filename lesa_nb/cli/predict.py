@@ -72,7 +72,7 @@ def _sentence(answer: dict) -> str:
     name = printable(answer["file"])
     if "error" in answer:
         return answer["error"] if name in answer["error"] else f"{name}: {answer['error']}"
-    return f"{name}: {format_answer(answer)}"
+    return f"{name}: {printable(format_answer(answer))}"
 
 
 def _describe(loaded: "Loaded", weights: Path) -> str:
@@ -130,7 +130,7 @@ def predict_images(
     answers: list[dict] = []
     taken: set[str] = set()
     found = iter_predictions(loaded, files, top=top, threshold=threshold, batch_size=batch_size, device=where)
-    bar = progress(found, unit="picture", total=len(files))
+    bar = progress(found, unit="picture", total=len(files), watched=True)  # the answers tell how far it is
     try:
         for answer in bar:
             answers.append(answer)

@@ -184,6 +184,13 @@ class RunOptions:
             raise UsageError(f"--minutes must not be negative, got {self.minutes}")
         worker_count(self.workers)  # refuses what cannot be
 
+    def check_start(self, start: Path | None, out: Path) -> None:
+        "A run can go on without the file that it began with, if that has gone."
+        if start is not None and not start.exists() and self.resume == "auto" and (out / "last.pt").exists():
+            raise FileNotFoundError(
+                f"{start}: no such file; the run in {out} goes on without what it started from: leave --start out"
+            )
+
     @property
     def readers(self) -> int:
         "Processes that read pictures ahead: what was asked for, or the cores there are, shared."
@@ -276,6 +283,7 @@ def train_imagenet(
         measure: Do not train: measure what loading and the network do alone, and say which limits.
     """
     check_image_size(image_size)
+    run.check_start(start, out)
     if graft and (start is None or network != "resnet50" or term != "lesa"):
         raise UsageError("--graft makes the network of the ResNet in --start FILE: give one, no --network or --term")
     with Stop() as stop:  # listens while the rest is still being imported
@@ -358,6 +366,7 @@ def train_coco(
         missing: What to do about pictures that are not there.
     """
     check_image_size(image_size)
+    run.check_start(start, out)
     with Stop() as stop:  # listens while the rest is still being imported
         from lesa_nb.engine.recipe import describe_recipe
         from lesa_nb.tasks.detect import DETECTION_RECIPES, detection_task

@@ -154,6 +154,17 @@ def require_scorable(index: CocoIndex):
                          "numbers in every bbox; correct the file, or take the annotation out")
 
 
+def require_truth(index: CocoIndex, keep_empty: bool = False):
+    """Refuse a truth that says nothing of what is learned: `require_scorable`, and an object that counts. Without one
+    AP is 0 whatever a network has learned, and the weights of the first epoch are the best. `keep_empty`: images
+    without objects are as they should be."""
+    require_scorable(index)
+    objects = (not annotation["iscrowd"] for i in index.image_ids for annotation in index.annotations(i))
+    if not keep_empty and not any(objects):
+        raise ValueError(f"{index.path}: nothing to score by: {len(index):,} images and no object, but for crowds; "
+                         "annotate them, or let another split validate")
+
+
 def require_stuff_maps(index: CocoIndex):
     """Refuse a folder without a stuff map for each of its images, before anybody learns from them."""
     root = index.files.stuff

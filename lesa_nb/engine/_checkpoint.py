@@ -156,6 +156,8 @@ def check_same_run(
     Raises:
         ValueError: What differs, and what to do.
     """
+    if "start" not in told["metadata"]:  # what it began with has been learned on
+        saved = saved | dict(metadata={key: value for key, value in saved["metadata"].items() if key != "start"})
     differ = _differences(saved, told)
     may = [key for key in differ if _may_change(key, saved["recipe"] or {}, told["recipe"])]
     if wrong := [sentence for key, sentence in differ.items() if not (recipe and key in may)]:

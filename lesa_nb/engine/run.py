@@ -112,6 +112,7 @@ class Training:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         "Go on from there."
+        self.task = self.task._replace(metadata=saved["metadata"]) # and where it started from
         for name in ("model", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(saved[name])
         if self.average:

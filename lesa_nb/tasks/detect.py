@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from ..data.coco import CocoFolder, collate_detection
 from ..data.coco_file import coco_tools
-from ..data.coco_index import require_scorable, require_stuff_maps
+from ..data.coco_index import require_stuff_maps, require_truth
 from ..data.coco_layout import CocoLayout, require_splits
 from ..data.seeding import seeded
 from ..engine.group import from_main_process, is_main_process
@@ -169,7 +169,7 @@ def detection_task(
     pictures = CocoFolder(layout, training=True, semantic=semantic, keep_empty=keep_empty,
                           missing=missing, transforms=DETECT_AUGMENTS[augment](side))
     held = CocoFolder(layout, valid, missing=missing, categories=pictures.categories)
-    require_scorable(held)
+    require_truth(held, keep_empty)
     if semantic:
         require_stuff_maps(pictures)
     train = TrainSamples(pictures, seed, repeat=repeat)

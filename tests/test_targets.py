@@ -91,6 +91,13 @@ def test_training_on_nothing_is_refused():
         small()([], [])
 
 
+def test_stages_that_there_are_not():
+    for options, message in ((dict(frozen=5), "frozen counts stages, from -1 to 4, got 5"), (dict(frozen=-2), "got -2"),
+                             (dict(deformable=(0, 1)), r"deformable stages count from 1, got \(0, 1\)")):
+        with pytest.raises(ValueError, match=message):
+            Backbone(stages=("C", "C", "L", "L"), base=8, heads=4, image_size=64, **options)
+
+
 def test_a_backbone_with_other_strides_is_refused():
     "Its maps would not lie where the anchors do."
     with pytest.raises(ValueError, match=r"strides=\(1, 2, 2, 2\), found strides=\(1, 2, 2, 1\)"):

@@ -5,6 +5,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lesa_nb.cli.app import main
@@ -91,6 +92,17 @@ def test_a_classifier_says_what_it_takes(classifier_file, suffix, tmp_path):
             torch.testing.assert_close(run(x)[0], net(x), atol=1e-5, rtol=1e-5)
     for part in ("session.get_modelmeta().custom_metadata_map", 'files = {"metadata.json": ""}'):
         assert part in exporting.__doc__
+
+
+def test_pictures_for_a_network_that_is_no_square(tmp_path):
+    "What `load` gives it is of its size, and what the file tells other programs to cut out is there to be cut."
+    torch.save(classifier(image_size=(64, 96)).state_dict(), tmp_path / "a.pth")
+    source = load(tmp_path / "a.pth")
+    for size in [(300, 200), (90, 400)]:
+        assert source.transform(Image.new("RGB", size)).shape == (3, 64, 96)
+    told = exporting.export_metadata(source)
+    assert told["image_size"] == [64, 96]
+    assert told["resize"] == "shorter side to 110 pixels, then the middle of image_size"
 
 
 def test_a_grafted_network_of_torchvision(tmp_path):

@@ -6,6 +6,7 @@
 * A notebook that is opened and closed has not been changed: the file does not hold what the kernel says of itself, so
   JupyterLab would note it down and ask whether to save that. Here it is told with the notebook.
 * A save writes what clean_notebook.py keeps, so running and saving leaves git clean. Only for notebooks in nbs/.
+* An image has the alternative text that its output holds: jupyter/labextensions.
 * The file browser has room for names, and no question about news stands in front of the first page: see
   jupyter/labconfig, defaults that your own settings override.
 """
@@ -64,6 +65,7 @@ def main(arguments):
         "ServerApp.contents_manager_class": "lab.CourseContents",
         "FileContentsManager.preferred_dir": NOTEBOOKS,
         "LabApp.default_url": "/lab/tree/nbs/index.ipynb",
+        "LabApp.extra_labextensions_path": TOOLS / "jupyter" / "labextensions",
         # Jupyter Server waits three intervals for an answer to a ping, and Tornado warns: at most one is allowed.
         "ServerApp.tornado_settings": {"ws_ping_timeout": 30_000},
     }

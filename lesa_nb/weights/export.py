@@ -285,7 +285,7 @@ def export_metadata(
             resize = "to image_size: boxes and masks are in its pixels"
         return about | dict(task=task, first_label=1, mean=[0, 0, 0], std=[1, 1, 1], layout="CHW", batch=1,
                             resize=resize, outputs=_outputs(model))
-    short = resized_side(min(size))
+    short = resized_side(max(size))  # as `load` has it: both sides of the middle fit
     return about | dict(task="classification", first_label=0, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD),
                         layout="NCHW", batch="any", outputs=_outputs(model),
                         resize=f"shorter side to {short} pixels, then the middle of image_size")

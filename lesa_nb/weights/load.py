@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
         model: In evaluation mode, on the CPU.
         classes: Name of each class, in the order of the network's numbers; a detector's label 1 is the first.
         transform: From a Pillow picture of any mode to what `model` takes: for a classifier a standardised tensor
-            (3, S, S), for a detector RGB (3, H, W) from 0 to 1.
+            (3, H, W) of the size it was made for, for a detector RGB (3, H, W) from 0 to 1.
         metadata: What the file says about itself, or what its tensors say where it is silent; then `classes_guessed`
             says that nobody gave the classes their names.
         kind: "classifier" or "detector".
@@ -225,9 +225,11 @@ def _to_unit(image: Tensor) -> Tensor:
 
 
 def _classifier_transform(metadata: _Metadata) -> _Transform:
-    """Shorter side to 256/224 of the image size, middle, standardised."""
+    """Shorter side to 256/224 of the image size, middle, standardised; of (height, width) the longer one counts."""
     size = _pair(metadata["image_size"])
-    return v2.Compose([v2.Lambda(any_mode), eval_transform(size if isinstance(size, int) else max(size))])
+    if isinstance(size, int):
+        return v2.Compose([v2.Lambda(any_mode), eval_transform(size)])
+    return v2.Compose([v2.Lambda(any_mode), eval_transform(max(size)), v2.CenterCrop(size)])
 
 
 def _detector_transform(metadata: _Metadata) -> _Transform:

@@ -62,8 +62,7 @@ def to_published(
     return tensors | {key: _flatten_index(N) for key, N in _index_buffers(module).items()}
 
 # %% ../../nbs/2_networks/11_published.ipynb #cell-23
-# where a checkpoint keeps its tensors, eq. (11.3)
-_LAYERS = "net", "state_dict", "model_state_dict", "model"
+_LAYERS = "net", "state_dict", "model_state_dict", "model" # of a checkpoint, eq. (11.3)
 
 def tensors_in(
     found: Any, # what a file of weights holds

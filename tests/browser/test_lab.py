@@ -19,6 +19,7 @@ IDLE = f'{SHOWN} .jp-Notebook-ExecutionIndicator[data-status="idle"]'
 DIRTY = ".lm-DockPanel-tabBar .lm-TabBar-tab.jp-mod-dirty"
 PROMPTS = f"() => [...document.querySelectorAll('{SHOWN} .jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
 WIDER = "e => e.scrollWidth > e.clientWidth + 1"
+WORDS = "() => [...document.querySelectorAll('.jp-OutputArea-output img')].map(i => i.alt)"
 PICTURES = "() => [...document.querySelectorAll('.jp-OutputArea-output img')].map(i => i.complete && i.naturalWidth)"
 
 
@@ -64,6 +65,15 @@ def test_it_opens_at_the_start_of_the_course(lab, open_page, unclean):
     assert page.evaluate("() => [...document.querySelectorAll('.jp-MarkdownOutput img')].every(i => i.naturalWidth)")
     assert not unclean()
     assert not re.search("warning|deprecat|ping_timeout", lab.log, re.IGNORECASE), lab.log  # now that a kernel runs
+
+
+def test_a_saved_figure_says_what_it_shows(lab, open_page):
+    "JupyterLab leaves alternative text away: an extension of `make lab` puts it there."
+    page = open_page()
+    go(page, lab, f"lab/tree/{CHOSEN[0].relative_to(ROOT)}")
+    words = page.evaluate(WORDS)
+    assert words and all(len(said) > 10 for said in words)
+    assert words[0].startswith("You are here: ")
 
 
 @pytest.mark.parametrize("path", [CHOSEN[0], CHOSEN[4], ROOT / "nbs" / "index.ipynb"], ids=lambda path: path.stem)
@@ -124,6 +134,7 @@ def test_running_to_the_end_and_saving_leaves_git_clean(path, lab, open_page, un
     assert page.locator(trouble).all_text_contents() == []
     pictures = page.evaluate(PICTURES)
     assert len(pictures) >= drawn and all(pictures)
+    assert all(len(words) > 10 for words in page.evaluate(WORDS)), "a figure is silent"
     prose = page.evaluate(
         """() => [...document.querySelectorAll(".jp-MarkdownOutput")].map(e => {
           const copy = e.cloneNode(true);

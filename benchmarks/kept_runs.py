@@ -94,6 +94,12 @@ def published(study, args):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def elsewhere(wanted, known):
+    "The row of a run by this recipe that another machine made, or None."
+    name = name_of(dict(wanted["net"], term=wanted["term"]))
+    return next((row for row in known if _is_of(row, name, wanted)), None)
+
+
 def finished_and_missing(runs, row_of, known=()):
     """Rows of the finished runs, and the others by name.
 
@@ -105,8 +111,8 @@ def finished_and_missing(runs, row_of, known=()):
         name = name_of(dict(wanted["net"], term=wanted["term"]))
         if found := finished(path, wanted):
             rows.append(row_of(path, found))
-        elif elsewhere := [row for row in known if _is_of(row, name, wanted)]:
-            rows.append(elsewhere[0])
+        elif row := elsewhere(wanted, known):
+            rows.append(row)
         else:
             missing.append(f"{wanted['variant']}, {name}, seed {wanted['seed']}")
     return rows, missing

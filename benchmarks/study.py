@@ -17,7 +17,7 @@ import fashion
 import torch
 import torch.nn.functional as F
 from common import arguments, save, start
-from kept_runs import finished, finished_and_missing, kept_row, published, runs_folder, stem, train_and_keep
+from kept_runs import elsewhere, finished, finished_and_missing, kept_row, published, runs_folder, stem, train_and_keep
 
 from lesa_nb.data.pictures import Samples, find_twin
 from lesa_nb.models.resnet import lesa_resnet50
@@ -119,8 +119,11 @@ def small(args):
     "All small networks: train what is not there, measure, gather."
     folder = runs_folder("study", args)
     runs = [(stem(folder, *run), recipe(*run, args)) for run in plan(args.quick)]
+    known = published("study", args).get("rows", ()) if args.missing else ()
     for path, wanted in runs:
         if args.collect or wanted["variant"] not in (args.variant or VARIANTS) or finished(path, wanted):
+            continue
+        if elsewhere(wanted, known):
             continue
         train(path, wanted, args)
         f = finished(path, wanted)["metadata"]
@@ -184,6 +187,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--steps", type=int, help="steps of every small network; 600 if not given")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, help="train these alone; the rest stays as it is")
+    parser.add_argument("--missing", action="store_true", help="train what the published file does not have")
     parser.add_argument("--collect", action="store_true", help="train nothing; measure and gather what is finished")
     parser.add_argument("--full", action="store_true", help="full-size networks on 224 x 224 pictures; for a GPU")
     fashion.add_arguments(parser.add_argument_group("with --task fashion"))

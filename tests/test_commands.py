@@ -107,6 +107,14 @@ def test_a_picture_of_the_maps_never_replaces_the_weights(command, suffix, tmp_p
     assert weights.read_bytes() == b"precious"
 
 
+def test_a_link_that_leads_to_itself_is_no_file_to_write_to(tmp_path):
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    with pytest.raises(UsageError, match="--out .*loop.json: a link that leads to itself"):
+        _common.check_new_file("--out", tmp_path / "loop.json", replaces=".json")
+    (tmp_path / "new.json").symlink_to("not yet.json")
+    _common.check_new_file("--out", tmp_path / "new.json", replaces=".json")
+
+
 def test_a_picture_larger_than_any_machine_is_refused(tmp_path):
     for words in (["train", "imagenet"], ["train", "coco"], ["eval", "imagenet", "--weights", str(tmp_path / "w")]):
         assert main([*words, "--data", str(tmp_path), "--image-size", "1000000"]) == 2

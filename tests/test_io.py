@@ -98,6 +98,13 @@ def test_links_are_followed_and_devices_written_directly(tmp_path):
     assert (tmp_path/"link").is_symlink() and (tmp_path/"real").read_text() == "new"
     atomic_text("/dev/null", "x")
     assert not os.path.isfile("/dev/null")
+    (tmp_path/"new").symlink_to("not yet")
+    atomic_text(tmp_path/"new", "made")
+    assert (tmp_path/"not yet").read_text() == "made" and (tmp_path/"new").is_symlink()
+    (tmp_path/"loop").symlink_to("loop")
+    with pytest.raises(OSError, match="a link that leads to itself; choose another place"):
+        atomic_text(tmp_path/"loop", "x")
+    assert (tmp_path/"loop").is_symlink()
 
 
 @pytest.mark.fault("R7")

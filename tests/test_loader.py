@@ -159,10 +159,35 @@ if __name__ == "__main__":
 """
 
 
-def test_many_small_tensors_are_many_open_files():
-    "112 files a batch, where the usual limit is 1,024 for a process, or fewer here; the system would allow more."
-    done = processes.run("-c", "import torch" + DETECTIONS, "128", "4096", timeout=60)
-    assert done.stdout == "16 read\n", done.stdout + done.stderr
+@pytest.mark.parametrize("most, said", [(4096, "16 read"), (200, "too many open files: .*use fewer workers, or allow")])
+def test_many_small_tensors_are_many_open_files(most, said):
+    "112 files a batch, where the usual limit is 1,024 for a process, or fewer here; the system may allow more."
+    done = processes.run("-c", "import torch" + DETECTIONS, "128", str(most), timeout=60)
+    assert re.search(said, done.stdout), done.stdout + done.stderr
+
+
+TOO_LONG = START + """
+import multiprocessing, tempfile
+tempfile.tempdir = {folder!r}  # as TMPDIR sets it
+multiprocessing.current_process()._config.pop("tempdir", None)  # of the process that this one was forked from
+print("told:", next(iter(loader(Squares(), [[1]], torch.stack, workers=1))))
+"""
+
+
+def test_a_long_path_of_temporary_files_does_not_stop_a_run_forever(tmp_path):
+    "Workers open sockets there, whose path may have some hundred letters; PyTorch drops the batch, and waits for it."
+    folder = tmp_path/("a folder for each job " + "x"*90)
+    folder.mkdir()
+    done = processes.run("-c", TOO_LONG.format(tests=str(ROOT/"tests"), folder=str(folder)), timeout=60)
+    assert re.search("told: .*the path of temporary files is too long .*set TMPDIR to a shorter one", done.stdout), done
+
+
+def test_what_cannot_be_pickled_is_told_too():
+    class Local:
+        pass
+
+    (batch,) = loader(Squares(), [[1]], lambda samples: [Local()], workers=1)
+    assert "a batch of 1 samples (squares/1.png)" in batch.reason and "Local" in batch.reason
 
 
 @pytest.mark.parametrize("error", [RuntimeError("received 0 items of ancdata"), OSError(errno.EMFILE, "Too many")])
@@ -175,7 +200,8 @@ def test_too_many_open_files_are_told_as_that(error):
     reader._batches = batches()
     found = reader.take(3)
     assert len(found) == 2 and re.search("too many open files: .*use fewer workers, or allow more", found[1].reason)
-    (batch,) = loader(Squares(at_1=error), [[1]], torch.stack)
+    opening = OSError(f"cat.jpg: unreadable file ({os.strerror(errno.EMFILE)})")
+    (batch,) = loader(Squares(at_1=opening), [[1]], torch.stack)
     assert batch.reason == found[1].reason  # not a fault of the file that was to be opened
 
 

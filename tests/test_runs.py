@@ -1,5 +1,6 @@
 """Runs that are never lost: resumed to the bit, stopped at any moment, guarded against what goes wrong."""
 
+import errno
 import json
 import os
 import resource
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from processes import HERE, ended, patient, run, run_ranks, several
 from small_runs import RECIPE, make_task, net
 from torch import nn
 
 from lesa_nb.cli.train import RunOptions
+from lesa_nb.data.photos import open_image
 from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
+from lesa_nb.io import patience
 from lesa_nb.io.tensors import identical, read_metadata
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # equal to the bit; small networks are faster with one
@@ -335,6 +339,41 @@ def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path):
         run.check_start(tmp_path / "resnet50.pth", tmp_path)
     run.check_start(None, tmp_path)
     run.check_start(tmp_path / "resnet50.pth", tmp_path / "new")  # a new run says it in its own words
+
+
+def test_a_server_that_is_away_for_a_moment_does_not_end_a_run(tmp_path, monkeypatch):
+    "Once in a week a network's file system says EIO or ESTALE: to a checkpoint, or to a picture."
+    monkeypatch.setattr(patience, "PAUSES", (0.0, 0.0))
+    fsync, left = os.fsync, []
+
+    def away(number):
+        if left and os.readlink(f"/proc/self/fd/{number}").endswith(".part"):
+            raise OSError(left.pop(), "away")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", away)
+    left[:] = [errno.EIO, errno.ESTALE]
+    assert train(tmp_path, until=1)[-1]["kind"] == "end" and not left
+    left[:] = [errno.EIO] * 3
+    with pytest.raises(OSError, match="could not be written .away.; the one before it is intact"):
+        train(tmp_path, resume=True)
+    left[:] = [errno.ENOSPC]  # does not pass: told at once
+    with pytest.raises(OSError, match="could not be written"):
+        train(tmp_path, resume=True)
+    left.clear()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    opened, real = [errno.ESTALE], open
+
+    def stale(path, *words, **options):
+        if str(path).endswith("a.png") and opened:
+            raise OSError(opened.pop(), "away", path)
+        return real(path, *words, **options)
+
+    monkeypatch.setattr("builtins.open", stale)
+    assert open_image(tmp_path / "a.png").size == (4, 4) and not opened
+    opened[:] = [errno.ENOENT]
+    with pytest.raises(FileNotFoundError):
+        open_image(tmp_path / "a.png")
 
 
 def test_a_log_without_room_is_told_with_its_name(tmp_path):

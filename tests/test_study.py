@@ -22,7 +22,7 @@ def script(benchmark):
 def args(tmp_path, monkeypatch, script):
     "A quick run that writes into a folder of its own."
     monkeypatch.setattr("common.RESULTS", tmp_path/"results")
-    return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False, variant=None)
+    return SimpleNamespace(device="cpu", quick=True, steps=STEPS, collect=False, variant=None, missing=False)
 
 
 def test_all_networks_of_the_study_are_about_equally_large():
@@ -60,11 +60,17 @@ def test_an_interrupted_study_goes_on(script, args, tmp_path, monkeypatch):
         assert right/row["pictures"] == pytest.approx(row["accuracy"], abs=2/row["pictures"])
 
 
-def test_a_variant_can_be_run_alone(script, args, tmp_path):
+def test_a_variant_can_be_run_alone(script, args, tmp_path, monkeypatch):
     args.variant = ["digits"]
     script.small(args)
     found = json.loads((tmp_path/"results"/"study-cpu-quick.json").read_text())
     assert [row["variant"] for row in found["rows"]] == ["digits"] and len(found["not_run"]) == 4
+    for file in (tmp_path/"runs").rglob("*.json"):
+        file.unlink()
+    args.missing = True  # the file has its row
+    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("trained again"))
+    script.small(args)
+    assert json.loads((tmp_path/"results"/"study-cpu-quick.json").read_text())["rows"] == found["rows"]
 
 
 def test_another_recipe_is_another_run(script, args, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.tv_tensors import BoundingBoxes
 
 from lesa_nb.models._targets import image_name
 from lesa_nb.models.mask_rcnn import MaskRCNN
@@ -60,6 +61,7 @@ def test_what_is_missing_is_named(key):
 @pytest.mark.parametrize(("image", "message"), [
     (torch.zeros(3, 8, 8, dtype=torch.uint8), "image 1: expected a float image, nominally in .* found torch.uint8"),
     (torch.zeros(8, 8), r"image 1: expected an RGB image of shape \(3, H, W\), found \(8, 8\)"),
+    (torch.full((3, 8, 8), float("nan")), r"image 1: expected values nominally in \[0, 1\], found nan$"),
     (255*torch.rand(3, 8, 8), "image 1: expected values nominally in .*: divide an image of 0..255 by 255")])
 def test_images_that_are_none_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
@@ -69,6 +71,15 @@ def test_images_that_are_none_are_refused(image, message):
 def test_images_that_overshoot_a_little_are_taken():
     assert prepare([3*IMAGE - 1], side=32)[0][0].shape == (3, 32, 32)
     assert prepare([], side=32) == ([], []) and prepare([], [], side=32) == ([], [])
+
+
+def test_boxes_that_say_how_they_are_laid_out_are_believed():
+    edges = BoundingBoxes([[3, 4, 30, 30]], format="XYXY", canvas_size=(40, 40))
+    boxes = prepared(GOOD | dict(boxes=edges))[1][0]["boxes"]
+    assert type(boxes) is torch.Tensor and boxes.equal(prepared(GOOD)[1][0]["boxes"])
+    for layout in ("XYWH", "CXCYWH"):
+        with pytest.raises(ValueError, match=rf"image 0: expected boxes as .*{layout}; .*ConvertBoundingBoxFormat"):
+            prepared(GOOD | dict(boxes=BoundingBoxes([[3, 4, 30, 30]], format=layout, canvas_size=(40, 40))))
 
 
 def test_a_batch_in_one_tensor_is_a_sequence_of_images():
@@ -89,6 +100,13 @@ def test_training_on_nothing_is_refused():
     assert small().eval()([]) == []
     with pytest.raises(ValueError, match="needs an image at least"):
         small()([], [])
+
+
+def test_stages_that_there_are_not():
+    for options, message in ((dict(frozen=5), "frozen counts stages, from -1 to 4, got 5"), (dict(frozen=-2), "got -2"),
+                             (dict(deformable=(0, 1)), r"deformable stages count from 1, got \(0, 1\)")):
+        with pytest.raises(ValueError, match=message):
+            Backbone(stages=("C", "C", "L", "L"), base=8, heads=4, image_size=64, **options)
 
 
 def test_a_backbone_with_other_strides_is_refused():

@@ -104,6 +104,8 @@ def check_new_file(flag: str, path: Path | None, *inputs: Path, replaces: str | 
         raise FileNotFoundError(f"{path}: its folder does not exist")
     if not os.access(path.absolute().parent, os.W_OK):
         raise PermissionError(f"{path}: its folder may not be written to; choose another")
+    if Path(os.path.realpath(path)).is_symlink():  # one that could be followed has been
+        raise UsageError(f"{flag} {path}: a link that leads to itself; choose another file")
     if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
         raise UsageError(f"{flag} {path}: this would overwrite what is read; choose another file")
     if replaces and path.exists() and path.suffix.lower() != replaces:

@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lesa_nb.data.report import FATAL, Fault, FaultKinds
+from lesa_nb.io.patience import patiently
 
 #: what can be wrong with the file of a picture: kind -> "fatal", or what becomes of it
 _PHOTO_FAULTS = FaultKinds({
@@ -78,9 +79,12 @@ def _formats() -> list[str]:
 
 
 def _file_bytes(path: str | os.PathLike) -> bytes:
-    """All of a file."""
-    with open(path, "rb") as file:
-        data = file.read()
+    """All of a file; errors of a network's file system may pass while it is read again."""
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    data = patiently(read)
     if not data:
         raise _EmptyFile("0 bytes")
     return data

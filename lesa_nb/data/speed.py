@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lesa_nb.io.shared import NoRoomToShare, in_shared_memory
+from lesa_nb.io.shared import CannotShare, ready_to_send
 
 
 def _key_batches(n: int, batch_size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
@@ -32,8 +32,8 @@ class _Batches(Dataset):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Any:
         try:
-            return in_shared_memory(self.collate([self.dataset[key] for key in keys]))
-        except (OSError, ValueError, NoRoomToShare) as error:
+            return ready_to_send(self.collate([self.dataset[key] for key in keys]))
+        except (OSError, ValueError, CannotShare) as error:
             return type(error)(str(error))
 
 

@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 
 from lesa_nb.engine.group import Ranks
-from lesa_nb.engine.loader import FEWER_WORKERS, worker_died
+from lesa_nb.engine.loader import worker_died
 from lesa_nb.engine.loop import NotFinite
 from lesa_nb.engine.recipe import Recipe
 from lesa_nb.engine.signals import Stopped
+from lesa_nb.io.shared import FEWER_WORKERS
 
 __all__ = ["explain_errors", "explain_step", "left_early"]
 

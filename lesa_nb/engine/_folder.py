@@ -13,6 +13,7 @@ from lesa_nb.engine._checkpoint import commit, read_checkpoint, save_checkpoint
 from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.log import RunLog
 from lesa_nb.io.atomic import atomic_json
+from lesa_nb.io.patience import patiently
 from lesa_nb.io.tensors import save_tensors
 
 __all__ = ["RunFolder"]
@@ -35,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path, ranks: Ranks):
         self.path, self.ranks, self.checkpoint = path, ranks, path/"last.pt"
         self.saved = time.perf_counter()
+        self._commit = commit() if ranks.rank == 0 else None  # of the code that runs, whatever is committed meanwhile
         self._log: RunLog | None = None
 
     def read(self) -> dict[str, Any] | None:
@@ -75,25 +77,27 @@ class RunFolder:
         Raises:
             OSError: In all processes, if the main one cannot write; the files before are intact.
         """
+        def write() -> None:
+            for name in names:
+                metadata = self._metadata(content)
+                save_tensors(weights, self.path/f"{name}.safetensors", metadata, what="the weights")
+                atomic_json(self.path/f"{name}.json", metadata)
+            save_checkpoint(content, self.checkpoint)
+
         problem = ""
         if self.ranks.rank == 0:
             try:
-                for name in names:
-                    metadata = self._metadata(content)
-                    save_tensors(weights, self.path/f"{name}.safetensors", metadata, what="the weights")
-                    atomic_json(self.path/f"{name}.json", metadata)
-                save_checkpoint(content, self.checkpoint)
+                patiently(write)
             except OSError as error:
                 problem = str(error)
         self.ranks.agree(problem)
         self.saved = time.perf_counter()
 
-    @staticmethod
-    def _metadata(content: dict[str, Any]) -> dict[str, Any]:
+    def _metadata(self, content: dict[str, Any]) -> dict[str, Any]:
         """What a file of weights says about itself."""
         told = {name: content[name] for name in ("recipe", "seed", "data", "epoch", "step", "scores")}
         return dict(content["metadata"], **told, averaged=content["average"] is not None, torch=torch.__version__,
-                    commit=commit(), date=f"{datetime.now():%Y-%m-%d %H:%M}")
+                    commit=self._commit, date=f"{datetime.now():%Y-%m-%d %H:%M}")
 
     def close(self) -> None:
         """Close the log."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,20 +11,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lesa_nb.engine.signals import _ignore_signals
-from lesa_nb.io.shared import NoRoomToShare, in_shared_memory
+from lesa_nb.io.shared import FEWER_WORKERS, CannotShare, ready_to_send, what_helps
 
 try:
     import resource
 except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
-__all__ = ["FEWER_WORKERS", "Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
+__all__ = ["Unreadable", "loader", "checked_batches", "BatchReader", "worker_died"]
 
-#: advice of sentences about the machine, where the data are not to blame
-FEWER_WORKERS = "use fewer workers"
 _DIED = f"a process that reads ahead has died ({{}}): {FEWER_WORKERS}, or free memory"
-_FILES = (f"too many open files: on its way from a worker each tensor is one: {FEWER_WORKERS}, or allow more files "
-          "(ulimit -n 65536)")
 _MOST_FILES = 65_536
 
 
@@ -33,12 +28,6 @@ class Unreadable(NamedTuple):
     """Stands where a batch could not be made: an exception would lose its words on the way out of a worker."""
 
     reason: str
-
-
-def _out_of_files(error: Exception) -> bool:
-    """Whether a process has more files open than the system allows; PyTorch says so in words of its own."""
-    words = str(error)
-    return getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in words or "of ancdata" in words
 
 
 def _allow_open_files() -> None:
@@ -55,11 +44,10 @@ def _allow_open_files() -> None:
 
 def _told(error: Exception, where: str) -> Unreadable:
     """An error with the sample's name. Errors of reading are sentences; others say where in the code they arose."""
-    if _out_of_files(error):
-        return Unreadable(_FILES)
-    if isinstance(error, NoRoomToShare):
-        return Unreadable(f"{error}: {FEWER_WORKERS} or smaller batches, or make room there (in a container: docker "
-                          "run --shm-size=8g, or --ipc=host)")
+    if isinstance(error, CannotShare):
+        return Unreadable(str(error))
+    if isinstance(error, OSError) and (helps := what_helps(error)):
+        return Unreadable(helps)  # not a fault of the file that was to be opened
     if isinstance(error, (OSError, ValueError)):
         return Unreadable(str(error) or f"{where}: {type(error).__name__}")
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -90,7 +78,7 @@ class _Batches(Dataset):
             except Exception as error:
                 return _told(error, self._name(key))
         try:
-            return in_shared_memory(self.collate(samples))
+            return ready_to_send(self.collate(samples))
         except Exception as error:
             names = ", ".join(map(self._name, keys[:4])) + ", ..."*(len(keys) > 4)
             return _told(error, f"a batch of {len(keys)} samples ({names})")
@@ -147,11 +135,11 @@ class BatchReader:
         try:
             return next(self._batches)
         except RuntimeError as error:
-            reason = _FILES if _out_of_files(error) else worker_died(error)
+            reason = what_helps(error) or worker_died(error)
             if not reason:
                 raise
         except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
-            reason = _FILES if _out_of_files(error) else _DIED.format(str(error) or type(error).__name__)
+            reason = what_helps(error) or _DIED.format(str(error) or type(error).__name__)
         self.close()  # or PyTorch's signal handler would go on about the same worker, wherever the process is by then
         return Unreadable(reason)
 

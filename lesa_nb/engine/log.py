@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lesa_nb.io.atomic import atomic_text
+from lesa_nb.io.patience import patiently
 
 __all__ = ["read_log", "RunLog"]
 
@@ -30,6 +32,18 @@ def _numbers(event: dict[str, Any]) -> dict[str, float]:
     if event["kind"] == "step":
         return dict(event["losses"], lr=event["lr"])
     return {}
+
+
+@contextlib.contextmanager
+def _told_as(path: str) -> Iterator[None]:
+    """Around writing to a log: an error of the disk says which file, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        told = OSError(f"{path}: the log could not be written ({error.strerror}); the last checkpoint is intact. Make "
+                       "room, and resume")
+        told.errno = error.errno
+        raise told from None
 
 
 class RunLog:
@@ -70,21 +84,18 @@ class RunLog:
         step = event["step"]
         if event["kind"] == "step" and step % self._every and step != self._per_epoch:
             return
-        try:
+        with _told_as(self._file.name):
             self._file.write(json.dumps(event) + "\n")
-            self._file.flush()
-        except OSError as error:
-            told = OSError(f"{self._file.name}: the log could not be written ({error.strerror}); the last checkpoint "
-                           "is intact. Make room, and resume")
-            told.errno = error.errno
-            raise told from None
+            patiently(self._file.flush)
         if self._board:
-            for name, value in _numbers(event).items():
-                self._board.add_scalar(f"{event['kind']}/{name}", value, event["epoch"]*self._per_epoch + step)
+            with _told_as(self._board.log_dir):
+                for name, value in _numbers(event).items():
+                    self._board.add_scalar(f"{event['kind']}/{name}", value, event["epoch"]*self._per_epoch + step)
 
     def close(self) -> None:
         """Close the files."""
         with contextlib.suppress(OSError):  # a line that found no room was told when it was written
             self._file.close()
-        if self._board:
-            self._board.close()
+        with contextlib.suppress(OSError):
+            if self._board:
+                self._board.close()

@@ -66,6 +66,9 @@ def atomic_path(path: str | PathLike, *, what: str = "the file", advice: str = "
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
+    if target.is_symlink():  # one that could be followed has been
+        raise OSError(errno.ELOOP, f"{what} cannot be written to a link that leads to itself; choose another place",
+                      str(path))
     if target.exists() and not target.is_file() and not target.is_dir():
         yield target
         return

@@ -57,7 +57,8 @@ def save_tensors(
         try:
             save_file(content, beside, metadata=words)
         except SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from None
+            system = re.search(r"os error (\d+)", str(error))  # it keeps the system's number in its words only
+            raise OSError(int(system[1]) if system else errno.EIO, str(error)) from None
 
 
 @contextlib.contextmanager

@@ -48,6 +48,10 @@ def check_target(target: Mapping[str, Any], size: tuple[int, int], name: str, *,
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{name}: expected target boxes to be a tensor of shape [N, 4], found {list(boxes.shape)}; "
                          "an image without objects has torch.zeros(0, 4)")
+    layout = getattr(boxes, "format", None)  # torchvision's BoundingBoxes have one
+    if layout is not None and getattr(layout, "value", layout) != "XYXY":
+        raise ValueError(f"{name}: expected boxes as x0, y0, x1, y1, found BoundingBoxes in {layout}; "
+                         "v2.ConvertBoundingBoxFormat('XYXY') converts them")
     if labels.dtype != torch.int64:
         raise ValueError(f"{name}: expected target labels of type int64, found {labels.dtype}; "
                          "convert them with .long()")
@@ -94,9 +98,9 @@ def check_values(
     numbers += [bad.any().float() for of_image in faults for bad in of_image]
     found = torch.stack(numbers).tolist()  # the one wait for the device
     for value, name in zip(found, names):
-        if value > _LARGEST_PIXEL:
-            raise ValueError(f"{name}: expected values nominally in [0, 1], found {value:g}: "
-                             "divide an image of 0..255 by 255")
+        if not value <= _LARGEST_PIXEL:  # NaN is neither
+            cure = ": divide an image of 0..255 by 255"*(value > _LARGEST_PIXEL)
+            raise ValueError(f"{name}: expected values nominally in [0, 1], found {value:g}{cure}")
     if any(found[len(images):]):
         for image, target, fit, of_image, name in zip(images, targets, fitted, faults, names):
             _refuse(image, target, fit, of_image, name, classes)

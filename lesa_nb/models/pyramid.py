@@ -106,6 +106,8 @@ class Backbone(ResNet):
                          image_size=image_size,
                          num_classes=1, **dict(position="factored") | options)
         del self.avgpool, self.fc
+        if not -1 <= frozen <= self.depth:
+            raise ValueError(f"frozen counts stages, from -1 to {self.depth}, got {frozen}")
         self.strides = tuple(strides)
         self.channels = [4*base*2**i for i in range(self.depth)]
         stem = [self.conv1, self.bn1] if frozen >= 0 else []

@@ -127,13 +127,15 @@ def _as_pair(image_size):
 #: blocks of LESA-ResNet-50 and LESA-WRN-50, by stage: C keeps its convolution, L gets the term
 STAGES = ("CCC", "CCCC", "CLLLLL", "LLL")
 
-def _check_plan(stages, strides):
-    "One stride for each stage, and only the two letters."
+def _check_plan(stages, strides, deformable):
+    "One stride for each stage, only the two letters, and deformable stages counted from 1."
     if len(stages) != len(strides):
         raise ValueError(f"need one stride per stage, got {len(stages)} stages "
                          f"and {len(strides)} strides")
     if extra := set("".join(stages)) - set("CL"):
         raise ValueError(f"stages are written with the letters C and L, got {sorted(extra)}")
+    if min(deformable, default=1) < 1:
+        raise ValueError(f"deformable stages count from 1, got {deformable}")
 
 # %% ../../nbs/2_networks/10_resnet.ipynb #cell-27
 class ResNet(nn.Module):
@@ -152,7 +154,7 @@ class ResNet(nn.Module):
         **term_options: Any, # for the L blocks: position, heads and the other options of `LESA`
     ):
         super().__init__()
-        _check_plan(stages, strides)
+        _check_plan(stages, strides, deformable)
         size, term_options = _as_pair(image_size), settle(term_options, known=_OPTIONS)
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)

@@ -72,6 +72,9 @@ def graft(
     position: str = "factored", # kind of offset table, a key of `POSITIONS`
 ) -> nn.Module: # a new network of the same class; `model` is not changed
     "A LESA network that computes what a trained ResNet does, to the bit, and can learn more."
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise TypeError("expected a ResNet of torchvision or timm, or its state dict, found a "
+                        f"{type(model).__name__}; a file is read with torch.load")
     if not isinstance(model, nn.Module):
         return graft(resnet_from(model), image_size=image_size, heads=heads, position=position)
     stages = [getattr(model, name, None) for name in _STAGES]

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models import resnet18
 
 from lesa_nb.data.transforms import eval_transform
 from lesa_nb.engine.run import fit
@@ -15,7 +16,8 @@ from lesa_nb.models.resnet import lesa_resnet50
 from lesa_nb.tasks.classify import classification_task, find_recipe
 from lesa_nb.weights._names import in_our_names, is_published
 from lesa_nb.weights.files import _read_weights, load_weights, save_weights
-from lesa_nb.weights.load import Kind, load, register_kind
+from lesa_nb.weights.graft import graft
+from lesa_nb.weights.load import Kind, as_loaded, load, register_kind
 from lesa_nb.weights.published import to_published
 from lesa_nb.weights.start import Started, start_backbone
 
@@ -135,6 +137,18 @@ def test_what_wrappers_put_in_is_taken_out_and_said(wrap, small, tmp_path):
     save_weights(wrap(small), tmp_path / "wrapped.safetensors", **metadata_of(dict(network="small")))
     with pytest.warns(UserWarning, match="taken out of the names"):
         assert same(load(tmp_path / "wrapped.safetensors").model, small)
+
+
+def test_another_default_device_changes_nothing(small, tmp_path):
+    "`torch.set_default_device`: what is loaded is on the CPU, and what is on the CPU computes there."
+    torch.save(small.state_dict(), tmp_path / "a.pth")
+    grafted, detector = graft(resnet18(num_classes=3)), build_detector(network="small", num_classes=2, image_size=64)
+    image, target = torch.rand(3, 64, 64), dict(boxes=torch.tensor([[3., 4, 40, 50]]), labels=torch.tensor([1]))
+    with torch.device("meta"):
+        assert same(load(tmp_path / "a.pth").model, small)
+        assert as_loaded(small).model is small and as_loaded(grafted).kind == "classifier"
+        sum(detector.train()([image], [target]).values()).backward()
+        assert len(detector.eval()([image])) == 1
 
 
 def test_parts_that_were_compiled_and_averages(small, tmp_path):

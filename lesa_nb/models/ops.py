@@ -105,8 +105,8 @@ def _taps(low: Tensor, high: Tensor, size: int, cells: int) -> tuple[Tensor, Ten
     """
     step = ((high - low)/size)[:, None, None]
     number = step.ceil()
-    sample = torch.arange(int(number.max()), dtype=low.dtype)
-    at = low[:, None, None] + torch.arange(size, dtype=low.dtype)[:, None]*step + (sample + .5)*step/number
+    sample, bins = (torch.arange(n, dtype=low.dtype, device=low.device) for n in (int(number.max()), size))
+    at = low[:, None, None] + bins[:, None]*step + (sample + .5)*step/number
     share = ((sample < number) & (at >= -1) & (at <= cells))/number.clamp_min(1)
     at = at.nan_to_num().clamp(0, cells - 1)
     first = at.floor()
@@ -130,7 +130,7 @@ def _spread(grad: Tensor, boxes: Tensor, h: int, w: int) -> Tensor:
     share = (in_y[:, :, None, :, None]*in_x[:, None, :, None, :]).flatten()
     pixel, order = pixel.sort(stable=True)
     bins = order//max(1, x.shape[2]*y.shape[2])
-    start = torch.searchsorted(pixel, torch.arange(h*w, dtype=pixel.dtype))
+    start = torch.searchsorted(pixel, torch.arange(h*w, dtype=pixel.dtype, device=pixel.device))
     rows = grad.flatten(2).transpose(1, 2).reshape(-1, C)
     return F.embedding_bag(bins, rows, start, mode="sum", per_sample_weights=share[order]).T.reshape(1, C, h, w)
 

@@ -98,10 +98,11 @@ def graft_metadata(network: nn.Module | Mapping[str, Tensor]) -> dict[str, Any]:
 def _computes_the_same(network: nn.Module, metadata: Mapping[str, Any]) -> bool:
     """Whether the network that the metadata describe gives the same answer: names do not tell every difference."""
     size = metadata["image_size"]
-    described = build_grafted(
-        metadata["network"].removeprefix(PREFIX), num_classes=len(metadata["classes"]), position=metadata["position"],
-        image_size=size if isinstance(size, int) else (size[0], size[1]), heads=metadata["heads"])
+    with torch.device("cpu"):  # whatever torch.set_default_device says
+        described = build_grafted(
+            metadata["network"].removeprefix(PREFIX), num_classes=len(metadata["classes"]), heads=metadata["heads"],
+            position=metadata["position"], image_size=size if isinstance(size, int) else (size[0], size[1]))
     ours = copy.deepcopy(network).cpu().float().eval()
     described.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), device="cpu")
     return torch.allclose(described.eval()(x), ours(x), rtol=1e-3, atol=1e-4)

@@ -5,6 +5,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from typing import Any, NamedTuple
@@ -311,7 +312,8 @@ def load(path: str | PathLike, *, kind: str | None = None) -> Loaded:
         from_where = dict(classifier="; choose one of lesa train imagenet", detector="; choose one of lesa train coco")
         raise ValueError(f"{what}: holds no {wanted} (its metadata say arch = {arch!r}){from_where.get(wanted, '')}")
     classes, transform = _checked(found, metadata, tensors, what)
-    model = _load_tensors(found.build(metadata), tensors, what)
+    with torch.device("cpu"):  # whatever torch.set_default_device says
+        model = _load_tensors(found.build(metadata), tensors, what)
     if stripped:
         metadata["stripped"] = list(stripped)
         if not published:
@@ -332,11 +334,12 @@ def _told_by(network: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _answers_alike(network: nn.Module, other: nn.Module) -> bool:
+def _answers_alike(network: nn.Module, build: Callable[[], nn.Module]) -> bool:
     """Whether two classifiers with the same tensors compute the same: strides, for one, leave no trace in tensors."""
-    ours = copy.deepcopy(network).cpu().float().eval()
+    with torch.device("cpu"):
+        ours, other = copy.deepcopy(network).cpu().float().eval(), build()
     other.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), device="cpu")
     return torch.allclose(other.eval()(x), ours(x), rtol=1e-3, atol=1e-4)
 
 
@@ -361,7 +364,7 @@ def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **
     if found is None:
         raise ValueError(f"{what}: no network of a known kind (its metadata say arch = {told.get('arch')!r})")
     names, transform = _checked(found, told, network.state_dict(), what)
-    if found.kind == "classifier" and not _answers_alike(network, found.build(told)):
+    if found.kind == "classifier" and not _answers_alike(network, partial(found.build, told)):
         raise ValueError(f"{what}: has the tensors of {told.get('network', told['arch'])!r} and computes something "
                          "else (other strides, for one), so its name would not say how to build it")
     return Loaded(network.eval(), names, transform, told, found.kind)

@@ -233,6 +233,10 @@ def test_a_number_that_nobody_measured_says_so():
 def test_the_second_bar_of_a_hue_is_paler():
     fig = show_bars({"top-1": {"LESA, flat": 3, "LESA, factored": 2}})
     assert [bar.get_alpha() for bar in fig.axes[0].patches] == [1, .5]
+    for n in (3, 4, 5):  # each is a step away from the next, and from the page
+        shown = [bar.get_alpha() for bar in show_bars({"x": {f"series {i}": 1 for i in range(n)}}).axes[0].patches]
+        steps = np.divide(shown[:-1], shown[1:])
+        assert shown[0] == 1 and shown[-1] >= .28 and steps == pytest.approx(steps[0]) and steps[0] > 1.3
 
 
 def test_curves_of_known_slope():

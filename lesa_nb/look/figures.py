@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -409,14 +410,16 @@ def _numbers(values: Sequence[float], inches: float) -> list[str]:
 def show_bars(values: Mapping[str, Any], title: str | None = None, ylabel: str | None = None) -> Figure:
     """Draw a bar for each name, or a group of bars; None and NaN read `not run`.
 
-    values: name -> number, or name -> {series -> number}. A name that contains a word of `COLORS` gets its hue, the
-    second one of the same hue is paler. title: the finding. ylabel: what the numbers are.
+    values: name -> number, or name -> {series -> number}. A name that contains a word of `COLORS` gets its hue; of
+    several series of one hue each is paler than the one before, in equal steps. title: the finding. ylabel: what the
+    numbers are.
     """
     if not values: raise ValueError("show_bars needs at least one name -> number")
     groups = {name: v if isinstance(v, dict) else {name: v} for name, v in values.items()}
     slots = max(len(group) for group in groups.values())
     series = list(dict.fromkeys(s for group in groups.values() for s in group))
     style = dict(zip(series, _styles(series)))
+    alike = Counter(hue for hue, _ in style.values())
     each = max(.3 + .5*slots, .1 + .07*max(len(str(name)) for name in groups))  # inches, for bars and for the name
     each = min(each, 6.6/len(groups))
     fig, ax = _axes(1.4 + each*len(groups), title, None, ylabel)
@@ -427,7 +430,8 @@ def show_bars(values: Mapping[str, Any], title: str | None = None, ylabel: str |
             hue, nth = style[name]
             y = np.nan if value is None else float(value)
             at, top = x + (i - (len(group) - 1)/2)*.84/slots, np.nan_to_num(y)
-            ax.bar(at, top, .8/slots, color=hue, alpha=1/(1 + nth) if slots > 1 else 1, label=name)
+            pale = max(.28, 1/alike[hue])**(nth/max(1, alike[hue] - 1)) if slots > 1 else 1
+            ax.bar(at, top, .8/slots, color=hue, alpha=pale, label=name)
             ax.annotate(next(numbers), (at, top), (0, -2 if y < 0 else 2), textcoords="offset points", fontsize=8,
                         color=hue, rotation=90*np.isnan(y), ha="center", va="top" if y < 0 else "bottom")
     labels = [_balanced(str(name), max(8, int(each/.07))) for name in groups]

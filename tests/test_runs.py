@@ -1,10 +1,12 @@
 """Runs that are never lost: resumed to the bit, stopped at any moment, guarded against what goes wrong."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from torch import nn
 from lesa_nb.cli.train import RunOptions
 from lesa_nb.data.photos import open_image
 from lesa_nb.engine._checkpoint import read_checkpoint, save_checkpoint
+from lesa_nb.engine._lock import run_lock
+from lesa_nb.engine.group import Ranks
 from lesa_nb.engine.log import read_log
 from lesa_nb.engine.run import fit
 from lesa_nb.engine.signals import Stop, Stopped
@@ -225,6 +229,33 @@ def test_two_runs_in_one_folder(tmp_path):
     train(tmp_path, until=1)  # the lock went with the run
 
 
+@pytest.mark.parametrize("number, file", [(errno.ENOSYS, "lock"), (errno.ENOLCK, "lock.soft")])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number, file, recwarn):
+    "Lustre as it is often mounted, NFS without its lock daemon: a run goes, another is kept out, a dead one is named."
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    folder = tmp_path / "run"
+    with run_lock(folder, Ranks()):
+        pass
+    assert not folder.exists()  # nothing was begun there
+    folder.mkdir()
+    with run_lock(folder, Ranks()):
+        marker = (folder / file).read_text()
+        with pytest.raises(OSError, match="another run .process .* on .*stop it") as caught, run_lock(folder, Ranks()):
+            pass
+        assert f"if its machine was switched off, delete {folder / file}" in str(caught.value)
+    with run_lock(folder, Ranks()):
+        assert not recwarn
+    (folder / file).write_text(marker.replace(socket.gethostname(), "another-machine"))  # as after its power failed
+    with pytest.raises(OSError, match=f"delete {folder / file}"), run_lock(folder, Ranks()):
+        pass
+    (folder / file).unlink()
+    with run_lock(folder, Ranks()):
+        pass
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write there"):
@@ -374,6 +405,17 @@ def test_a_server_that_is_away_for_a_moment_does_not_end_a_run(tmp_path, monkeyp
     opened[:] = [errno.ENOENT]
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_weights_without_a_checkpoint_are_not_replaced(tmp_path, resume):
+    "Who removes last.pt to save room has the weights of days beside it."
+    train(tmp_path, until=1)
+    (tmp_path / "last.pt").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="holds weights of a run .best.safetensors. and no checkpoint .last.pt."):
+        train(tmp_path, resume=resume)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_a_log_without_room_is_told_with_its_name(tmp_path):

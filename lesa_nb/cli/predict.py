@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def _figure_name(path: Path, taken: set[str]) -> str:
     "Name of the drawn picture: the file's own with _lesa.png, numbered where two folders hold the same name."
     number, name = 2, f"{path.stem}_lesa.png"
-    while name in taken:
+    while name.casefold() in taken:  # one file on systems that ignore case
         number, name = number + 1, f"{path.stem}_{number}_lesa.png"
-    taken.add(name)
+    taken.add(name.casefold())
     return name
 
 

@@ -43,7 +43,8 @@ class RunFolder:
         """The checkpoint that a run goes on from, the same in all processes; None if there is none.
 
         Raises:
-            ValueError: It is no checkpoint of a run, or some processes find another one, or none: in all processes.
+            ValueError: It is no checkpoint of a run; or some processes find another one, or none; or there are weights
+                of a run without one. In all processes.
         """
         content = read_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
         found = "none" if content is None else f"epoch {content['epoch']}, step {content['step']}"
@@ -53,6 +54,11 @@ class RunFolder:
                 raise ValueError(f"{self.checkpoint}: not the same for all: {everyone[0][1]} for process 0 on "
                                  f"{everyone[0][0]}, {other} for process {rank} on {host}: choose a folder that all "
                                  "machines share; if they do, wait a minute until they see the same")
+        left = [name for name in ("best.safetensors", "last.safetensors") if (self.path/name).exists()]
+        if content is None and left:
+            raise ValueError(f"{self.path}: holds weights of a run ({left[0]}) and no checkpoint "
+                             f"({self.checkpoint.name}) to go on from; a new run would replace them: choose another "
+                             "folder, or move them away; nothing was changed")
         return content
 
     def open_log(self, *, epoch: int, step: int, per_epoch: int, tensorboard: bool) -> None:

@@ -413,6 +413,13 @@ def test_every_map_says_which_number_a_colour_stands_for_and_a_photograph_does_n
     assert [bar[:2] for bar in bars(show_maps([ramp, ramp - 2], shared=False))] == [(0, 8), (-6, 6)]
     assert not bars(show_maps(ramp, cmap="gray")) and not bars(show_maps(ramp, colorbar=False))
     assert len(bars(show_maps(ramp, cmap="gray", colorbar=True))) == 1
+    fig = show_maps([ramp, ramp - 2], cmap=["gray", None], shared=False)
+    assert [bar[:2] for bar in bars(fig)] == [(-6, 6)]
+    assert [ax.images[0].get_cmap().name for ax in fig.axes if ax.images] == ["gray", "BrBG"]
+    with pytest.raises(ValueError, match="share none: pass shared=False"):
+        show_maps([ramp, ramp], cmap=["gray", None])
+    with pytest.raises(ValueError, match="2 maps need 2 colour scales, got 1"):
+        show_maps([ramp, ramp], cmap=["gray"], shared=False)
 
 
 def tips(fig):

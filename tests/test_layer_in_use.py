@@ -313,6 +313,15 @@ def test_a_way_asked_for_by_name_takes_no_images_too(table, way):
     assert x.grad.shape == x.shape and all(not p.grad.any() for p in layer.parameters())
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(attend=["rows"]), r"unknown way to attend \['rows'\]: choose one of 'auto', .*'rows', or pass a function"),
+    (dict(attend=None), "unknown way to attend None"),
+    (dict(local_groups=0), "in_channels = 16 is not divisible by groups = 0")])
+def test_arguments_of_other_kinds(options, message):
+    with pytest.raises(ValueError, match=message):
+        LESA(16, 16, 5, heads=2, **options)
+
+
 def test_a_checkpoint_keeps_nothing_of_a_fused_way():
     "Its operands would stay until backward; they are made again, and so is the result."
     made, x = [], torch.randn(5, dtype=torch.float64, requires_grad=True)

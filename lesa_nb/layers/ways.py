@@ -59,7 +59,7 @@ def find_way(way: str | Way, position: OffsetTable) -> Way:
     """
     if callable(way):
         return way
-    if way not in _WAYS:
+    if not isinstance(way, str) or way not in _WAYS:
         raise ValueError(f"unknown way to attend {way!r}: choose one of {_names()}, or pass a function like `explicit`")
     entry = _WAYS[way]
     if entry.tables and not isinstance(position, entry.tables):

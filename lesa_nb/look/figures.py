@@ -211,7 +211,7 @@ def show_maps(
     maps: Any,
     title: str | None = None,
     titles: Sequence[str] | None = None,
-    cmap: str | None = None,
+    cmap: str | Sequence[str | None] | None = None,
     cols: int | None = None,
     size: float = 1.6,
     vmin: float | None = None,
@@ -223,7 +223,8 @@ def show_maps(
     """Draw maps side by side; NaN and infinity are pink.
 
     maps: tensor, array or list, (H, W) or (n, H, W); a list may mix sizes. title: the finding, above all maps.
-    titles: one short title for each map. cmap: colour scale; None: chosen by the signs of the numbers.
+    titles: one short title for each map. cmap: colour scale; None: chosen by the signs of the numbers; a list of one
+    for each map, where scales are not shared: "gray" for the photograph among them.
     cols: maps in a row; None: as many as fit into 8 inches. size: width of one map in inches, 1.6 at least: 150 pixels.
     vmin, vmax: ends of the colour scale; the bar has a tip where maps go beyond.
     colorbar: which number a colour stands for, beside the maps; None: of all but photographs, which have cmap="gray".
@@ -236,8 +237,11 @@ def show_maps(
     if titles is not None and len(titles) != n: raise ValueError(f"{n} maps need {n} titles, got {len(titles)}")
     if axes is not None and len(axes) != 2:
         raise ValueError(f"axes names rows and columns, as in ('query', 'key'); got {axes!r}")
-    if colorbar is None:
-        colorbar = cmap != "gray"
+    cmaps = [cmap]*n if cmap is None or isinstance(cmap, str) else list(cmap)
+    if len(cmaps) != n: raise ValueError(f"{n} maps need {n} colour scales, got {len(cmaps)}")
+    if shared and len({*cmaps}) > 1: raise ValueError("maps of several colour scales share none: pass shared=False")
+    bars = [one != "gray" if colorbar is None else colorbar for one in cmaps]
+    colorbar = any(bars)
     size, own = max(size, 1.6), colorbar and not shared
     room = .45*bool(axes)  # for ticks and names
     wide = size + room + .55*own
@@ -253,7 +257,7 @@ def show_maps(
         ax.remove()
     for i, (ax, a) in enumerate(zip(axs.flat, arrays)):
         low, high, auto = _scale(arrays if shared else [a])
-        colors = plt.get_cmap(cmap or auto).with_extremes(bad=_NAN)
+        colors = plt.get_cmap(cmaps[i] or auto).with_extremes(bad=_NAN)
         limits = dict(vmin=low if vmin is None else vmin, vmax=high if vmax is None else vmax)
         drawn = ax.imshow(np.ma.masked_invalid(a), colors, interpolation="nearest", **limits)
         if axes is None:
@@ -265,7 +269,7 @@ def show_maps(
             ax.locator_params(nbins=5, integer=True)
         if titles is not None:
             ax.set_title(titles[i], fontsize=9)
-        if own:
+        if own and bars[i]:
             beside = fig.colorbar(drawn, cax=ax.inset_axes((1.04, 0, .06, 1)), extend=_beyond([a], vmin, vmax))
             _finish(beside, size*a.shape[0]/a.shape[1], [a])
     if colorbar and shared:

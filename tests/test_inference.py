@@ -13,6 +13,7 @@ from lesa_nb.layers.blockwise import auto, streaming
 from lesa_nb.layers.context import Context, explicit
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
+from lesa_nb.layers.position import FactoredTable
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
 from lesa_nb.weights import export as exporting
 from lesa_nb.weights.export import export_onnx, export_program
@@ -103,6 +104,36 @@ def test_a_context_term_with_another_norm_stays(name):
     layer = lived_in(LESA(16, 16, 5, heads=2, position="factored"))
     setattr(layer.context, name, nn.GroupNorm(2, getattr(layer.context, name).num_features).eval())
     assert difference(layer, fold_norms(layer), torch.randn(2, 16, 5, 5)) < 1e-5
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_table_of_your_own_keeps_the_scales_of_its_scores(number):
+    "A bias for each pair of positions is no product with a query: scaled queries would leave it as it was."
+    class Bias(nn.Module):
+        n_scores, n_values = number, 1
+
+        def __init__(self):
+            super().__init__()
+            self.bias, self.place = nn.Parameter(torch.randn(number, 4, 30, 30)), nn.Parameter(torch.randn(4, 8, 30))
+
+        def scores(self, q, k, size):
+            return [bias.expand(len(q), -1, -1, -1) for bias in self.bias]
+
+        def values(self, w, size):
+            return [torch.einsum("bgij,gvj->bgvi", w, self.place)]
+
+    context = lived_in(Context(16, 32, Bias(), heads=4))
+    assert difference(context, fold_norms(context), torch.randn(2, 16, 5, 6)) < 1e-5
+
+
+class Doubled(FactoredTable):
+    def scores(self, q, k, size):
+        return [super().scores(q, k, size)[0].square()]
+
+
+def test_a_subclass_with_scores_of_its_own():
+    context = lived_in(Context(16, 32, Doubled((5, 6), 4), heads=4))
+    assert difference(context, fold_norms(context), torch.randn(2, 16, 5, 6)) < 1e-5
 
 
 def test_fold_without_affine():

@@ -91,7 +91,20 @@ def _parametrized(part):
     weight_norm(part[0])
 
 
-@pytest.mark.parametrize("change", [_with_activation, _pruned, _parametrized])
+def _standardised(part):
+    class Standardised(nn.Conv2d):  # such as timm's StdConv2d
+        def forward(self, x):
+            weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True))/self.weight.std((1, 2, 3), keepdim=True)
+            return self._conv_forward(x, weight, self.bias)
+
+    part[0] = Standardised(4, 6, 3)
+
+
+def _no_convolution(part):
+    part[0] = nn.Sequential(part[0], nn.ReLU())
+
+
+@pytest.mark.parametrize("change", [_with_activation, _pruned, _parametrized, _standardised, _no_convolution])
 def test_what_cannot_be_folded_stays(change):
     "A norm that does more, and convolutions that compute their weight anew in each call."
     pair, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), torch.randn(2, 4, 7, 5)
@@ -342,3 +355,19 @@ def test_onnx(position, options, sizes, tmp_path):
     same_everywhere(onnx_run(tmp_path/"net.onnx"), net, sizes, 1e-4)
     assert norms_in(net) and all(part.attend is auto for part in net.modules() if isinstance(part, Context))
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+class Spread(nn.Module):
+    "A term that has a weight and is no convolution."
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return x*self.weight.square()
+
+
+def test_a_term_of_your_own_keeps_its_norm(monkeypatch):
+    monkeypatch.setitem(TERMS, "spread", lambda channels, **options: (Spread(channels), nn.BatchNorm2d(channels)))
+    network = small(term="spread")
+    assert difference(network, fold_norms(network), torch.randn(2, 3, 64, 64)) < 1e-5

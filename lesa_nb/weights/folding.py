@@ -28,8 +28,10 @@ def _is_norm(part: nn.Module) -> bool:
     return only_normalizes(part) or type(part) is FrozenBatchNorm2d
 
 def _folds(conv: nn.Module, *norms: nn.Module) -> bool:
-    "Whether the norms can move into a convolution, which must not compute its weight itself."
-    return "weight" in conv._parameters and all(map(_is_norm, norms))
+    "Whether the norms can move into a convolution, which must use its weight as it stands."
+    known = nn.Conv1d.forward, nn.Conv2d.forward, DeformableConv2d.forward
+    plain = type(conv).forward in known and "weight" in conv._parameters
+    return plain and all(map(_is_norm, norms))
 
 def _scale_and_shift(
     norm: Any, # one for which `_is_norm` holds, in eval mode

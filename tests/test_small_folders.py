@@ -1,6 +1,7 @@
 """Folders that do not fill one batch: the batch becomes as large as they allow, is said, and stays the run's own."""
 
 import json
+import os
 
 import pytest
 from processes import run_ranks
@@ -71,3 +72,24 @@ def test_two_processes_share_a_small_batch(pictures, tmp_path):
     assert "2 process(es) x 2 micro-batch(es) x 2 samples" in said
     recipe = recipe_of(tmp_path / "run")
     assert (recipe["batch_size"], recipe["accumulate"]) == (8, 2)
+
+
+@pytest.mark.parametrize("command", ["train imagenet --data", "train coco --data", "verify-data imagenet",
+                                     "verify-data coco"])
+def test_what_is_no_folder_is_called_what_it_is(command, tmp_path, capsys, monkeypatch):
+    "An archive, an annotation file, a link to a disk that is not there, a folder of somebody else."
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "theirs").mkdir()
+    stat = os.stat
+
+    def closed(path, *words, **options):
+        if str(path).endswith("theirs"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *words, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    for name, says in (("data.zip", "expected a folder, found a file"), ("link", "a link that leads nowhere"),
+                       ("gone", "no such folder"), ("theirs", "cannot be looked into (Permission denied)")):
+        assert main([*command.split(), str(tmp_path / name)]) == 2
+        assert f"{tmp_path / name}: {says}" in capsys.readouterr().err

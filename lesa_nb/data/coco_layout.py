@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .coco_file import _COCO_FAULTS, _present_files
 from .folders import held_out
-from .listing import _VALIDATION_NAMES, _list_entries, is_litter, is_picture
+from .listing import _VALIDATION_NAMES, _list_entries, is_litter, is_picture, require_folder
 from .report import Fault, printable
 
 _COCO = "COCO's own layout: annotations/instances_SPLIT.json, and a folder of pictures for each split"
@@ -179,8 +179,7 @@ def _described(folder: Path) -> str:
 
 def _found_in(folder: Path) -> CocoLayout:
     """The layout of a folder; a FileNotFoundError says what was looked for and what was found."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{printable(folder)}: no such folder")
+    require_folder(folder)
     for kind, sets in ((_COCO, _coco_sets), (_ROBOFLOW, _roboflow_sets), (_ONE_FILE, _other_sets)):
         splits: dict[str, SplitFiles] = {}
         for files in sets(folder):

@@ -7,6 +7,7 @@ was skipped is counted.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -169,6 +170,20 @@ def _list_pictures(folder: str | os.PathLike, classes: Sequence[str]) -> tuple[l
     return found, skipped
 
 
+def require_folder(folder: str | os.PathLike) -> None:
+    """Refuse what is no folder, in an OSError that says what it is instead: nothing, a file, or out of reach."""
+    try:
+        mode = os.stat(folder).st_mode
+    except FileNotFoundError:
+        found = "a link that leads nowhere" if os.path.islink(folder) else "no such folder"
+        raise FileNotFoundError(f"{printable(folder)}: {found}") from None
+    except OSError as error:
+        raise type(error)(f"{printable(folder)}: cannot be looked into ({error.strerror})") from None
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(f"{printable(folder)}: expected a folder, found a file; name the folder that holds "
+                                 "the data, and unpack it first if it is an archive")
+
+
 class Layout(NamedTuple):
     """Where the pictures for training and for validation lie."""
 
@@ -224,8 +239,7 @@ def find_layout(folder: str | os.PathLike, val_fraction: float | None = None) ->
     sense a ValueError.
     """
     folder = os.fspath(folder)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{printable(folder)}: no such folder")
+    require_folder(folder)
     train, val = os.path.join(folder, "train"), _validation_folder(folder)
     if val_fraction is not None:
         if not 0 < val_fraction < 1:
@@ -260,6 +274,7 @@ def find_scored(folder: str | os.PathLike, val_fraction: float | None = None, tr
     validation lay apart. A folder without a split, or a larger part of it, would then count pictures that were trained
     on: a ValueError.
     """
+    require_folder(folder)
     require_held_out(folder, val_fraction, trained)
     if val_fraction:
         return find_layout(folder, val_fraction).val

@@ -20,6 +20,7 @@ from lesa_nb.data.listing import (
     find_layout,
     is_picture,
     list_files,
+    require_folder,
 )
 from lesa_nb.data.photos import _PHOTO_FAULTS, MAX_PIXELS, _photo_fault, _read_photo
 from lesa_nb.data.report import FATAL, Fault, FaultKinds, Report, printable
@@ -133,8 +134,7 @@ def verify_image_folder(folder: str | os.PathLike, splits: Iterable[str] = ("tra
     from tqdm import tqdm
 
     folder = os.fspath(folder)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{printable(folder)}: no such folder")
+    require_folder(folder)
     check_threads(workers)
     layout = find_layout(folder, val_fraction) if val_fraction is not None else None
     halves = {"all": layout.train} if layout else _halves(folder, [splits] if isinstance(splits, str) else splits)

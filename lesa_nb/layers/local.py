@@ -106,7 +106,7 @@ class Local(nn.Module):
         if out_channels is None:
             out_channels = in_channels
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+            if groups < 1 or channels % groups:
                 raise ValueError(f"{name} = {channels} is not divisible by groups = {groups}")
         C, D = in_channels, out_channels
         if deformable:

@@ -13,6 +13,7 @@ from lesa_nb.layers.blockwise import auto, streaming
 from lesa_nb.layers.context import Context, explicit
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
+from lesa_nb.layers.position import FactoredTable
 from lesa_nb.models.resnet import TERMS, PlainAttention, ResNet, lesa_resnet50, lesa_wrn50
 from lesa_nb.weights import export as exporting
 from lesa_nb.weights.export import export_onnx, export_program
@@ -90,7 +91,20 @@ def _parametrized(part):
     weight_norm(part[0])
 
 
-@pytest.mark.parametrize("change", [_with_activation, _pruned, _parametrized])
+def _standardised(part):
+    class Standardised(nn.Conv2d):  # such as timm's StdConv2d
+        def forward(self, x):
+            weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True))/self.weight.std((1, 2, 3), keepdim=True)
+            return self._conv_forward(x, weight, self.bias)
+
+    part[0] = Standardised(4, 6, 3)
+
+
+def _no_convolution(part):
+    part[0] = nn.Sequential(part[0], nn.ReLU())
+
+
+@pytest.mark.parametrize("change", [_with_activation, _pruned, _parametrized, _standardised, _no_convolution])
 def test_what_cannot_be_folded_stays(change):
     "A norm that does more, and convolutions that compute their weight anew in each call."
     pair, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), torch.randn(2, 4, 7, 5)
@@ -103,6 +117,36 @@ def test_a_context_term_with_another_norm_stays(name):
     layer = lived_in(LESA(16, 16, 5, heads=2, position="factored"))
     setattr(layer.context, name, nn.GroupNorm(2, getattr(layer.context, name).num_features).eval())
     assert difference(layer, fold_norms(layer), torch.randn(2, 16, 5, 5)) < 1e-5
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_table_of_your_own_keeps_the_scales_of_its_scores(number):
+    "A bias for each pair of positions is no product with a query: scaled queries would leave it as it was."
+    class Bias(nn.Module):
+        n_scores, n_values = number, 1
+
+        def __init__(self):
+            super().__init__()
+            self.bias, self.place = nn.Parameter(torch.randn(number, 4, 30, 30)), nn.Parameter(torch.randn(4, 8, 30))
+
+        def scores(self, q, k, size):
+            return [bias.expand(len(q), -1, -1, -1) for bias in self.bias]
+
+        def values(self, w, size):
+            return [torch.einsum("bgij,gvj->bgvi", w, self.place)]
+
+    context = lived_in(Context(16, 32, Bias(), heads=4))
+    assert difference(context, fold_norms(context), torch.randn(2, 16, 5, 6)) < 1e-5
+
+
+class Doubled(FactoredTable):
+    def scores(self, q, k, size):
+        return [super().scores(q, k, size)[0].square()]
+
+
+def test_a_subclass_with_scores_of_its_own():
+    context = lived_in(Context(16, 32, Doubled((5, 6), 4), heads=4))
+    assert difference(context, fold_norms(context), torch.randn(2, 16, 5, 6)) < 1e-5
 
 
 def test_fold_without_affine():
@@ -311,3 +355,19 @@ def test_onnx(position, options, sizes, tmp_path):
     same_everywhere(onnx_run(tmp_path/"net.onnx"), net, sizes, 1e-4)
     assert norms_in(net) and all(part.attend is auto for part in net.modules() if isinstance(part, Context))
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+class Spread(nn.Module):
+    "A term that has a weight and is no convolution."
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return x*self.weight.square()
+
+
+def test_a_term_of_your_own_keeps_its_norm(monkeypatch):
+    monkeypatch.setitem(TERMS, "spread", lambda channels, **options: (Spread(channels), nn.BatchNorm2d(channels)))
+    network = small(term="spread")
+    assert difference(network, fold_norms(network), torch.randn(2, 3, 64, 64)) < 1e-5

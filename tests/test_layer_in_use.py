@@ -15,11 +15,12 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from lesa_nb.layers._blocks import differentiable_again
-from lesa_nb.layers.blockwise import choose
-from lesa_nb.layers.context import explicit
+from lesa_nb.layers.blockwise import choose, streaming
+from lesa_nb.layers.context import Context, explicit
 from lesa_nb.layers.inputs import normalize
 from lesa_nb.layers.lesa import LESA, POSITIONS, attend_with
 from lesa_nb.layers.local import DeformableConv2d
+from lesa_nb.layers.position import FactoredTable, FlatTable
 from lesa_nb.models.registry import DETECTORS, build_classifier, build_detector
 from lesa_nb.models.resnet import TERMS
 from lesa_nb.models.rpn import _grid_anchors
@@ -320,6 +321,26 @@ def test_a_way_asked_for_by_name_takes_no_images_too(table, way):
 def test_arguments_of_other_kinds(options, message):
     with pytest.raises(ValueError, match=message):
         LESA(16, 16, 5, heads=2, **options)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(FactoredTable, "scores"), (FlatTable, "values"), (FlatTable, "unfolded")])
+def test_a_table_that_answers_otherwise_is_asked_on_large_maps_too(kind, name):
+    "A subclass of your own: the blocks, which read the table themselves, leave it to the written-out form."
+    def double(self, *call):
+        found = getattr(kind, name)(self, *call)
+        return 2*found if name == "unfolded" else [2*part for part in found]
+
+    torch.manual_seed(0)
+    plain, own = type("Plain", (kind,), {}), type("Own", (kind,), {name: double})
+    one = Context(16, 16, own(LARGE, 4, 8), heads=2)
+    x = torch.randn(2, 16, *LARGE)
+    want = copy.deepcopy(one)
+    want.attend = explicit
+    torch.testing.assert_close(one(x), want(x))
+    q = torch.empty(2, 2, 4, LARGE[0]*LARGE[1])
+    assert choose(q, plain(LARGE, 4, 8), one.norm_scores, LARGE).name in ("rows", "flat")
+    with pytest.raises(ValueError, match="cannot serve this call: blocks know .*, not a Own"):
+        streaming(*[part.detach() for part in one._split(x)], one.position, one.norm_scores, LARGE)
 
 
 def test_a_checkpoint_keeps_nothing_of_a_fused_way():

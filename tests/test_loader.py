@@ -205,6 +205,25 @@ def test_too_many_open_files_are_told_as_that(error):
     assert batch.reason == found[1].reason  # not a fault of the file that was to be opened
 
 
+@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), EOFError()])
+def test_a_worker_that_dies_while_scores_are_counted_is_told_too(error):
+    def batches():
+        yield torch.ones(2)
+        raise error
+
+    found = checked_batches(batches())
+    assert next(found).equal(torch.ones(2))
+    with pytest.raises(ValueError, match="a process that reads ahead has died .*use fewer workers, or free memory"):
+        next(found)
+    with pytest.raises(RuntimeError, match="odd shape"):
+        [*checked_batches(_raising(RuntimeError("odd shape")))]
+
+
+def _raising(error):
+    raise error
+    yield
+
+
 def test_the_data_are_not_blamed_for_the_machine():
     at = SimpleNamespace(epoch=0, step=3, per_epoch=9)
     blamed = str(left_early(at, Path("run"), True, 0, ["a.jpg: broken picture"]))

@@ -407,6 +407,23 @@ def test_a_server_that_is_away_for_a_moment_does_not_end_a_run(tmp_path, monkeyp
         open_image(tmp_path / "a.png")
 
 
+def test_a_checkpoint_of_another_version_is_a_sentence(tmp_path):
+    "Who updates the library in the middle of a week may build another network of the same name."
+    def grown():
+        model = net()
+        model.more = nn.Linear(2, 2)
+        return model
+
+    train(tmp_path, until=1)
+    before = last(tmp_path)
+    with pytest.raises(ValueError, match="this version of lesa_nb cannot go on from it .*more.weight.*choose another"):
+        train(tmp_path, task=make_task(build=grown), resume=True)
+    assert identical(before, last(tmp_path))
+    save_checkpoint({name: value for name, value in before.items() if name != "scaler"}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="this version of lesa_nb cannot go on from it .no 'scaler'.: resume with"):
+        train(tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_weights_without_a_checkpoint_are_not_replaced(tmp_path, resume):
     "Who removes last.pt to save room has the weights of days beside it."

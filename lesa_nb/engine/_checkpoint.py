@@ -8,7 +8,7 @@ import socket
 import subprocess
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lesa_nb.engine.group import Ranks
 from lesa_nb.io.tensors import read_pth, save_pth
 
 __all__ = ["save_checkpoint", "read_checkpoint", "random_state", "set_random_state", "fingerprint",
-           "fingerprints", "check_same_run", "commit"]
+           "fingerprints", "restore", "check_same_run", "commit"]
 
 
 def save_checkpoint(content: dict[str, Any], path: str | PathLike) -> None:
@@ -173,6 +173,27 @@ def check_same_run(
             f"{path}: a run on other data ({'; '.join(changed)}), so it would be another from here: bring the data "
             "back, choose another folder, or accept it with accept_changed_data=True (--accept-changed-data); nothing "
             "was changed")
+
+
+class _Restored(Protocol):
+    """What goes on from a checkpoint."""
+
+    def load_state_dict(self, saved: dict[str, Any], /) -> None:
+        """Go on from there."""
+
+
+def restore(training: _Restored, saved: dict[str, Any], path: str | PathLike) -> None:
+    """Let a training go on from a checkpoint of its run, by its `load_state_dict`.
+
+    Raises:
+        ValueError: It does not hold what this version of the library asks for.
+    """
+    try:
+        training.load_state_dict(saved)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:  # as PyTorch's parts raise for other contents
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"{path}: this version of lesa_nb cannot go on from it ({what[:300]}): resume with the "
+                         "version that the run was begun with, or choose another folder; nothing was changed") from None
 
 
 def commit() -> str | None:

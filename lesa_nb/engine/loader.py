@@ -108,16 +108,34 @@ def loader(
 
 
 def checked_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Batches that could be made; the first one that could not raises a ValueError with its reason."""
-    for batch in batches:
-        if isinstance(batch, Unreadable):
-            raise ValueError(batch.reason)
-        yield batch
+    """Batches that could be made; the first one that could not raises a ValueError with its reason, and so does a
+    worker that died."""
+    left: Any = iter(batches)
+    with contextlib.closing(left) if hasattr(left, "close") else contextlib.nullcontext():  # a bar ends its line
+        while True:
+            try:
+                batch = next(left)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, OSError) as error:
+                if reason := _lost(error):
+                    raise ValueError(reason) from None
+                raise
+            if isinstance(batch, Unreadable):
+                raise ValueError(batch.reason)
+            yield batch
 
 
 def worker_died(error: RuntimeError) -> str:
     """What to say where PyTorch says that a worker has died; empty if its error is about something else."""
     return _DIED.format(str(error).splitlines()[0]) if "DataLoader worker (pid" in str(error) else ""
+
+
+def _lost(error: Exception) -> str:
+    """Why a batch did not come from its worker; empty if an error is about something else."""
+    if isinstance(error, RuntimeError):
+        return what_helps(error) or worker_died(error)
+    return what_helps(error) or _DIED.format(str(error) or type(error).__name__)  # on its way when the worker died
 
 
 class BatchReader:
@@ -134,12 +152,10 @@ class BatchReader:
             raise StopIteration
         try:
             return next(self._batches)
-        except RuntimeError as error:
-            reason = what_helps(error) or worker_died(error)
+        except (RuntimeError, EOFError, OSError) as error:  # samples raise none: theirs come as `Unreadable`
+            reason = _lost(error)
             if not reason:
                 raise
-        except (EOFError, OSError) as error:  # a batch on its way from a worker that has died: samples raise none
-            reason = what_helps(error) or _DIED.format(str(error) or type(error).__name__)
         self.close()  # or PyTorch's signal handler would go on about the same worker, wherever the process is by then
         return Unreadable(reason)
 

@@ -21,6 +21,7 @@ from lesa_nb.engine._checkpoint import (
     check_same_run,
     fingerprints,
     random_state,
+    restore,
     set_random_state,
 )
 from ._errors import explain_errors, explain_step, left_early
@@ -272,7 +273,7 @@ def fit(
         if saved := home.read():
             check_same_run(saved, training.told(), home.checkpoint,
                            data=accept_changed_data, recipe=accept_changed_recipe)
-            training.load_state_dict(saved)
+            restore(training, saved, home.checkpoint)
         home.open_log(epoch=training.epoch, step=training.step, per_epoch=per_epoch,
                       tensorboard=tensorboard)
         run = _Run(training, home, stop or Stop(), workers=workers, minutes=minutes)

@@ -28,7 +28,7 @@ from lesa_nb.layers.moments import (
 )
 from .norms import counts_together
 from .position import FactoredTable, FlatTable
-from .ways import OffsetTable, find_way, register_way
+from .ways import OffsetTable, answers_as, find_way, register_way
 
 # %% ../../nbs/1_layer/07_blockwise.ipynb #cell-07
 def explicit_rows(
@@ -119,7 +119,7 @@ _SMALL = dict(flat=1 << 18, rows=1 << 19, channels=1 << 19) # up to here writing
 
 def _obstacle(position, norm, *tensors):
     "Why this call needs sums that are written out; empty if it does not."
-    if not isinstance(position, (FactoredTable, FlatTable)):
+    if not answers_as(position, FactoredTable, FlatTable):
         return f"blocks know a FactoredTable and a FlatTable, not a {type(position).__name__}"
     if not is_batch_norm(norm):
         return f"a {type(norm).__name__} does more to scores than a batch norm: it has to see them"

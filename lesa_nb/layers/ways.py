@@ -25,6 +25,16 @@ class OffsetTable(Protocol):
         """Value sums (B, G, V, N) of these weights."""
 
 
+def answers_as(position: OffsetTable, *kinds: type) -> bool:
+    """Whether a table is of one of these kinds and answers as they do.
+
+    What reads a table's numbers itself would not ask a subclass with `scores`, `values` or `unfolded` of its own.
+    """
+    kind = next((kind for kind in kinds if isinstance(position, kind)), None)
+    return kind is not None and all(getattr(type(position), name, None) is getattr(kind, name, None)
+                                    for name in ("scores", "values", "unfolded"))
+
+
 #: (queries, keys, values, offset table, norm of the scores, map size) -> all value sums, see `explicit`
 Way = Callable[[Tensor, Tensor, Tensor, OffsetTable, nn.Module, _Size], Tensor]
 

@@ -18,6 +18,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ..layers.context import Context
 from ..layers.local import DeformableConv2d, Local
 from ..layers.norms import only_normalizes
+from ..layers.position import FactoredTable, FlatTable
+from ..layers.ways import answers_as
 from ..models.resnet import Bottleneck, ResNet
 
 # %% ../../nbs/2_networks/13_folding.ipynb #cell-08
@@ -26,8 +28,10 @@ def _is_norm(part: nn.Module) -> bool:
     return only_normalizes(part) or type(part) is FrozenBatchNorm2d
 
 def _folds(conv: nn.Module, *norms: nn.Module) -> bool:
-    "Whether the norms can move into a convolution, which must not compute its weight itself."
-    return "weight" in conv._parameters and all(map(_is_norm, norms))
+    "Whether the norms can move into a convolution, which must use its weight as it stands."
+    known = nn.Conv1d.forward, nn.Conv2d.forward, DeformableConv2d.forward
+    plain = type(conv).forward in known and "weight" in conv._parameters
+    return plain and all(map(_is_norm, norms))
 
 def _scale_and_shift(
     norm: Any, # one for which `_is_norm` holds, in eval mode
@@ -96,15 +100,14 @@ class _Scale(nn.Module):
         "Stay as it is: there is nothing to train, and no statistics to take."
         return self
 
-    def extra_repr(self) -> str:
-        "How many factors, for `print`."
-        return f"{len(self.weight)}" + ", all 1"*self.ones
+    def extra_repr(self) -> str: return f"{len(self.weight)}" + ", all 1"*self.ones
 
     def forward(self, x: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C ..."]:
         return x if self.ones else x*_rows(self.weight, x[0])
 
-def _share(scores_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _share(scores_PG: Tensor, linear: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     "What queries and keys take of the scales of scores, and what is left: (13.4), (13.5)."
+    if not linear: return torch.ones_like(scores_PG[0]), torch.ones_like(scores_PG[0]), scores_PG
     taken_PG = torch.where(scores_PG.abs() > 1e-3, scores_PG, 1.)
     left_PG, q_G = scores_PG/taken_PG, taken_PG[1]
     if len(scores_PG) == 2:
@@ -121,7 +124,8 @@ def _fold_context(
     "Fold the three norms of a context term."
     G, S, qkv = context.heads, 1 + context.position.n_values, context.qkv
     if not _folds(qkv, context.norm_qkv, context.norm_scores, context.norm_out): return context
-    q_G, k_G, left_PG = _share(_scale_and_shift(context.norm_scores)[0].unflatten(0, (-1, G)))
+    scores_PG = _scale_and_shift(context.norm_scores)[0].unflatten(0, (-1, G))
+    q_G, k_G, left_PG = _share(scores_PG, answers_as(context.position, FactoredTable, FlatTable))
     scale_GVS, shift_GVS = (t.unflatten(0, (G, -1, S)) for t in _scale_and_shift(context.norm_out))
     V = scale_GVS.shape[1]
     context.add_module("norm_qkv", _fold(qkv, context.norm_qkv))                  # (13.2)

@@ -96,8 +96,8 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     if not variants:
         return show_bars({"not run": None}, title=title and f"{title}: not run", ylabel="accuracy")
-    width = max(3.8, min(8.6, 2.6*len(variants)))
-    fig, axes = new_figure(1, len(variants), size=(width, 2.9), title=title, sharey=True, squeeze=False)
+    width = max(3.8, min(8, 2.6*len(variants)))
+    fig, axes = new_figure(1, len(variants), size=(width, 2.8), title=title, sharey=True, squeeze=False)
     for ax, variant in zip(axes[0], variants):
         for name in scores(rows, variant):
             if name not in lines:
@@ -106,7 +106,8 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
             runs = torch.tensor([row["curve"] for row in _rows_of(rows, variant, name)])
             steps, accuracies = runs[0, :, 0], runs[..., 1]
             ax.plot(steps, accuracies.mean(0), color=hue, ls=dashes, lw=1.6, label=name)
-            ax.fill_between(steps, accuracies.amin(0), accuracies.amax(0), color=hue, alpha=.2, lw=0)
+            if len(runs) > 1:
+                ax.fill_between(steps, accuracies.amin(0), accuracies.amax(0), color=hue, alpha=.2, lw=0, aa=False)
         chance = next(row["chance"] for row in rows if row["variant"] == variant)
         ax.axhline(chance, color=COLORS["neutral"], ls=":", label="guessing")
         ax.set_title(variant, fontsize=9)

@@ -407,6 +407,16 @@ def test_a_server_that_is_away_for_a_moment_does_not_end_a_run(tmp_path, monkeyp
         open_image(tmp_path / "a.png")
 
 
+def test_a_run_cut_off_after_validating_says_its_scores_once(tmp_path):
+    "The log was written, and the checkpoint that counts the epoch as done was not."
+    events = fit(make_task(), tmp_path, device="cpu")
+    assert next(e for e in events if e["kind"] == "valid")["epoch"] == 0
+    events.close()
+    assert last(tmp_path)["step"] == 4 and read_log(tmp_path)[-1]["kind"] == "valid"
+    train(tmp_path, resume=True, until=2)
+    assert [e["epoch"] for e in read_log(tmp_path) if e["kind"] == "valid"] == [0, 1]
+
+
 def test_a_checkpoint_of_another_version_is_a_sentence(tmp_path):
     "Who updates the library in the middle of a week may build another network of the same name."
     def grown():

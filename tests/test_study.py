@@ -141,6 +141,29 @@ def test_dropping_a_term_leaves_the_network_alone_even_after_an_error():
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_readme_says_what_the_files_say(root):
+    "Means of the seeds in its first lines, in its table and in the words below it."
+    text = (root/"README.md").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    rows = [row for name in ("study", "fashion")
+            for row in json.loads((root/"benchmarks"/"results"/f"{name}-cpu.json").read_text())["rows"]]
+
+    def percent(variant, name):
+        accuracies = three_way.scores(rows, variant)[name].values()
+        return f"{100*sum(accuracies)/len(accuracies):.1f}"
+
+    for start, variant in (("| find the twin", "twin, batch of 64"), ("| handwritten digits", "digits"),
+                           ("| Fashion-MNIST", "Fashion-MNIST")):
+        line = next(line for line in text.splitlines() if line.startswith(start))
+        assert [cell.strip() for cell in line.split("|")[3:6]] == [
+            percent(variant, name) for name in ("convolution", "plain attention", "LESA")]
+    first = (f"convolution {percent('twin, batch of 64', 'convolution')} % right, plain attention "
+             f"{percent('twin, batch of 64', 'plain attention')} %, **LESA {percent('twin, batch of 64', 'LESA')} %**")
+    words = (f"({percent('twin, unaligned', 'LESA')} in the mean of three seeds",
+             f"without its gate nearly does ({percent('find the twin', 'LESA without gate')}, where LESA has "
+             f"{percent('find the twin', 'LESA')}: a tie)")
+    assert all(each in text for each in (first, *words))
+
+
 @pytest.mark.slow
 def test_lesa_finds_the_twin_and_the_controls_guess():
     "One seed of the claim, by the recipe of larger batches: about six minutes of one core."

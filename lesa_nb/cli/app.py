@@ -59,7 +59,7 @@ def _is_memory(mistake: Exception) -> bool:
 
 def _is_full(mistake: Exception) -> bool:
     "Whether something could not be written to its end: the work was begun then."
-    return getattr(mistake, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(mistake, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _later(function: Callable) -> Callable:

@@ -70,6 +70,8 @@ class RunLog:
                 raise ModuleNotFoundError("TensorBoard's files need its package: pip install 'lesa_nb[train]', or "
                                           "leave them out") from None
         known = [e for e in read_log(folder) if (e.get("epoch", 0), e.get("step", 0)) <= (epoch, step)]
+        # scores that the checkpoint does not count come again
+        known = [e for e in known if e.get("kind") != "valid" or (e["epoch"], e["step"]) != (epoch, step)]
         path = atomic_text(folder/"log.jsonl", "".join(json.dumps(event) + "\n" for event in known), what="the log")
         self._file = open(path, "a", encoding="utf-8")
         if tensorboard:

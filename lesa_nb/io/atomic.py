@@ -35,7 +35,8 @@ def _flush(path: str | PathLike) -> None:
         os.fsync(number)
     except OSError as error:
         if error.errno in _LOST and not os.path.isdir(path):
-            raise  # others: a file system that cannot be asked
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        # others: a file system that cannot be asked
     finally:
         os.close(number)
 

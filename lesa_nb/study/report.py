@@ -97,7 +97,7 @@ def show_learning(rows: Sequence[dict], title: str | None = None) -> "Figure":
     if not variants:
         return show_bars({"not run": None}, title=title and f"{title}: not run", ylabel="accuracy")
     width = max(3.8, min(8, 2.6*len(variants)))
-    fig, axes = new_figure(1, len(variants), size=(width, 2.8), title=title, sharey=True, squeeze=False)
+    fig, axes = new_figure(1, len(variants), size=(width, 2.5), title=title, sharey=True, squeeze=False)
     for ax, variant in zip(axes[0], variants):
         for name in scores(rows, variant):
             if name not in lines:

@@ -137,10 +137,11 @@ def test_a_measured_figure_stays_while_its_code_is_the_same(committed, pixels):
     committed["cells"][2]["source"] = ["#| measured\n", "draw(seconds())"]
     other = png(255 - pixels)
     assert cleaned(saved_by_lab(committed, other), committed) == as_file(committed)
-    nb = saved_by_lab(committed, other)
-    nb["cells"][2]["source"] += "  # in other words"
-    clean_notebook.clean(nb, before=committed)
-    assert nb["cells"][2]["outputs"][0]["data"]["image/png"] == other
+    for changed in (1, 2):  # who tries another rate further up is shown, and keeps, what it came to
+        nb = saved_by_lab(committed, other)
+        nb["cells"][changed]["source"] += "  # in other words"
+        clean_notebook.clean(nb, before=committed)
+        assert nb["cells"][2]["outputs"][0]["data"]["image/png"] == other
 
 
 def test_a_new_cell_a_moved_cell_and_a_second_figure(committed, pixels):

@@ -6,11 +6,12 @@ clean:
 * figures (PNG) stay with their alternative text, every other output goes, and so do counters, widgets and the editor's
   own notes (`nbdev_clean`);
 * a figure that looks as it did keeps the bytes that it had: another machine rounds, compresses and signs differently;
-  and so does one that was measured (`#| measured`), whatever the clock says this time.
+  and so does one that was measured (`#| measured`), whatever the clock says this time or a training comes to here.
 """
 
 import base64
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -84,22 +85,29 @@ def same_picture(before, now):
     return not np.lib.stride_tricks.sliding_window_view(specks, (3, 3)).all((-1, -2)).any()
 
 
+def _code(cell):
+    return _joined(cell["source"])
+
+
 def keep_unchanged(nb, before):
     """Give the figures that look as they did in `before` the bytes that they had there.
 
-    Cells are matched by their identity. A cell marked `#| measured` draws what it measured (seconds, bytes): it keeps
-    its figures as long as its code is the same, for another run measures something else.
+    Cells are matched by their identity. A cell marked `#| measured` draws what it measured (seconds, bytes, what a
+    network learned): it keeps its figures as long as the page's code is the same down to it, for another run, on a
+    machine that adds in another order, measures something else.
     """
     kept = {cell["id"]: cell for cell in before["cells"] if "id" in cell}
-    for cell in nb["cells"]:
+    code = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
+    code_before = [cell for cell in before["cells"] if cell["cell_type"] == "code"]
+    same = sum(1 for _ in itertools.takewhile(lambda pair: _code(pair[0]) == _code(pair[1]), zip(code, code_before)))
+    for number, cell in enumerate(code):
         old = kept.get(cell.get("id"))
-        if cell["cell_type"] != "code" or not cell["outputs"] or old is None or old["cell_type"] != "code":
+        if not cell["outputs"] or old is None or old["cell_type"] != "code":
             continue
         figures = _figures(old)
         if len(figures) != len(cell["outputs"]):
             continue
-        source = _joined(cell["source"])
-        measured = _measured.search(source) and source == _joined(old["source"])
+        measured = number < same and _measured.search(_code(cell))
         for i, (figure, words) in enumerate(figures):
             png, now = _figures(cell)[i]
             if measured or same_picture(figure, png):

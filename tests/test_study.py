@@ -164,6 +164,25 @@ def test_readme_says_what_the_files_say(root):
     assert all(each in text for each in (first, *words))
 
 
+def test_readme_says_what_a_step_costs(root):
+    "Seconds and gigabytes of the detectors and of the largest layer, as benchmarks/results has them."
+    lines = (root/"README.md").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ").splitlines()
+
+    def rows(name):
+        found = json.loads((root/"benchmarks"/"results"/f"{name}-cpu.json").read_text())["rows"]
+        return {row["name"]: row for row in found}
+
+    def says(row, way):
+        return f"{row['seconds'][way]:.2g} s, {row['peak_mb'][way]/1e3:.1f} GB"
+
+    for start, row in (("| Mask R-CNN", rows("detectors")["mask_rcnn"]), ("| HTC", rows("detectors")["htc"])):
+        line = next(line for line in lines if line.startswith(start) and " GB |" in line)
+        seconds = f"{row['seconds']['explicit, again']:.0f} s, {row['peak_mb']['explicit, again']/1e3:.1f} GB"
+        assert [cell.strip() for cell in line.split("|")[2:4]] == [seconds, says(row, "streaming")]
+    layer = next(line for line in lines if line.startswith("| one LESA layer, 128 x 128"))
+    assert layer.split("|")[3].strip() == says(rows("scaling")["128"], "LESA")
+
+
 @pytest.mark.slow
 def test_lesa_finds_the_twin_and_the_controls_guess():
     "One seed of the claim, by the recipe of larger batches: about six minutes of one core."

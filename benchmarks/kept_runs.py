@@ -94,10 +94,19 @@ def published(study, args):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _name(wanted):
+    return name_of(dict(wanted["net"], term=wanted["term"]))
+
+
 def elsewhere(wanted, known):
     "The row of a run by this recipe that another machine made, or None."
-    name = name_of(dict(wanted["net"], term=wanted["term"]))
-    return next((row for row in known if _is_of(row, name, wanted)), None)
+    recipe = dict(wanted["net"], lr=wanted.get("lr", RATE), name=_name(wanted))
+    recipe |= {key: wanted[key] for key in ("variant", "seed", "steps", "batch_size")}
+    for row in known:
+        facts = row | row["net"]
+        if all(facts.get(key) == value for key, value in recipe.items()):
+            return row
+    return None
 
 
 def finished_and_missing(runs, row_of, known=()):
@@ -108,18 +117,10 @@ def finished_and_missing(runs, row_of, known=()):
     """
     rows, missing = [], []
     for path, wanted in runs:
-        name = name_of(dict(wanted["net"], term=wanted["term"]))
         if found := finished(path, wanted):
             rows.append(row_of(path, found))
         elif row := elsewhere(wanted, known):
             rows.append(row)
         else:
-            missing.append(f"{wanted['variant']}, {name}, seed {wanted['seed']}")
+            missing.append(f"{wanted['variant']}, {_name(wanted)}, seed {wanted['seed']}")
     return rows, missing
-
-
-def _is_of(row, name, wanted):
-    "Whether a row is of a run by this recipe."
-    recipe = dict(wanted["net"], lr=wanted.get("lr", RATE), name=name)
-    recipe |= {key: wanted[key] for key in ("variant", "seed", "steps", "batch_size")}
-    return all((row | row["net"]).get(key) == value for key, value in recipe.items())

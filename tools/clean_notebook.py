@@ -104,12 +104,11 @@ def keep_unchanged(nb, before):
         old = kept.get(cell.get("id"))
         if not cell["outputs"] or old is None or old["cell_type"] != "code":
             continue
-        figures = _figures(old)
-        if len(figures) != len(cell["outputs"]):
+        figures, drawn = _figures(old), _figures(cell)
+        if len(figures) != len(drawn):
             continue
         measured = number < same and _measured.search(_code(cell))
-        for i, (figure, words) in enumerate(figures):
-            png, now = _figures(cell)[i]
+        for i, ((figure, words), (png, now)) in enumerate(zip(figures, drawn)):
             if measured or same_picture(figure, png):
                 cell["outputs"][i] = _output(figure, words if measured and words else now)
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from lesa_nb.models.registry import register_classifier
 from lesa_nb.weights._resnets import RESNETS, resnet_name
 from lesa_nb.weights.graft import graft
 
-__all__ = ["build_grafted", "graft_metadata", "PREFIX"]
+__all__ = ["answers_alike", "build_grafted", "graft_metadata", "PREFIX"]
 
 #: what the names of grafted networks begin with, in metadata and in `build_classifier`
 PREFIX = "graft:"
@@ -88,21 +88,25 @@ def graft_metadata(network: nn.Module | Mapping[str, Tensor]) -> dict[str, Any]:
         wanted = build_grafted(architecture, num_classes=len(tensors["fc.weight"]), image_size=(height, width),
                                position=position, heads=heads).state_dict()
     differ = {(key, tensor.shape) for key, tensor in wanted.items()} ^ {(key, t.shape) for key, t in tensors.items()}
-    if differ or (isinstance(network, nn.Module) and not _computes_the_same(network, metadata)):
+    if differ or (isinstance(network, nn.Module) and not answers_alike(network, partial(_described, metadata))):
         raise ValueError(f"this network is not quite torchvision's {architecture}, so its name would not say how to "
                          "build it: keep the network it was grafted from, and save the state dict")
     return metadata
 
 
 @torch.no_grad()
-def _computes_the_same(network: nn.Module, metadata: Mapping[str, Any]) -> bool:
-    """Whether the network that the metadata describe gives the same answer: names do not tell every difference."""
-    size = metadata["image_size"]
+def answers_alike(network: nn.Module, build: Callable[[], nn.Module]) -> bool:
+    """Whether two classifiers with the same tensors compute the same: strides, for one, leave no trace in tensors."""
     with torch.device("cpu"):  # whatever torch.set_default_device says
-        described = build_grafted(
-            metadata["network"].removeprefix(PREFIX), num_classes=len(metadata["classes"]), heads=metadata["heads"],
-            position=metadata["position"], image_size=size if isinstance(size, int) else (size[0], size[1]))
-    ours = copy.deepcopy(network).cpu().float().eval()
-    described.load_state_dict(ours.state_dict())
+        ours, other = copy.deepcopy(network).cpu().float().eval(), build()
+    other.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), device="cpu")
-    return torch.allclose(described.eval()(x), ours(x), rtol=1e-3, atol=1e-4)
+    return torch.allclose(other.eval()(x), ours(x), rtol=1e-3, atol=1e-4)
+
+
+def _described(metadata: Mapping[str, Any]) -> nn.Module:
+    """The grafted network that the metadata describe."""
+    size = metadata["image_size"]
+    return build_grafted(
+        metadata["network"].removeprefix(PREFIX), num_classes=len(metadata["classes"]), position=metadata["position"],
+        image_size=size if isinstance(size, int) else (size[0], size[1]), heads=metadata["heads"])

@@ -1,7 +1,6 @@
 """One `load` for every file of weights: this library's, a run's checkpoint, a bare state dict, the authors'."""
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from lesa_nb.models.registry import (
     build_detector,
     require_image_size,
 )
-from lesa_nb.weights._grafted import PREFIX, build_grafted, graft_metadata
+from lesa_nb.weights._grafted import PREFIX, answers_alike, build_grafted, graft_metadata
 from lesa_nb.weights.files import _load_tensors, _read_weights
 
 __all__ = ["Loaded", "Kind", "register_kind", "load", "as_loaded"]
@@ -333,16 +332,6 @@ def _told_by(network: nn.Module) -> dict[str, Any]:
     return metadata
 
 
-@torch.no_grad()
-def _answers_alike(network: nn.Module, build: Callable[[], nn.Module]) -> bool:
-    """Whether two classifiers with the same tensors compute the same: strides, for one, leave no trace in tensors."""
-    with torch.device("cpu"):
-        ours, other = copy.deepcopy(network).cpu().float().eval(), build()
-    other.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), device="cpu")
-    return torch.allclose(other.eval()(x), ours(x), rtol=1e-3, atol=1e-4)
-
-
 def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **metadata: Any) -> Loaded:
     """What `load` would return of the file of a network, for one in memory: to predict with it, or to save it.
 
@@ -364,7 +353,7 @@ def as_loaded(network: nn.Module, /, *, classes: Iterable[Any] | None = None, **
     if found is None:
         raise ValueError(f"{what}: no network of a known kind (its metadata say arch = {told.get('arch')!r})")
     names, transform = _checked(found, told, network.state_dict(), what)
-    if found.kind == "classifier" and not _answers_alike(network, partial(found.build, told)):
+    if found.kind == "classifier" and not answers_alike(network, partial(found.build, told)):
         raise ValueError(f"{what}: has the tensors of {told.get('network', told['arch'])!r} and computes something "
                          "else (other strides, for one), so its name would not say how to build it")
     return Loaded(network.eval(), names, transform, told, found.kind)
